@@ -1,0 +1,42 @@
+"""Model families by the `model_type` of their configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.patches.family import Family
+from vlmcompress.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FAMILIES: Registry[Family] = Registry("model family", "vlmcompress.patches.family:Family")
+for _name, _entry in {
+    "llava": "llava:Llava",
+}.items():
+    FAMILIES.register(_name, f"vlmcompress.patches.{_entry}")
+
+
+def family_of(model: nn.Module) -> Family:
+    """The adapter for `model`, chosen by its configuration's `model_type`.
+
+    Raises:
+        UnsupportedModelError: no adapter serves it; the message lists the families that have one.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in FAMILIES.names():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} (model_type {model_type!r}) is not supported; "
+            f"supported families: {', '.join(FAMILIES.names())}"
+        )
+    family = FAMILIES.get(model_type)()
+    if not isinstance(model, family.model_class()):
+        raise UnsupportedModelError(
+            f"{family.name}: expected a {family.model_class().__name__}, "
+            f"got {type(model).__name__}"
+        )
+    return family
+
+
+__all__ = ["FAMILIES", "Family", "family_of"]

@@ -1,0 +1,106 @@
+"""What the engine needs to know of a model family. An adapter describes; it copies no forward."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import transformers
+from torch import Tensor, nn
+
+from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.tokens import Grid
+
+
+class Family(ABC):
+    """One model family of transformers.
+
+    Most families end their base model's forward in one call of `language_model`, so an adapter
+    usually states names and how to compute a grid.
+    """
+
+    name: ClassVar[str]
+    class_name: ClassVar[str]
+    """The transformers class that users hold."""
+    images: ClassVar[bool] = True
+    video: ClassVar[bool] = False
+    stages: ClassVar[tuple[str, ...]] = ("projector", "decoder")
+    signals: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `VisualTokens` beyond features and grid that can be collected."""
+    feature_calls: ClassVar[Mapping[str, str]] = {"image": "get_image_features"}
+    """Modality -> bound method of the base model that returns its projected features."""
+
+    def model_class(self) -> type[nn.Module]:
+        """The class named by `class_name`."""
+        found: type[nn.Module] = getattr(transformers, self.class_name)
+        return found
+
+    def base(self, model: nn.Module) -> nn.Module:
+        """The base model: vision tower, projector and language model, no LM head."""
+        found: nn.Module = model.get_submodule("model")
+        return found
+
+    def language_model(self, base: nn.Module) -> nn.Module:
+        """The decoder stack inside the base model."""
+        return base.get_submodule("language_model")
+
+    def layers(self, base: nn.Module) -> nn.ModuleList:
+        """The decoder layers in order."""
+        layers = self.language_model(base).get_submodule("layers")
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @abstractmethod
+    def placeholders(self, model: nn.Module) -> dict[str, int]:
+        """Modality -> token id that stands for one visual token in `input_ids`."""
+
+    @abstractmethod
+    def grids(
+        self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
+    ) -> list[Grid]:
+        """One grid per image or clip, in the order of `features`.
+
+        Args:
+            model: the wrapped model.
+            modality: "image" or "video".
+            features: per image [N, D], what the feature call returned.
+            call: the arguments of the feature call by name.
+        """
+
+    def fixed_grid(self, model: nn.Module) -> Grid | None:
+        """The grid of every image where the family has only one, so that budgets fail early."""
+        return None
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless every seam the engine hooks is where this version of the engine expects it.
+
+        Raises:
+            UnsupportedModelError: a module, method or parameter is missing.
+        """
+        try:
+            base = self.base(model)
+            lm = self.language_model(base)
+            layers = self.layers(base)
+        except (AttributeError, AssertionError) as error:
+            raise self._broken(str(error)) from error
+        for method in self.feature_calls.values():
+            if not callable(getattr(base, method, None)):
+                raise self._broken(f"{type(base).__name__} has no {method}()")
+        _expect(self, base, "input_ids", "attention_mask", "mm_encoder_outputs")
+        _expect(self, lm, "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+        _expect(self, layers[0], "hidden_states", "attention_mask", "position_embeddings")
+
+    def _broken(self, detail: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self.name}: transformers {transformers.__version__} does not have the expected "
+            f"structure ({detail}); supported: transformers >=5.19,<6"
+        )
+
+
+def _expect(family: Family, module: nn.Module, *names: str) -> None:
+    known = inspect.signature(module.forward).parameters
+    for name in names:
+        if name not in known:
+            raise family._broken(f"{type(module).__name__}.forward has no parameter {name!r}")

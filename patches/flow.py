@@ -1,0 +1,218 @@
+"""The layout of one forward: which slots each stage of decoder layers computes and attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from vlmcompress.patches.layout import both, cut_mask, pack, slot_of, take
+from vlmcompress.patches.state import CacheState, Slots
+from vlmcompress.patches.trace import ImageTrace
+
+Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Span:
+    """The visual tokens of one image in one row of the batch, as far as they survive."""
+
+    row: int
+    slots: Tensor
+    """[V] int64: slots of the chunk at the current stage."""
+    index: Tensor
+    """[V] int64: raster indices."""
+    trace: ImageTrace
+
+
+@dataclass
+class Flow:
+    """One forward of the decoder on a chunk of new tokens after `past` cached ones."""
+
+    batch: int
+    past: int
+    """Virtual length of what the cache holds."""
+    state: CacheState | None
+    columns: Slots
+    """Virtual columns of the chunk's slots at the first stage."""
+    virtual_width: int
+    """Length of the chunk as the caller sees it."""
+    flash: bool
+    cache: Cache | None = None
+    padding: Tensor | None = None
+    """[B, past + chunk] bool over virtual columns: the caller's attention mask."""
+    rotary: Rotary | None = None
+    """Computes (cos, sin) from hidden states and positions, for renumbered positions."""
+    counts: list[int] = field(default_factory=list)
+    """Valid chunk tokens of each row at the current stage."""
+    spans: list[Span] = field(default_factory=list)
+    text: list[Tensor] = field(default_factory=list)
+    """Per row: slots, at the current stage, of the text after the last visual token."""
+    last: Tensor | None = None
+    """[B] slot, at the current stage, of the last prompt token."""
+    generated: int = 0
+    """Tokens at the end of the chunk that are not part of the prompt."""
+    cuts: tuple[int, ...] = ()
+    """Layers before which tokens are dropped."""
+    current: int = 0
+    stash: Tensor | None = None
+    """Input of the layer before a cut."""
+    _rows: dict[int, Slots] = field(default_factory=dict)
+    _inputs: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def stage_starts(self) -> set[int]:
+        """Layers where stages of earlier turns begin."""
+        return set() if self.state is None else self.state.stages.keys() - {0}
+
+    @property
+    def width(self) -> int:
+        """Slots of the chunk at the first stage."""
+        return self.columns.index.shape[1]
+
+    def _past_slots(self, layer: int) -> Slots:
+        if self.state is not None:
+            return self.state.stage(layer, self.state.tail)
+        columns = torch.arange(self.past, device=self.columns.index.device)
+        return Slots(columns.expand(self.batch, self.past), None)
+
+    def past_valid(self, layer: int) -> Tensor | None:
+        """[B, past slots of `layer`] bool: cached keys that may be attended to."""
+        slots = self._past_slots(layer)
+        if self.padding is None:
+            return slots.valid
+        virtual = self._past_slots(0).index
+        if layer > 0:
+            # Without a state, slots and virtual columns are the same, so this changes nothing.
+            first = self.state is not None and not any(0 < s <= layer for s in self.state.stages)
+            virtual = virtual if first else take(virtual, slots.index)
+        return both(take(self.padding, virtual), slots.valid)
+
+    def rows(self, layer: int) -> Slots:
+        """Slots of the chunk that enter `layer`, numbered as at the first stage."""
+        starts = [start for start in self._rows if start <= layer]
+        if starts:
+            return self._rows[max(starts)]
+        columns = torch.arange(self.width, device=self.columns.index.device)
+        return Slots(columns.expand(self.batch, self.width), self.columns.valid)
+
+    def keys(self, layer: int) -> Slots:
+        """Slots that `layer` attends to: cached ones, then the chunk's."""
+        past = self._past_slots(layer)
+        if layer == 0:
+            return past.append(self.columns, 0)
+        return past.append(self.rows(layer), self.past_width(0))
+
+    def first_mask(self) -> Tensor | None:
+        """[B, slots] bool: the 2-D mask of the first stage, None when nothing is masked."""
+        keys = self.keys(0)
+        return keys.valid if self.padding is None else both(
+            take(self.padding, keys.index), keys.valid
+        )
+
+    def layer_inputs(self, given: dict[str, Any], hidden: Tensor) -> dict[str, Any] | None:
+        """The keyword arguments of a layer at the current stage, or None to leave them alone."""
+        stage = self.current
+        if stage not in self._inputs:
+            self._inputs[stage] = self._stage_inputs(stage, given, hidden)
+        return self._inputs[stage] or None
+
+    def _stage_inputs(self, stage: int, given: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = {}
+        if self.flash and hidden.shape[1] > 1 and given.get("position_ids") is not None:
+            # FlashAttention reads gaps in position ids as borders between packed sequences.
+            steps = torch.arange(hidden.shape[1], device=hidden.device)
+            inputs["position_ids"] = steps.expand(len(hidden), -1)
+        if stage == 0:
+            return inputs
+        keys, rows, mask = self.keys(stage), self.rows(stage), given.get("attention_mask")
+        if mask is not None or keys.valid is not None:
+            first_row = self.past_width(0)
+            inputs["attention_mask"] = cut_mask(
+                mask, rows.index, keys.index, keys.valid, first_row, self.flash
+            )
+        if self.rotary is not None:
+            inputs["position_embeddings"] = self.rotary(hidden, self.renumbered(stage))
+        elif any(start <= stage for start in self._rows):
+            cos, sin = given["position_embeddings"]
+            inputs["position_embeddings"] = (take(cos, rows.index), take(sin, rows.index))
+        return inputs
+
+    def renumbered(self, layer: int) -> Tensor:
+        """[B, Q] int64: positions of the chunk at `layer`, counted without gaps."""
+        rows = self.rows(layer)
+        valid = self._open(rows)
+        steps = torch.ones_like(rows.index) if valid is None else valid.long()
+        past_valid = self.past_valid(layer)
+        if past_valid is None:
+            before = torch.full_like(steps[:, :1], self.past_width(layer))
+        else:
+            before = past_valid.sum(1, keepdim=True)
+        return (before + steps.cumsum(1) - 1).clamp_min(0)
+
+    def cut(self, layer: int, kept: list[Tensor], hidden: Tensor) -> Tensor:
+        """Drop tokens of the spans before `layer`.
+
+        Args:
+            layer: the first layer without them.
+            kept: per span, ascending places [count] among its surviving tokens.
+            hidden: [B, Q, D] at the current stage.
+
+        Returns:
+            [B, Q', D] hidden states of the kept tokens.
+        """
+        rows = self.rows(self.current)
+        opened = self._open(rows)
+        keep = torch.ones_like(rows.index, dtype=torch.bool) if opened is None else opened.clone()
+        for span, places in zip(self.spans, kept, strict=True):
+            keep[span.row, span.slots] = False
+            keep[span.row, span.slots[places]] = True
+            self.counts[span.row] -= len(span.slots) - len(places)
+        size = max(self.counts)
+        index, valid = pack(keep, size, ragged=min(self.counts) < size)
+        self._rows[layer] = Slots(rows.index.gather(1, index), valid)
+        self.move(slot_of(keep, size), kept)
+        for span in self.spans:
+            span.trace.cuts[layer] = span.index
+        self.current = layer
+        return take(hidden, index)
+
+    def open_chunk(self) -> Tensor | None:
+        """[B, Q] bool: chunk tokens at the current stage that are not padding; None for all."""
+        return self._open(self.rows(self.current))
+
+    def _open(self, rows: Slots) -> Tensor | None:
+        if self.padding is None:
+            return rows.valid
+        chunk = take(self.padding, take(self.columns.index, rows.index))
+        return both(chunk, rows.valid)
+
+    def past_width(self, layer: int) -> int:
+        """Slots that the cache of `layer` holds before this forward."""
+        return self._past_slots(layer).index.shape[1]
+
+    def move(self, slot: Tensor, kept: list[Tensor]) -> None:
+        """Renumber spans and text rows after `slot` [B, Q] gave every old slot its new one."""
+        for span, places in zip(self.spans, kept, strict=True):
+            span.slots, span.index = slot[span.row, span.slots[places]], span.index[places]
+        self.text = [slot[row, slots] for row, slots in enumerate(self.text)]
+        if self.last is not None:
+            self.last = slot.gather(1, self.last[:, None])[:, 0]
+
+    def next_state(self) -> CacheState:
+        """What the cache must remember after this forward."""
+        if not self.spans and self.state is not None:
+            return replace(self.state, tail=self.state.tail + self.width)
+        starts = {0, *self._rows, *(self.state.stages if self.state else ())}
+        prompt = {}
+        for start in sorted(starts):
+            slots = self.keys(start)
+            end = slots.index.shape[1] - self.generated
+            valid = None if slots.valid is None else slots.valid[:, :end]
+            prompt[start] = Slots(slots.index[:, :end], valid)
+        length = self.past + self.virtual_width - self.generated
+        return CacheState(length, prompt, self.generated)

@@ -1,0 +1,101 @@
+"""Calls that cannot work on a shortened sequence, refused before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
+
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+
+
+def check_attention(lm: nn.Module, cuts: bool = False) -> str:
+    """The attention implementation of the language model.
+
+    Args:
+        lm: the language model.
+        cuts: whether tokens are dropped between its layers.
+
+    Raises:
+        UnsupportedModelError: it is one whose masks the engine cannot shorten, or tokens are to be
+            dropped between layers that attend to a sliding window.
+    """
+    config: Any = lm.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if cuts and kinds != {"full_attention"}:
+        raise UnsupportedModelError(
+            f"decoder-stage methods need full attention in every layer, this model has "
+            f"{', '.join(sorted(kinds))}: use a projector-stage method"
+        )
+    found = str(config._attn_implementation)
+    if found not in _ATTENTION:
+        raise UnsupportedModelError(
+            f"attention implementation {found!r} is not supported; use {', '.join(_ATTENTION)}"
+        )
+    return found
+
+
+def check_generate(model: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Refuse what `generate` would do with a cache of fixed size or in pieces.
+
+    Raises:
+        UnsupportedCallError: static cache, or chunked prefill.
+    """
+    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+
+    def setting(name: str) -> Any:
+        value = kwargs.get(name)
+        return getattr(config, name, None) if value is None else value
+
+    implementation = setting("cache_implementation")
+    if implementation is not None and "static" in implementation:
+        raise UnsupportedCallError(
+            f"cache_implementation={implementation!r} has a fixed length; "
+            "a compressed model needs the default dynamic cache"
+        )
+    if setting("prefill_chunk_size") is not None:
+        raise UnsupportedCallError("prefill_chunk_size is not supported on a compressed model")
+    _check_cache(kwargs.get("past_key_values"))
+
+
+def check_forward(model: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Refuse calls in coordinates of the full prompt, and training.
+
+    Raises:
+        UnsupportedCallError: labels, a tensor of `logits_to_keep`, training mode, a static cache.
+    """
+    if model.training:
+        raise UnsupportedCallError("a compressed model only infers: call model.eval() first")
+    if kwargs.get("labels") is not None:
+        raise UnsupportedCallError(
+            "labels refer to the full prompt, but the logits of a compressed model are shortened"
+        )
+    if isinstance(kwargs.get("logits_to_keep"), torch.Tensor):
+        raise UnsupportedCallError(
+            "logits_to_keep as a tensor refers to the full prompt: give a number"
+        )
+    _check_cache(kwargs.get("past_key_values"))
+
+
+def two_dimensional(mask: Any) -> torch.Tensor | None:
+    """`mask` if it is [batch, tokens] or None.
+
+    Raises:
+        UnsupportedCallError: it is anything else, such as a prepared 4-D mask.
+    """
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
+        raise UnsupportedCallError(
+            "a compressed model needs a 2-D attention_mask (batch, tokens) or none"
+        )
+    return mask
+
+
+def _check_cache(cache: Any) -> None:
+    if cache is not None and getattr(cache, "is_compileable", False):
+        raise UnsupportedCallError(
+            f"{type(cache).__name__} has a fixed length; "
+            "a compressed model needs the default dynamic cache"
+        )

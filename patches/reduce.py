@@ -1,0 +1,220 @@
+"""The prefill: select or merge the visual tokens, then shorten everything the decoder is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.methods.base import ProjectorMethod, Reducer, Selector
+from vlmcompress.methods.pipeline import ImagePlan
+from vlmcompress.patches.flow import Flow, Span
+from vlmcompress.patches.guard import two_dimensional
+from vlmcompress.patches.layout import pack, slot_of, take, take_positions
+from vlmcompress.patches.spans import Located, locate
+from vlmcompress.patches.state import Slots
+from vlmcompress.patches.trace import ImageTrace
+from vlmcompress.tokens import Grid, Reduction, VisualTokens
+
+if TYPE_CHECKING:
+    from vlmcompress.patches.engine import Engine
+
+
+class Reducing:
+    """One prefill with images. `run` gives the decoder's new keyword arguments."""
+
+    flow: Flow
+
+    def __init__(
+        self,
+        engine: Engine,
+        call: Mapping[str, Any],
+        encoded: Mapping[str, Sequence[Grid]],
+        kwargs: dict[str, Any],
+        prompt: int | None,
+    ) -> None:
+        self.engine, self.kwargs = engine, kwargs
+        self.embeds: Tensor = kwargs["inputs_embeds"]
+        self.batch, self.length = self.embeds.shape[:2]
+        self.cache = kwargs.get("past_key_values")
+        self.past = int(self.cache.get_seq_length()) if self.cache is not None else 0
+        ids = call.get("input_ids")
+        if ids is None:
+            raise UnsupportedCallError(
+                "a compressed model needs input_ids beside the images, not inputs_embeds"
+            )
+        self.images = locate(ids, engine.family.placeholders(engine.model), encoded)
+        self.plans = engine.planner([image.grid for image in self.images])
+        end = self.length if prompt is None else min(self.length, prompt - self.past)
+        self.prompt_end = end
+        self.valid = self._chunk_valid()
+
+    def _chunk_valid(self) -> Tensor | None:
+        """[B, L] bool of the chunk, None without padding."""
+        mask = two_dimensional(self.kwargs.get("attention_mask"))
+        if mask is None:
+            return None
+        valid = mask[:, self.past :].bool()
+        return None if bool(valid.all()) else valid
+
+    def run(self) -> dict[str, Any] | None:
+        """Shorten the sequence; None when every token is kept and nothing has to change."""
+        kept, reductions = self._select()
+        self._record(kept, reductions)
+        idle = all(
+            plan.keep >= len(image.grid) and not plan.schedule and reduction is None
+            for image, plan, reduction in zip(self.images, self.plans, reductions, strict=True)
+        )
+        if idle:
+            return None
+        embeds = self._place(kept, reductions)
+        index, keep, size = self._pack(kept)
+        self._build_flow(index, keep, size, kept)
+        return self._inputs(embeds)
+
+    def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
+        """Per image: raster indices [K] placed in the decoder, and the merge if there was one."""
+        method = self.engine.planner.pipeline.projector
+        kept: list[Tensor] = []
+        reductions: list[Reduction | None] = []
+        done: dict[int, int] = {}
+        with self.engine.trace.timed("selection", self.embeds.device):
+            for number, (image, plan) in enumerate(zip(self.images, self.plans, strict=True)):
+                twin = done.get(id(image.columns))
+                if twin is not None:  # a beam: the same prompt, the same choice
+                    kept.append(kept[twin])
+                    reductions.append(reductions[twin])
+                    continue
+                done[id(image.columns)] = number
+                indices, reduction = self._choose(method, image, plan)
+                kept.append(indices.to(self.embeds.device))
+                reductions.append(reduction)
+        return kept, reductions
+
+    def _choose(
+        self, method: ProjectorMethod | None, image: Located, plan: ImagePlan
+    ) -> tuple[Tensor, Reduction | None]:
+        if method is None or plan.keep >= len(image.grid):
+            return torch.arange(len(image.grid)), None
+        if plan.keep == 0:
+            return torch.arange(0), None
+        features = self.embeds[image.row, image.columns.to(self.embeds.device)]
+        tokens = VisualTokens(features=features, grid=image.grid, index=image.ordinal)
+        if isinstance(method, Reducer):
+            reduction = method.reduce(tokens, plan.keep)
+            return reduction.anchors, reduction
+        assert isinstance(method, Selector)
+        pick = method.pick if self.engine.order == "method" else method.select
+        return pick(tokens, plan.keep), None
+
+    def _record(self, kept: list[Tensor], reductions: list[Reduction | None]) -> None:
+        trace, layers = self.engine.trace, len(self.engine.layers)
+        self.traces = [
+            ImageTrace(image.row, image.grid, plan, layers, indices, reduction)
+            for image, plan, indices, reduction in zip(
+                self.images, self.plans, kept, reductions, strict=True
+            )
+        ]
+        if not trace.prefilled:
+            seen: set[int] = set()
+            for image, record in zip(self.images, self.traces, strict=True):
+                if id(image.columns) not in seen:  # report a prompt once, not once per beam
+                    trace.images.append(record)
+                seen.add(id(image.columns))
+
+    def _place(self, kept: list[Tensor], reductions: list[Reduction | None]) -> Tensor:
+        """Embeddings with merged features written at the place of each group."""
+        if all(reduction is None for reduction in reductions):
+            return self.embeds
+        embeds = self.embeds.clone()
+        for image, indices, reduction in zip(self.images, kept, reductions, strict=True):
+            if reduction is not None:
+                columns = image.columns.to(embeds.device)[indices]
+                embeds[image.row, columns] = reduction.features.to(embeds)
+        return embeds
+
+    def _pack(self, kept: list[Tensor]) -> tuple[Slots, Tensor, int]:
+        """Chunk columns of the kept slots, the kept columns [B, L], and the longest row."""
+        device = self.embeds.device
+        keep = torch.ones(self.batch, self.length, dtype=torch.bool, device=device)
+        if self.valid is not None:
+            keep &= self.valid.to(device)
+        self.counts = keep.sum(1).tolist() if self.valid is not None else [self.length] * self.batch
+        if all(len(k) == len(i.grid) for i, k in zip(self.images, kept, strict=True)):
+            # Only decoder layers drop: leave padding where it is.
+            columns = torch.arange(self.length, device=device).expand(self.batch, self.length)
+            return Slots(columns, self.valid), torch.ones_like(keep), self.length
+        for image, indices in zip(self.images, kept, strict=True):
+            columns = image.columns.to(device)
+            keep[image.row, columns] = False
+            keep[image.row, columns[indices]] = True
+            self.counts[image.row] -= len(columns) - len(indices)
+        size = max(self.counts)
+        index, valid = pack(keep, size, ragged=min(self.counts) < size)
+        if self.engine.order == "method":
+            slot = slot_of(keep, size)
+            for image, indices in zip(self.images, kept, strict=True):
+                columns = image.columns.to(device)
+                index[image.row, slot[image.row, columns[indices.sort().values]]] = columns[indices]
+        return Slots(index, valid), keep, size
+
+    def _build_flow(self, chunk: Slots, keep: Tensor, size: int, kept: list[Tensor]) -> None:
+        device = self.embeds.device
+        self.chunk = chunk
+        flow = self.engine.new_flow(
+            self.kwargs, self.past, Slots(chunk.index + self.past, chunk.valid)
+        )
+        slot = slot_of(keep, size)
+        ends = self._text_starts()
+        flow.text = []
+        last = []
+        valid = torch.ones_like(keep) if self.valid is None else self.valid.to(device)
+        host = valid[:, : self.prompt_end].cpu()
+        for row in range(self.batch):
+            columns = host[row].nonzero()[:, 0]
+            last.append(int(columns[-1]))
+            if last[-1] == ends[row]:
+                raise UnsupportedCallError(
+                    f"prompt {row} ends with an image: put the question after it"
+                )
+            flow.text.append(slot[row, columns[columns > ends[row]].to(device)])
+        flow.last = slot.gather(1, torch.tensor(last, device=device)[:, None])[:, 0]
+        flow.counts = list(self.counts)
+        flow.generated = self.length - self.prompt_end
+        for image, indices, trace in zip(self.images, kept, self.traces, strict=True):
+            columns = image.columns.to(device)
+            places = columns[indices.sort().values]
+            flow.spans.append(Span(image.row, slot[image.row, places], indices, trace))
+        layers = {layer for plan in self.plans for layer in plan.schedule}
+        flow.cuts = tuple(sorted(layers))
+        self.flow = flow
+
+    def _text_starts(self) -> list[int]:
+        """Per row the column of its last visual token, -1 without any."""
+        ends = [-1] * self.batch
+        for image in self.images:
+            ends[image.row] = max(ends[image.row], int(image.columns[-1]))
+        return ends
+
+    def _inputs(self, embeds: Tensor) -> dict[str, Any]:
+        """The decoder's arguments for the shortened sequence."""
+        flow, chunk = self.flow, self.chunk
+        positions = self.kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(self.length, device=embeds.device)[None] + self.past
+        positions = take_positions(positions, chunk.index)
+        if self.engine.positions == "renumber":
+            positions = flow.renumbered(0)
+        mask = flow.first_mask()
+        if mask is None and self.cache is None:
+            # Without a cache, gaps in the positions would be read as packed sequences.
+            width = chunk.index.shape[1]
+            mask = torch.ones(self.batch, width, dtype=torch.bool, device=embeds.device)
+        return {
+            "inputs_embeds": take(embeds, chunk.index),
+            "position_ids": positions,
+            "attention_mask": mask,
+        }

@@ -1,0 +1,97 @@
+"""What happened in the last call: times and decisions, read only when a report is asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vlmcompress.methods.pipeline import ImagePlan
+from vlmcompress.report import ImageReport
+from vlmcompress.tokens import Grid, Reduction
+
+Mark = float | torch.cuda.Event
+
+
+def mark(device: torch.device) -> Mark:
+    """A point in time on `device`; on CUDA an event, so that nothing waits."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def milliseconds(start: Mark, end: Mark) -> float:
+    """Time between two marks of one device."""
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        end.synchronize()
+        return float(start.elapsed_time(end))
+    assert isinstance(start, float)
+    assert isinstance(end, float)
+    return (end - start) * 1000
+
+
+@dataclass
+class ImageTrace:
+    """One image or clip; `cuts` fills up while the decoder runs."""
+
+    row: int
+    grid: Grid
+    plan: ImagePlan
+    layers: int
+    kept: Tensor
+    reduction: Reduction | None = None
+    cuts: dict[int, Tensor] = field(default_factory=dict)
+
+    def report(self, index: int) -> ImageReport:
+        """The same with Python values."""
+        per_layer, current = [], len(self.kept)
+        for layer in range(self.layers):
+            current = len(self.cuts[layer]) if layer in self.cuts else current
+            per_layer.append(current)
+        return ImageReport(
+            index=index,
+            row=self.row,
+            grid=(self.grid.t, self.grid.h, self.grid.w),
+            before=len(self.grid),
+            after=len(self.kept),
+            kept=self.kept.tolist(),
+            groups=self.reduction.groups() if self.reduction else None,
+            cuts={layer: kept.tolist() for layer, kept in self.cuts.items()},
+            per_layer=per_layer,
+            mean=sum(per_layer) / self.layers,
+        )
+
+
+@dataclass
+class Trace:
+    """One `generate`, or one prefill and the forwards that continue it."""
+
+    images: list[ImageTrace] = field(default_factory=list)
+    decode_steps: int = 0
+    prefilled: bool = False
+    _times: list[tuple[str, Mark, Mark]] = field(default_factory=list)
+
+    def add(self, name: str, start: Mark, end: Mark) -> None:
+        """Account the time between two marks to `name`."""
+        self._times.append((name, start, end))
+
+    @contextmanager
+    def timed(self, name: str, device: torch.device) -> Iterator[None]:
+        """Account the block to `name`."""
+        start = mark(device)
+        yield
+        self.add(name, start, mark(device))
+
+    def milliseconds(self) -> dict[str, float]:
+        """Sums per part; `prefill` is without the selection that ran inside it."""
+        sums = dict.fromkeys(("encoder", "selection", "prefill", "decode"), 0.0)
+        for name, start, end in self._times:
+            sums[name] += milliseconds(start, end)
+        sums["prefill"] = max(0.0, sums["prefill"] - sums["selection"])
+        return sums

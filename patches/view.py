@@ -1,0 +1,175 @@
+"""Attention rows for decoder-stage methods, computed with a layer's own weights.
+
+Only the rows that are asked for are computed, so SDPA and FlashAttention stay on in the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
+
+from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.patches.flow import Flow, Span
+from vlmcompress.tokens import Grid
+
+Of = Literal["this", "next", "previous"]
+
+
+@dataclass
+class CutContext:
+    """All that is known before `layer`, where tokens are about to be dropped."""
+
+    layer: int
+    layers: nn.ModuleList
+    flow: Flow
+    hidden: Tensor
+    """[B, Q, D]: input of `layer`."""
+    embeddings: tuple[Tensor, Tensor]
+    """cos and sin [B, Q, hd] of the chunk's tokens."""
+    _keys: dict[tuple[Of, bool], Tensor] = field(default_factory=dict)
+
+    def source(self, of: Of) -> tuple[Any, Tensor]:
+        """The layer whose weights are used and the hidden states it is applied to."""
+        if of == "previous":
+            assert self.flow.stash is not None
+            return self.layers[self.layer - 1], self.flow.stash
+        step = 1 if of == "next" else 0
+        if self.layer + step >= len(self.layers):
+            raise UnsupportedCallError(f"there is no layer after decoder layer {self.layer}")
+        return self.layers[self.layer + step], self.hidden
+
+    def heads(self, of: Of, name: str, rows: tuple[int, Tensor] | None, rope: bool) -> Tensor:
+        """Queries or keys [B, heads, R, hd] of all chunk tokens, or of some in one row."""
+        layer, hidden = self.source(of)
+        cos, sin = self.embeddings
+        if rows is not None:
+            row, slots = rows
+            hidden = hidden[row : row + 1, slots]
+            cos, sin = (x.expand(len(self.hidden), -1, -1)[row : row + 1, slots] for x in (cos, sin))
+        attention = layer.self_attn
+        flat = getattr(attention, f"{name}_proj")(layer.input_layernorm(hidden))
+        heads = flat.view(*flat.shape[:2], -1, attention.head_dim)
+        norm = getattr(attention, f"{name}_norm", None)
+        heads = (heads if norm is None else norm(heads)).transpose(1, 2)
+        if not rope:
+            return heads
+        # The family's own rotary function, found where its attention class was written.
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        rotated: Tensor = rotate(heads, heads, cos.to(heads.device), sin.to(heads.device))[0]
+        return rotated
+
+    def chunk_keys(self, of: Of, rope: bool) -> Tensor:
+        """[B, Hkv, Q, hd]: keys of the chunk's tokens at the current stage."""
+        if (of, rope) not in self._keys:
+            cached = self._cached(of)
+            if of == "previous" and rope and cached is not None:
+                # That layer has run, so its cache ends with the chunk's keys.
+                self._keys[of, rope] = cached.keys[:, :, -self.hidden.shape[1] :]
+            else:
+                self._keys[of, rope] = self.heads(of, "k", None, rope)
+        return self._keys[of, rope]
+
+    def past_keys(self, of: Of, rope: bool) -> tuple[Tensor, Tensor | None] | None:
+        """Keys [B, Hkv, past, hd] of earlier turns and which may be attended to, [B, past]."""
+        if self.flow.past == 0:
+            return None
+        cached = self._cached(of)
+        if cached is None or not rope:
+            raise UnsupportedCallError(
+                "scoring a new image against an earlier turn needs an unquantised DynamicCache "
+                "and rotated keys"
+            )
+        at = self._number(of)
+        keys = cached.keys[:, :, : self.flow.past_width(at)]
+        return keys, self.flow.past_valid(at)
+
+    def _cached(self, of: Of) -> DynamicLayer | None:
+        """The cache of the layer that `of` names, if it stores plain keys."""
+        layers = self.flow.cache.layers if self.flow.cache is not None else []
+        at = self._number(of)
+        cached = layers[at] if at < len(layers) else None
+        plain = type(cached) is DynamicLayer and cached.is_initialized
+        return cached if plain else None
+
+    def _number(self, of: Of) -> int:
+        return self.layer + {"previous": -1, "this": 0, "next": 1}[of]
+
+
+@dataclass
+class View:
+    """The `LayerView` of one image; see `vlmcompress.methods.base.LayerView`."""
+
+    context: CutContext
+    span: Span
+
+    @property
+    def layer(self) -> int:
+        return self.context.layer
+
+    @property
+    def grid(self) -> Grid:
+        return self.span.trace.grid
+
+    @property
+    def index(self) -> Tensor:
+        return self.span.index
+
+    @property
+    def visual(self) -> Tensor:
+        return self.span.slots
+
+    @property
+    def text(self) -> Tensor:
+        return self.context.flow.text[self.span.row]
+
+    def attention(
+        self,
+        rows: Literal["last", "text"] = "last",
+        keys: Literal["all", "visual"] = "all",
+        *,
+        rope: bool = True,
+        of: Of = "this",
+    ) -> Tensor:
+        row, context = self.span.row, self.context
+        assert context.flow.last is not None
+        queries = context.flow.last[row : row + 1] if rows == "last" else self.text
+        q = context.heads(of, "q", (row, queries), rope)[0].float()
+        k = context.chunk_keys(of, rope)[row].float()
+        seen = None
+        if keys == "visual":
+            k = k[:, self.visual]
+        else:
+            seen = torch.arange(k.shape[1], device=k.device) <= queries[:, None]
+            opened = context.flow.open_chunk()
+            seen = seen if opened is None else seen & opened[row]
+            past = context.past_keys(of, rope)
+            if past is not None:
+                valid = None if past[1] is None else past[1][row]
+                k, seen = _prepend(past[0][row].float(), valid, k, seen)
+        scaling = context.source(of)[0].self_attn.scaling
+        weights = _softmax(q, k, scaling, seen)
+        # Earlier turns take part in the softmax; only this chunk's columns are returned.
+        return weights if keys == "visual" else weights[..., -context.hidden.shape[1] :]
+
+
+def _prepend(
+    past: Tensor, valid: Tensor | None, k: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Earlier keys [Hkv, P, hd] before the chunk's, with the mask of both [R, P + Q]."""
+    opened = seen.new_ones(past.shape[1]) if valid is None else valid
+    return torch.cat([past, k], 1), torch.cat([opened.expand(len(seen), -1), seen], 1)
+
+
+def _softmax(q: Tensor, k: Tensor, scaling: float, seen: Tensor | None) -> Tensor:
+    """[H, R, K] attention of queries [H, R, hd] on keys [Hkv, K, hd]."""
+    # Query heads of one group share a key head.
+    grouped = q.view(k.shape[0], -1, *q.shape[1:])
+    scores = torch.einsum("hgrd,hkd->hgrk", grouped, k) * scaling
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
+    return scores.softmax(-1).flatten(0, 1)

@@ -1,0 +1,150 @@
+"""`compress` and the handle it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+from torch import nn
+
+from vlmcompress.budget import Budget, Planner
+from vlmcompress.errors import UnsupportedModelError, VLMCompressError
+from vlmcompress.methods.base import Method
+from vlmcompress.methods.pipeline import parse
+from vlmcompress.patches import FAMILIES, family_of
+from vlmcompress.patches.engine import Engine
+from vlmcompress.report import Report
+
+POSITIONS = ("keep", "renumber")
+ORDERS = ("raster", "method")
+
+
+class Compression:
+    """A compressed model: a context manager, or call `remove()` when done."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that was given to `compress`."""
+        return self._engine.model
+
+    def report(self) -> Report:
+        """What the last `generate` or forward with images did; usable after `remove()`, too."""
+        engine = self._engine
+        trace, budget = engine.trace, engine.planner.budget
+        images = [image.report(index) for index, image in enumerate(trace.images)]
+        return Report(
+            method=engine.planner.pipeline.name,
+            budget=None if budget is None else str(budget),
+            positions=engine.positions,
+            order=engine.order,
+            images=images,
+            milliseconds=trace.milliseconds(),
+            decode_tokens=trace.decode_steps,
+            engaged=any(image.mean < image.before for image in images),
+        )
+
+    def remove(self) -> None:
+        """Restore the model exactly; harmless when called twice."""
+        self._engine.remove()
+
+    def __enter__(self) -> Compression:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def compress(
+    model: nn.Module,
+    method: str | Method | Sequence[Method],
+    budget: int | float | str | Budget | None = None,
+    *,
+    positions: Literal["keep", "renumber"] = "keep",
+    order: Literal["raster", "method"] = "raster",
+    **options: Any,
+) -> Compression:
+    """Drop or merge visual tokens of `model` until the handle is removed.
+
+    Only this instance is hooked; no class, module or environment variable is changed.
+
+    Args:
+        model: a Hugging Face vision-language model of a supported family (`list_models()`).
+        method: a name (`"divprune"`), a composition (`"divprune+fastv"`), names with options
+            (`"fastv(k=3)"`), or method objects.
+        budget: mean number of visual tokens per image over decoder layers, as a count (64) or a
+            share ("25%"); None takes the paper's own setting.
+        positions: "keep" leaves kept tokens at their original position ids; "renumber" closes the
+            gaps, as the reference code of several papers does.
+        order: "raster", or "method" for the order in which a selector picked.
+        **options: fields of the method, for example `seed=1`.
+
+    Returns:
+        The handle. Logits of a plain forward are those of the shortened sequence, padded on the
+        left, so `logits[:, -1]` belongs to the last token of every prompt.
+
+    Raises:
+        VLMCompressError: unknown method, option or model, a budget that is malformed or that the
+            method cannot meet, methods that do not combine, a model that is compressed already.
+            The message lists what is possible, and the model is left as it was.
+    """
+    _one_of("positions", positions, POSITIONS)
+    _one_of("order", order, ORDERS)
+    pipeline = parse(method, **options)
+    parsed = None if budget is None else Budget.parse(budget)
+    family = family_of(model)
+    family.check(model)
+    missing = pipeline.needs - family.signals
+    if missing:
+        raise UnsupportedModelError(
+            f"{pipeline.name} needs {', '.join(sorted(missing))}, which {family.name} models "
+            f"do not give ({', '.join(sorted(family.signals)) or 'no signals'})"
+        )
+    planner = Planner(pipeline, parsed, len(family.layers(family.base(model))))
+    grid = family.fixed_grid(model)
+    if grid is not None:
+        planner([grid])  # a budget that cannot be met fails here rather than inside generate()
+    engine = Engine(model, family, planner, positions, order)
+    engine.install()
+    return Compression(engine)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is supported for one model family."""
+
+    name: str
+    classes: tuple[str, ...]
+    stages: tuple[str, ...]
+    images: bool
+    video: bool
+    signals: tuple[str, ...]
+
+
+def list_models() -> list[ModelInfo]:
+    """The supported model families."""
+    return [
+        ModelInfo(
+            name=name,
+            classes=(family.class_name,),
+            stages=family.stages,
+            images=family.images,
+            video=family.video,
+            signals=tuple(sorted(family.signals)),
+        )
+        for name, family in FAMILIES.items()
+    ]
+
+
+def _one_of(name: str, given: str, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        raise VLMCompressError(f"{name}={given!r} is not possible: give {' or '.join(allowed)}")
