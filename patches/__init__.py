@@ -33,8 +33,7 @@ def family_of(model: nn.Module) -> Family:
     family = FAMILIES.get(model_type)()
     if not isinstance(model, family.model_class()):
         raise UnsupportedModelError(
-            f"{family.name}: expected a {family.model_class().__name__}, "
-            f"got {type(model).__name__}"
+            f"{family.name}: expected a {family.model_class().__name__}, got {type(model).__name__}"
         )
     return family
 

@@ -251,9 +251,7 @@ class Engine:
         assert flow is not None
         assert decoder is not None
         with self.trace.timed("selection", hidden.device):
-            context = CutContext(
-                number, self.layers, flow, hidden, kwargs["position_embeddings"]
-            )
+            context = CutContext(number, self.layers, flow, hidden, kwargs["position_embeddings"])
             kept = []
             for span in flow.spans:
                 alive = len(span.slots)

@@ -110,8 +110,8 @@ class Flow:
     def first_mask(self) -> Tensor | None:
         """[B, slots] bool: the 2-D mask of the first stage, None when nothing is masked."""
         keys = self.keys(0)
-        return keys.valid if self.padding is None else both(
-            take(self.padding, keys.index), keys.valid
+        return (
+            keys.valid if self.padding is None else both(take(self.padding, keys.index), keys.valid)
         )
 
     def layer_inputs(self, given: dict[str, Any], hidden: Tensor) -> dict[str, Any] | None:

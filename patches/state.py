@@ -7,7 +7,6 @@ is really in the cache. Decoder layers form stages: every layer of a stage holds
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +24,7 @@ class Slots:
     """The slots that the layers of one stage hold."""
 
     index: Tensor
-    """[B, n] int64: virtual columns for the first stage, slots of the first stage for the others."""
+    """[B, n] int64: virtual columns (first stage) or slots of the first stage (the others)."""
     valid: Tensor | None
     """[B, n] bool; None where no slot is a filler."""
 
@@ -128,9 +127,13 @@ class _VirtualLength:
         del self._vlmcompress
 
 
-@functools.cache
+_classes: dict[type, type] = {}
+
+
 def _virtual_class(cls: type) -> type:
-    return type(f"Compressed{cls.__name__}", (_VirtualLength, cls), {})
+    if cls not in _classes:
+        _classes[cls] = type(f"Compressed{cls.__name__}", (_VirtualLength, cls), {})
+    return _classes[cls]
 
 
 def state_of(cache: Cache | None) -> CacheState | None:

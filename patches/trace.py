@@ -21,7 +21,7 @@ def mark(device: torch.device) -> Mark:
     """A point in time on `device`; on CUDA an event, so that nothing waits."""
     if device.type != "cuda":
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event
 

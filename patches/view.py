@@ -50,17 +50,20 @@ class CutContext:
         if rows is not None:
             row, slots = rows
             hidden = hidden[row : row + 1, slots]
-            cos, sin = (x.expand(len(self.hidden), -1, -1)[row : row + 1, slots] for x in (cos, sin))
+            cos, sin = (
+                x.expand(len(self.hidden), -1, -1)[row : row + 1, slots] for x in (cos, sin)
+            )
         attention = layer.self_attn
         flat = getattr(attention, f"{name}_proj")(layer.input_layernorm(hidden))
-        heads = flat.view(*flat.shape[:2], -1, attention.head_dim)
+        heads: Tensor = flat.view(*flat.shape[:2], -1, attention.head_dim)
         norm = getattr(attention, f"{name}_norm", None)
         heads = (heads if norm is None else norm(heads)).transpose(1, 2)
         if not rope:
             return heads
         # The family's own rotary function, found where its attention class was written.
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-        rotated: Tensor = rotate(heads, heads, cos.to(heads.device), sin.to(heads.device))[0]
+        rotate: Any = sys.modules[type(attention).__module__]
+        cos, sin = cos.to(heads.device), sin.to(heads.device)
+        rotated: Tensor = rotate.apply_rotary_pos_emb(heads, heads, cos, sin)[0]
         return rotated
 
     def chunk_keys(self, of: Of, rope: bool) -> Tensor:
@@ -69,7 +72,7 @@ class CutContext:
             cached = self._cached(of)
             if of == "previous" and rope and cached is not None:
                 # That layer has run, so its cache ends with the chunk's keys.
-                self._keys[of, rope] = cached.keys[:, :, -self.hidden.shape[1] :]
+                self._keys[of, rope] = cached[:, :, -self.hidden.shape[1] :]
             else:
                 self._keys[of, rope] = self.heads(of, "k", None, rope)
         return self._keys[of, rope]
@@ -85,16 +88,15 @@ class CutContext:
                 "and rotated keys"
             )
         at = self._number(of)
-        keys = cached.keys[:, :, : self.flow.past_width(at)]
+        keys = cached[:, :, : self.flow.past_width(at)]
         return keys, self.flow.past_valid(at)
 
-    def _cached(self, of: Of) -> DynamicLayer | None:
-        """The cache of the layer that `of` names, if it stores plain keys."""
-        layers = self.flow.cache.layers if self.flow.cache is not None else []
+    def _cached(self, of: Of) -> Tensor | None:
+        """Keys in the cache of the layer that `of` names, if it stores them plainly."""
+        layers: list[Any] = self.flow.cache.layers if self.flow.cache is not None else []
         at = self._number(of)
-        cached = layers[at] if at < len(layers) else None
-        plain = type(cached) is DynamicLayer and cached.is_initialized
-        return cached if plain else None
+        plain = at < len(layers) and type(layers[at]) is DynamicLayer
+        return layers[at].keys if plain and layers[at].is_initialized else None
 
     def _number(self, of: Of) -> int:
         return self.layer + {"previous": -1, "this": 0, "next": 1}[of]
@@ -157,9 +159,7 @@ class View:
         return weights if keys == "visual" else weights[..., -context.hidden.shape[1] :]
 
 
-def _prepend(
-    past: Tensor, valid: Tensor | None, k: Tensor, seen: Tensor
-) -> tuple[Tensor, Tensor]:
+def _prepend(past: Tensor, valid: Tensor | None, k: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Earlier keys [Hkv, P, hd] before the chunk's, with the mask of both [R, P + Q]."""
     opened = seen.new_ones(past.shape[1]) if valid is None else valid
     return torch.cat([past, k], 1), torch.cat([opened.expand(len(seen), -1), seen], 1)

@@ -73,7 +73,8 @@ class Planner:
         """One plan per image.
 
         Raises:
-            BudgetError: the budget is above the tokens of every image, or the method cannot meet it.
+            BudgetError: the budget is above the tokens of every image, or out of the method's
+                reach.
         """
         budget = self.budget
         if budget is None:

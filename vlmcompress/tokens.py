@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -85,4 +86,4 @@ class Reduction:
     def groups(self) -> list[list[int]]:
         """The members of each output token as Python lists."""
         bounds, members = self.offsets.tolist(), self.members.tolist()
-        return [members[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [members[a:b] for a, b in pairwise(bounds)]

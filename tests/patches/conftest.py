@@ -61,7 +61,10 @@ class Subject:
         """Six new tokens, never a placeholder (those would ask for image features)."""
         options = {"do_sample": False, "max_new_tokens": 6, **options}
         return self.model.generate(
-            **inputs, suppress_tokens=[self.image_token], eos_token_id=None, pad_token_id=self.pad,
+            **inputs,
+            suppress_tokens=[self.image_token],
+            eos_token_id=None,
+            pad_token_id=self.pad,
             **options,
         )
 
@@ -141,6 +144,5 @@ _CASES = {
 def prompts(request: pytest.FixtureRequest, subject: Subject) -> list[Any]:
     """Prompts of one batch; texts differ in length, so batches are padded."""
     return [
-        subject.prompt(images, seed, text=5 + seed % 3)
-        for images, seed in _CASES[request.param]
+        subject.prompt(images, seed, text=5 + seed % 3) for images, seed in _CASES[request.param]
     ]

@@ -75,8 +75,13 @@ def test_an_exception_leaves_a_model_that_stays_compressed_usable(random_subject
     with compress(random_subject.model, "fastv", budget="55%"):
         wanted = random_subject.generate(inputs)
         with pytest.raises(ValueError, match="do not match"):
-            random_subject.generate({**inputs, "input_ids": inputs["input_ids"][:, :-20],
-                                     "attention_mask": inputs["attention_mask"][:, :-20]})
+            random_subject.generate(
+                {
+                    **inputs,
+                    "input_ids": inputs["input_ids"][:, :-20],
+                    "attention_mask": inputs["attention_mask"][:, :-20],
+                }
+            )
         assert torch.equal(random_subject.generate(inputs), wanted)
 
 
@@ -135,8 +140,13 @@ def test_bad_arguments_raise_one_line_and_leave_the_model_alone(
 
 
 def test_an_unsupported_model_is_named_with_the_supported_families():
-    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                         num_attention_heads=2, vocab_size=10)
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=10,
+    )
     with pytest.raises(UnsupportedModelError, match=r"llama.*supported families: llava"):
         compress(LlamaForCausalLM(config), "divprune")
     with pytest.raises(UnsupportedModelError, match="supported families"):

@@ -184,7 +184,9 @@ def test_law_3_a_second_turn_on_the_cache_equals_the_whole_masked(
         one = c.report()
         answer = out.sequences[:, inputs["input_ids"].shape[1] :]
         rest = torch.tensor([ids for ids, _ in following])
-        mask = torch.cat([inputs["attention_mask"], torch.ones_like(answer), torch.ones_like(rest)], 1)
+        mask = torch.cat(
+            [inputs["attention_mask"], torch.ones_like(answer), torch.ones_like(rest)], 1
+        )
         second = {
             "input_ids": torch.cat([out.sequences, rest], 1),
             "attention_mask": mask,
@@ -196,11 +198,19 @@ def test_law_3_a_second_turn_on_the_cache_equals_the_whole_masked(
             second, max_new_tokens=1, return_dict_in_generate=True, output_logits=True
         ).logits[0]
         two = c.report()
-    order = [image for row in (0, 1) for report in (one, two) for image in report.images
-             if image.row == row]
+    order = [
+        image
+        for row in (0, 1)
+        for report in (one, two)
+        for image in report.images
+        if image.row == row
+    ]
     pixels = [subject_pixels(first, following, row) for row in (0, 1)]
-    whole = {"input_ids": second["input_ids"], "attention_mask": mask,
-             "pixel_values": torch.cat(pixels)}
+    whole = {
+        "input_ids": second["input_ids"],
+        "attention_mask": mask,
+        "pixel_values": torch.cat(pixels),
+    }
     joined = type(one)(**{**vars(one), "images": order if new_images else one.images})
     expected = oracle(joined, subject, whole)
     assert (scores - expected).abs().max() < TOLERANCE

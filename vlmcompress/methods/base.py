@@ -28,15 +28,30 @@ class LayerView(Protocol):
     column.
     """
 
-    layer: int
-    """The first layer that will run on fewer tokens."""
-    grid: Grid
-    visual: Tensor
-    """[V] int64: columns of the image's visual tokens among the n keys."""
-    text: Tensor
-    """[T] int64: columns of the text tokens after the sample's last visual token."""
-    index: Tensor
-    """[V] int64: raster index in `grid` of each surviving token."""
+    @property
+    def layer(self) -> int:
+        """The first layer that will run on fewer tokens."""
+        ...
+
+    @property
+    def grid(self) -> Grid:
+        """The image's grid before anything was dropped."""
+        ...
+
+    @property
+    def visual(self) -> Tensor:
+        """[V] int64: columns of the image's visual tokens among the n keys."""
+        ...
+
+    @property
+    def text(self) -> Tensor:
+        """[T] int64: columns of the prompt's text after its last visual token."""
+        ...
+
+    @property
+    def index(self) -> Tensor:
+        """[V] int64: raster index in `grid` of each surviving token."""
+        ...
 
     def attention(
         self,

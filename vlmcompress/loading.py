@@ -1,0 +1,132 @@
+"""A model and its processor by name: built in, a folder, or an id on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmcompress.errors import UnsupportedModelError, VLMCompressError
+from vlmcompress.registry import unknown
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+ASSETS = Path(__file__).parent / "assets"
+BUILT_IN = {"tiny-llava": "tiny_llava"}
+"""Name of a model that ships with the package -> its folder in `ASSETS`."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SHARED_OPTIONS = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code")
+
+
+def resolve(name_or_path: str | Path) -> str:
+    """Where the model is: a folder for a built-in name or a path, else the hub id as it was given.
+
+    Looks at names and folders only, so that a typing mistake is found before anything is loaded.
+
+    Raises:
+        VLMCompressError: neither a built-in name, nor a model folder, nor the form of a hub id.
+    """
+    given = str(name_or_path)
+    if given in BUILT_IN:
+        return str(ASSETS / BUILT_IN[given])
+    path = Path(given).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise VLMCompressError(f"model folder {given!r} has no config.json")
+        return str(path)
+    if path.exists():
+        raise VLMCompressError(f"model {given!r} is a file: give the folder that holds it")
+    if _HUB_ID.fullmatch(given):
+        return given
+    if "/" in given or "\\" in given:
+        raise VLMCompressError(f"model folder {given!r} does not exist")
+    known = [*BUILT_IN, "a folder", "a Hugging Face id such as llava-hf/llava-1.5-7b-hf"]
+    raise unknown("model", given, known)
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a model, in evaluation mode, and its processor.
+
+    Args:
+        name_or_path: a built-in name (`tiny-llava`), a folder, or a Hugging Face id.
+        device: where the model goes; by default the GPU if there is one, else the CPU. Ignored if
+            `device_map` is among `kwargs`.
+        dtype: a torch dtype or its name; by default the one the checkpoint was saved in.
+        kwargs: passed to `AutoModelForImageTextToText.from_pretrained`.
+
+    Raises:
+        VLMCompressError: the name, device or dtype is wrong, or the model cannot be had.
+    """
+    where = resolve(name_or_path)
+    torch_dtype = _dtype(dtype)
+    target = None if "device_map" in kwargs else _device(device)
+
+    from torch import nn
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    shared = {name: kwargs[name] for name in _SHARED_OPTIONS if name in kwargs}
+    try:
+        processor = AutoProcessor.from_pretrained(where, **shared)
+        model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch_dtype, **kwargs)
+        if target is not None:
+            nn.Module.to(model, target)
+    except Exception as error:
+        raise _explain(str(name_or_path), where, error) from error
+    return model.eval(), processor
+
+
+def _dtype(given: str | torch.dtype | None) -> str | torch.dtype:
+    import torch
+
+    if given is None or given == "auto":
+        return "auto"
+    if isinstance(given, torch.dtype):
+        return given
+    if given not in DTYPES:
+        raise unknown("dtype", str(given), list(DTYPES))
+    dtype: torch.dtype = getattr(torch, given)
+    return dtype
+
+
+def _device(given: str | torch.device | None) -> torch.device:
+    import torch
+
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(given)
+    except RuntimeError as error:
+        raise VLMCompressError(
+            f"unknown device {given!r}: give cpu, cuda, cuda:1, mps ..."
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise VLMCompressError(
+            f"device {given!r} is not there: this machine has {count} CUDA devices"
+        )
+    return device
+
+
+def _explain(given: str, where: str, error: Exception) -> VLMCompressError:
+    """One line for whatever transformers raised: which model, what was tried, what it said."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if "Unrecognized configuration class" in reason:
+        return UnsupportedModelError(f"model {given!r} does not answer questions about images")
+    if Path(where).is_dir():
+        return VLMCompressError(f"cannot load the model in folder {where!r}: {reason}")
+    return VLMCompressError(
+        f"cannot load {given!r} from the Hugging Face Hub: {reason} "
+        f"(give a folder instead, or a built-in model: {', '.join(BUILT_IN)})"
+    )
