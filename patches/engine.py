@@ -149,14 +149,15 @@ class Engine:
         return output
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        check_forward(module, kwargs)
-        if not self._generating and _carries_images(kwargs):
+        named = _by_name(module, args, kwargs)
+        check_forward(module, named)
+        if not self._generating and _carries_images(named):
             self.trace = Trace()
 
     def _before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._call = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        self._call = _by_name(module, args, kwargs)
         self._encoded = {}
-        for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
+        for modality, output in (self._call.get("mm_encoder_outputs") or {}).items():
             if getattr(output, "pooler_output", None) is not None:
                 self._encoded[modality] = getattr(output, _GRIDS, None) or self.family.grids(
                     self.model, modality, output.pooler_output, {}
@@ -277,6 +278,14 @@ class Engine:
         for cache in parts:
             if isinstance(cache, Cache):
                 attach_state(cache, flow.next_state())
+
+
+def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a forward by name; most callers name them all already."""
+    if not args:
+        return kwargs
+    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    return {**bound.pop("kwargs", {}), **bound}
 
 
 def _carries_images(kwargs: dict[str, Any]) -> bool:

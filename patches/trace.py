@@ -16,6 +16,10 @@ from vlmcompress.tokens import Grid, Reduction
 
 Mark = float | torch.cuda.Event
 
+_PARTS = ("encoder", "selection", "prefill", "decode")
+_PENDING = 1024
+"""Marks kept before they are added up, so that a long-lived model does not collect them."""
+
 
 def mark(device: torch.device) -> Mark:
     """A point in time on `device`; on CUDA an event, so that nothing waits."""
@@ -76,10 +80,19 @@ class Trace:
     decode_steps: int = 0
     prefilled: bool = False
     _times: list[tuple[str, Mark, Mark]] = field(default_factory=list)
+    _sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0.0))
 
     def add(self, name: str, start: Mark, end: Mark) -> None:
         """Account the time between two marks to `name`."""
         self._times.append((name, start, end))
+        if len(self._times) > _PENDING:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Add up the marks; the oldest have passed, so little is waited for."""
+        for name, start, end in self._times:
+            self._sums[name] += milliseconds(start, end)
+        self._times.clear()
 
     @contextmanager
     def timed(self, name: str, device: torch.device) -> Iterator[None]:
@@ -90,8 +103,7 @@ class Trace:
 
     def milliseconds(self) -> dict[str, float]:
         """Sums per part; `prefill` is without the selection that ran inside it."""
-        sums = dict.fromkeys(("encoder", "selection", "prefill", "decode"), 0.0)
-        for name, start, end in self._times:
-            sums[name] += milliseconds(start, end)
+        self._settle()
+        sums = dict(self._sums)
         sums["prefill"] = max(0.0, sums["prefill"] - sums["selection"])
         return sums

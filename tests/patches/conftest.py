@@ -133,16 +133,20 @@ def random_subject() -> Subject:
 
 
 _CASES = {
-    "one image": [(1, 1)],
-    "two images": [(2, 2)],
-    "batch of 1 and 2 images": [(1, 3), (2, 4)],
-    "batch with a text-only row": [(1, 5), (0, 6)],
+    "one image": [(1, 5)],
+    "two images": [(2, 6)],
+    "batch of 1 and 2 images": [(1, 5), (2, 7)],
+    "batch with a text-only row": [(1, 7), (0, 5)],
+    "rows of one length with 1 and 2 images": [(1, None), (2, 6)],
 }
 
 
 @pytest.fixture(params=list(_CASES))
 def prompts(request: pytest.FixtureRequest, subject: Subject) -> list[Any]:
-    """Prompts of one batch; texts differ in length, so batches are padded."""
+    """Prompts of one batch: images per prompt, and words of text, which differ to force padding."""
+    # Text instead of an image: no padding at first, but ragged once images shrink.
+    instead = subject.tokens_per_image + 2
     return [
-        subject.prompt(images, seed, text=5 + seed % 3) for images, seed in _CASES[request.param]
+        subject.prompt(images, seed, text=6 + instead if text is None else text)
+        for seed, (images, text) in enumerate(_CASES[request.param], start=1)
     ]

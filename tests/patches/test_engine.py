@@ -336,3 +336,22 @@ def test_list_models_names_the_family_and_its_class():
     assert rows["llava"].classes == ("LlavaForConditionalGeneration",)
     assert rows["llava"].images
     assert not rows["llava"].video
+
+
+def test_positional_arguments_are_understood(random_subject):
+    inputs = random_subject.batch(random_subject.prompt(1, 1))
+    with compress(random_subject.model, "divprune", budget=9) as c:
+        named = random_subject.model(**inputs).logits
+        placed = random_subject.model(inputs["input_ids"], inputs["pixel_values"]).logits
+        assert torch.equal(named, placed)
+        assert len(c.report().images) == 1
+
+
+def test_a_long_lived_model_does_not_collect_times(random_subject):
+    with compress(random_subject.model, "divprune", budget=9) as c:
+        ids = torch.tensor([[3, 4]])
+        for _ in range(1100):
+            random_subject.model(input_ids=ids)
+        assert len(c._engine.trace._times) <= 1024
+        assert c.report().decode_tokens == 1099
+        assert c.report().milliseconds["decode"] > 0
