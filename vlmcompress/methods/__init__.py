@@ -1,0 +1,116 @@
+"""Token-reduction methods by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from vlmcompress.errors import CompositionError, VLMCompressError
+from vlmcompress.methods.base import (
+    DecoderMethod,
+    LayerView,
+    Method,
+    ProjectorMethod,
+    Reducer,
+    Selector,
+    Stage,
+)
+from vlmcompress.registry import Registry
+
+METHODS: Registry[Method] = Registry("method", "vlmcompress.methods.base:Method")
+for _name, _entry in {
+    "full": "baselines:Full",
+    "text-only": "baselines:TextOnly",
+    "random": "random:Random",
+    "stride": "stride:Stride",
+    "pool": "pool:Pool",
+    "divprune": "divprune:DivPrune",
+    "fastv": "fastv:FastV",
+    "pyramiddrop": "pyramiddrop:PyramidDrop",
+}.items():
+    METHODS.register(_name, f"vlmcompress.methods.{_entry}")
+
+M = TypeVar("M", bound=Method)
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a table says about a method."""
+
+    name: str
+    stages: frozenset[Stage]
+    needs: frozenset[str]
+    paper: str
+    summary: str
+    options: Mapping[str, object]
+    """Option -> its default, the paper's."""
+
+
+def list_methods() -> list[MethodInfo]:
+    """All registered methods in the order of registration."""
+    return [
+        MethodInfo(
+            name,
+            cls.stages,
+            cls.needs,
+            cls.paper,
+            cls.summary,
+            {f.name: f.default for f in fields(cls)},
+        )
+        for name, cls in METHODS.items()
+    ]
+
+
+def get_method(name: str, **options: Any) -> Method:
+    """One method by name or spec, for calling it by hand.
+
+    Args:
+        name: such as "divprune" or "divprune(ratio=0.1)".
+        options: fields of the method.
+
+    Raises:
+        VLMCompressError: see `vlmcompress.methods.pipeline.parse`; also for a composition.
+    """
+    # pipeline needs the registry above.
+    from vlmcompress.methods.pipeline import parse
+
+    pipeline = parse(name, **options)
+    if len(pipeline.methods) > 1:
+        raise CompositionError(f"{name!r} is several methods; get_method gives one at a time")
+    return pipeline.methods[0]
+
+
+def register_method(cls: type[M], name: str | None = None) -> type[M]:
+    """Add a user's own method, also as a decorator; it then works wherever a name does.
+
+    Args:
+        cls: a frozen dataclass that derives from `Selector`, `Reducer` or `DecoderMethod`.
+        name: if it is to differ from `cls.name`.
+
+    Raises:
+        VLMCompressError: the name is malformed or taken, or the class is not a method.
+    """
+    name = getattr(cls, "name", None) if name is None else name
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z][\w-]*", name)):
+        raise VLMCompressError(
+            f"{cls.__name__} needs a name of letters, digits, '-' and '_', got {name!r}"
+        )
+    METHODS.register(name, cls)
+    return cls
+
+
+__all__ = [
+    "METHODS",
+    "DecoderMethod",
+    "LayerView",
+    "Method",
+    "MethodInfo",
+    "ProjectorMethod",
+    "Reducer",
+    "Selector",
+    "get_method",
+    "list_methods",
+    "register_method",
+]

@@ -1,0 +1,99 @@
+"""Checks that several methods share: types of options, cuts and budgets that can be met."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from vlmcompress.errors import BudgetError, VLMCompressError
+from vlmcompress.methods.base import Method
+
+
+def check_types(method: type[Method], values: Mapping[str, object]) -> None:
+    """Compare `values` with the annotations of the fields of `method`.
+
+    Raises:
+        VLMCompressError: a value is of another type; the message names field, type and value.
+    """
+    hints = get_type_hints(method)
+    for field in fields(method):
+        if field.name in values and not _fits(values[field.name], hints[field.name]):
+            raise VLMCompressError(
+                f"{method.name}: {field.name} must be {_describe(hints[field.name])}, "
+                f"got {values[field.name]!r}"
+            )
+
+
+def check_cuts(name: str, cuts: Sequence[int], layers: int) -> None:
+    """Decoder layers before which tokens are dropped must be inside the decoder.
+
+    Raises:
+        BudgetError: a cut is outside 1..layers-1.
+    """
+    if layers < 2:
+        raise BudgetError(f"{name} needs a decoder of at least 2 layers, got {layers}")
+    if min(cuts) < 1 or max(cuts) >= layers:
+        raise BudgetError(
+            f"{name} must cut before one of the layers 1 to {layers - 1} of this decoder of "
+            f"{layers} layers, got {', '.join(map(str, cuts))}"
+        )
+
+
+def check_reachable(
+    name: str, first: int, layers: int, tokens: int, budget: float, earlier: str
+) -> None:
+    """All `tokens` enter the layers before the cut `first`, which bounds the mean from below.
+
+    Args:
+        name: of the method.
+        first: the first layer that runs on fewer tokens.
+        layers: of the decoder.
+        tokens: that enter the decoder.
+        budget: mean over layers that was asked for.
+        earlier: how the user of this method moves the first cut to an earlier layer.
+
+    Raises:
+        BudgetError: `budget` is below that bound, or is not a number.
+    """
+    least = first * tokens / layers
+    if budget >= least - 1e-6:
+        return
+    # Rounded up, so that the number in the message is itself accepted.
+    shown = f"{math.ceil(least * 100 - 1e-4) / 100:g}"
+    ways = [f"cut earlier with {earlier}"] if first > 1 else []
+    ways.append(f'combine it with a projector-stage method, for example "divprune+{name}"')
+    raise BudgetError(
+        f"{name} with its first cut before layer {first} cannot keep fewer than "
+        f"{first}*{tokens}/{layers} = {shown} visual tokens on average, got {budget:g}: "
+        f"{' or '.join(ways)}"
+    )
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple and args[1:] == (...,):
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    if isinstance(value, bool) and hint in (int, float):
+        return False
+    if hint is float:
+        return isinstance(value, int | float)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(arg) for arg in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin is tuple:
+        return f"a tuple of {_describe(args[0])}"
+    words = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
+    return words.get(hint, "None" if hint is type(None) else str(hint))

@@ -1,0 +1,60 @@
+"""DivPrune: the most diverse tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.base import Selector
+from vlmcompress.methods.checks import check_types
+from vlmcompress.ops.select import farthest_point
+from vlmcompress.tokens import Grid, VisualTokens
+
+
+@dataclass(frozen=True)
+class DivPrune(Selector):
+    """Keep the tokens whose closest pair is as far apart as possible, greedily.
+
+    Max-min diversity on the cosine distance of projected features (Algorithm 1); no attention, no
+    text. Official code: vbdi/divprune.
+
+    Deviations:
+        Distances are float32 where the official code computes in the dtype of the model; its
+        picks in half precision differ.
+        Picked tokens are masked, as in Algorithm 1. The official code does not and can return the
+        same token twice when tokens repeat.
+        A token of zeros is picked last, where the official code yields NaN.
+        The frames of a clip are one pool, as in the paper.
+    """
+
+    name: ClassVar[str] = "divprune"
+    paper: ClassVar[str] = "arXiv 2503.02175"
+    summary: ClassVar[str] = "keeps the most diverse features"
+
+    ratio: float = 0.098
+    """Share kept when no budget is given; in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        check_types(type(self), vars(self))
+        if not 0 < self.ratio <= 1:
+            raise VLMCompressError(
+                f"divprune: ratio must be above 0 and at most 1, got {self.ratio}"
+            )
+
+    def keep_count(self, grid: Grid, budget: float | None) -> int:
+        """round(ratio * N) without a budget, at least 1."""
+        if budget is None:
+            return max(1, round(self.ratio * len(grid)))
+        return super().keep_count(grid, budget)
+
+    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+        """[count] int64, ascending."""
+        # farthest_point always gives one.
+        return farthest_point(tokens.features, count)[:count]
+
+    def pick(self, tokens: VisualTokens, count: int) -> Tensor:
+        """[count] int64, the farthest point first."""
+        return farthest_point(tokens.features, count, order="picked")[:count]
