@@ -1,0 +1,1 @@
+"""Synthetic worlds, the training of the built-in models, and evaluation."""

@@ -1,0 +1,148 @@
+"""Writes the parts of README.md that repeat what the code knows.
+
+    python -m vlmcompress.eval.readme            # rewrite them
+    python -m vlmcompress.eval.readme --check    # exit 1 if that would change anything
+
+A part stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+ACCURACY = Path(__file__).resolve().parent / "accuracy.json"
+
+
+def methods() -> str:
+    """One row for each registered method."""
+    from vlmcompress import list_methods
+
+    return _table(
+        ["method", "stage", "what it does", "options and defaults", "paper"],
+        (
+            [
+                f"`{info.name}`",
+                ", ".join(sorted(info.stages)),
+                info.summary,
+                ", ".join(f"`{name}={value!r}`" for name, value in info.options.items()),
+                _paper(info.paper),
+            ]
+            for info in list_methods()
+        ),
+    )
+
+
+def models() -> str:
+    """One row for each supported family, and the built-in models."""
+    from vlmcompress import list_models
+    from vlmcompress.loading import BUILT_IN
+
+    table = _table(
+        ["family", "classes", "stages", "images", "video"],
+        (
+            [
+                f"`{info.name}`",
+                ", ".join(f"`{name}`" for name in info.classes),
+                ", ".join(info.stages),
+                "yes" if info.images else "no",
+                "yes" if info.video else "no",
+            ]
+            for info in list_models()
+        ),
+    )
+    names = ", ".join(f"`{name}`" for name in BUILT_IN)
+    return f"{table}\n\nBuilt in, for trying things out without a download: {names}."
+
+
+def accuracy(path: Path = ACCURACY) -> str:
+    """Accuracy by method and budget, from the file that `eval/accuracy_table.py` writes.
+
+    The seeds of one method are averaged; a budget that a method cannot meet is a dash.
+    """
+    if not path.is_file():
+        return "No figures yet: `eval/accuracy.json` is missing."
+    measured = json.loads(path.read_text())
+    rows, source = measured["rows"], measured["provenance"]
+    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None}, reverse=True)
+    cells: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        # Without a budget: `full` and `text-only`, which keep the same whatever is asked.
+        for budget in budgets if row["budget"] is None else [row["budget"]]:
+            found = cells.setdefault(row["method"], {}).setdefault(budget, [])
+            found += [row["accuracy"]] if "accuracy" in row else []
+    table = _table(
+        ["method", *(f"{budget} tokens" for budget in budgets)],
+        (
+            [f"`{name}`", *(_percent(line.get(budget, [])) for budget in budgets)]
+            for name, line in cells.items()
+        ),
+    )
+    asked = max(row.get("n", 0) for row in rows)
+    versions = ", ".join(f"{name} {source['versions'][name]}" for name in ("torch", "transformers"))
+    return (
+        f"{table}\n\nRight answers in % of {asked} held-out questions about drawn scenes; "
+        f"`{source['model']}` (144 visual tokens), {source['dtype']}, CPU, {versions}. `full` "
+        "keeps all tokens and `text-only` none, whatever the budget. Reproduce with "
+        f"`{source['command']}`."
+    )
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "models": models,
+    "accuracy": accuracy,
+}
+
+
+def updated(text: str) -> str:
+    """`text` with every generated part made anew.
+
+    Raises:
+        ValueError: the marks of a part are missing.
+    """
+    for name, make in PARTS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        found = pattern.search(text)
+        if found is None:
+            raise ValueError(f"README.md has no <!-- {name} --> ... <!-- /{name} -->")
+        start, end = found.span()
+        text = f"{text[:start]}{found[1]}{make()}\n{found[2]}{text[end:]}"
+    return text
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _paper(paper: str) -> str:
+    number = re.fullmatch(r"arXiv (\d+\.\d+)", paper)
+    return f"[{paper}](https://arxiv.org/abs/{number[1]})" if number else paper
+
+
+def _percent(values: list[float]) -> str:
+    return f"{100 * sum(values) / len(values):.1f}" if values else "-"
+
+
+def main() -> None:
+    """Rewrite README.md, or only say whether that is needed."""
+    parser = argparse.ArgumentParser(prog="python -m vlmcompress.eval.readme")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if needed")
+    check = parser.parse_args().check
+    before = README.read_text()
+    after = updated(before)
+    if check and after != before:
+        sys.exit("README.md is out of date: run `make readme`")
+    if not check:
+        README.write_text(after)
+
+
+if __name__ == "__main__":
+    main()

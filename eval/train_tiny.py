@@ -1,0 +1,125 @@
+"""Trains the built-in tiny models, stage by stage.
+
+    python -m vlmcompress.eval.train_tiny --work /tmp/tiny --out vlmcompress/assets
+
+Stages: `render` pictures, `tower` (vision), `decoder` (projector and decoder), `clip` (the text
+tower that matches the vision tower), `samples` (example pictures). Each continues from its
+checkpoint in the work folder; a stage that is done is skipped in seconds. Needs torch 2.9 or later
+(`torch.optim.Muon`). Schedules follow the clock, so two runs never give the same bits; what the
+shipped weights came from stands in tiny_llava_training.json.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
+
+from vlmcompress.eval.tiny_clip import export_clip, train_clip
+from vlmcompress.eval.tiny_data import prepare
+from vlmcompress.eval.tiny_decoder import train_decoder
+from vlmcompress.eval.tiny_model import export
+from vlmcompress.eval.tiny_samples import write_samples
+from vlmcompress.eval.tiny_tower import train_tower
+
+STAGES = ("render", "tower", "decoder", "clip", "samples")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m vlmcompress.eval.train_tiny",
+        description="Train tiny-llava and tiny-clip on scenes drawn by vlmcompress.eval.worlds.",
+        epilog="Two CPU cores need about an hour.",
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for pictures, checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets tiny_llava etc.")
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
+    parser.add_argument("--images", type=int, default=50_000, help="pictures to train on")
+    parser.add_argument("--tower-minutes", type=float, default=13.0)
+    parser.add_argument("--decoder-minutes", type=float, default=30.0)
+    parser.add_argument("--clip-minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="CPU cores to use")
+    return parser.parse_args()
+
+
+def _logger(path: Path) -> Callable[[str], None]:
+    def log(line: str) -> None:
+        stamped = f"{time.strftime('%H:%M:%S')} {line}"
+        print(stamped, flush=True)
+        with path.open("a") as file:
+            file.write(stamped + "\n")
+
+    return log
+
+
+def _tower(arguments: argparse.Namespace, log: Callable[[str], None]) -> dict[str, Tensor]:
+    """Weights of the trained tower, from its file or by training it."""
+    path = arguments.work / "tower-weights.pt"
+    if path.exists():
+        weights: dict[str, Tensor] = torch.load(path)
+        return weights
+    pictures = prepare(arguments.work / "data", arguments.images, arguments.threads)
+    weights = train_tower(pictures, arguments.work, arguments.tower_minutes, arguments.seed, log)
+    torch.save(weights, path)
+    return weights
+
+
+def _decoder(rank: int, arguments: argparse.Namespace) -> None:
+    """Train the decoder as one of `arguments.threads` processes of one thread each."""
+    torch.set_num_threads(1)
+    if arguments.threads > 1:
+        distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{arguments.work.resolve()}/meeting-{os.getppid()}",
+            rank=rank,
+            world_size=arguments.threads,
+        )
+    log = _logger(arguments.work / "train.log") if rank == 0 else _ignore
+    train_decoder(
+        torch.load(arguments.work / "tower-weights.pt"),
+        prepare(arguments.work / "data", arguments.images),
+        arguments.work,
+        arguments.decoder_minutes,
+        arguments.seed,
+        rank,
+        log,
+        (lambda weights: export(weights, arguments.out / "tiny_llava")) if rank == 0 else _ignore,
+    )
+
+
+def _ignore(_: Any) -> None:
+    """Take the place of logging and publishing in all processes but the first."""
+
+
+def main() -> None:
+    """Run the stages that were asked for."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    log = _logger(arguments.work / "train.log")
+    stages: Sequence[str] = STAGES if arguments.stage == "all" else (arguments.stage,)
+    if "render" in stages:
+        prepare(arguments.work / "data", arguments.images, arguments.threads)
+    if "tower" in stages:
+        _tower(arguments, log)
+    if "decoder" in stages:
+        _tower(arguments, log)
+        spawn(_decoder, (arguments,), nprocs=arguments.threads)  # type: ignore[no-untyped-call]
+    if "clip" in stages:
+        tower = _tower(arguments, log)
+        pictures = prepare(arguments.work / "data", arguments.images, arguments.threads)
+        minutes, seed = arguments.clip_minutes, arguments.seed
+        weights = train_clip(tower, pictures, arguments.work, minutes, seed, log)
+        export_clip(weights, arguments.out / "tiny_clip")
+    if "samples" in stages:
+        write_samples(arguments.out / "samples")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The accuracy table: how rows are made, and that the shipped one keeps its promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import vlmcompress
+from vlmcompress.eval.accuracy_table import (
+    BUDGETS,
+    METHODS,
+    RANDOM_SEEDS,
+    Case,
+    Outcome,
+    answer_all,
+    cases,
+    is_right,
+    summarise,
+)
+from vlmcompress.eval.worlds import KINDS, VERSION, Question, draw, held_out
+
+TABLE = Path(vlmcompress.__file__).parent / "eval" / "accuracy.json"
+
+
+def make_questions():
+    return [Question(kind, number % 2, f"{kind} ?", "yes") for number, kind in enumerate(KINDS * 2)]
+
+
+def test_cases_cover_methods_budgets_and_seeds():
+    listed = list(cases())
+    assert [(case.method, case.budget) for case in listed[:2]] == [
+        ("full", None),
+        ("text-only", None),
+    ]
+    for method in METHODS:
+        for budget in BUDGETS:
+            options = [c.options for c in listed if (c.method, c.budget) == (method, budget)]
+            expected = [{"seed": seed} for seed in RANDOM_SEEDS] if method == "random" else [{}]
+            assert options == expected
+
+
+def test_an_answer_is_right_only_if_it_is_exact():
+    questions = [Question("place", 0, "?", "top left")] * 4
+    assert is_right(["top left", "top", "top left right", ""], questions) == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_a_row_counts_by_kind_and_wording_and_against_full():
+    questions = make_questions()
+    answers = ["yes" if question.kind != "count" else "no" for question in questions]
+    reference = [question.kind != "color" for question in questions]
+    row = summarise(Case("stride", 9, {}), Outcome(answers, 9.0, 1.0), questions, reference)
+    assert row["n"] == 14
+    assert row["accuracy"] == pytest.approx(12 / 14, abs=1e-4)
+    assert row["by_kind"] == {kind: float(kind != "count") for kind in KINDS}
+    assert row["against_full"] == {"lost": 2, "won": 2}
+    wrong = [question.wording for question in questions if question.kind == "count"]
+    assert row["by_wording"]["0"] == pytest.approx(1 - wrong.count(0) / 7, abs=1e-4)
+
+
+def test_answers_do_not_depend_on_the_batch(tiny_llava):
+    model, processor = tiny_llava
+    asked = [(draw(scene), question) for scene, question in held_out(14)]
+    case = Case("divprune", 18, {})
+    together = answer_all(model, processor, asked, case, batch=14)
+    alone = answer_all(model, processor, asked, case, batch=1)
+    assert together.answers == alone.answers
+    assert together.kept == alone.kept == 18
+
+
+@pytest.fixture(scope="module")
+def table():
+    return json.loads(TABLE.read_text())
+
+
+def row_of(table, method, budget=None):
+    (row,) = [r for r in table["rows"] if (r["method"], r["budget"]) == (method, budget)]
+    return row
+
+
+def test_the_shipped_table_belongs_to_this_world(table):
+    assert table["provenance"]["worlds_version"] == VERSION
+    assert len(table["rows"]) == len(list(cases()))
+    for row in table["rows"]:
+        assert ("unreachable" in row) != (row.get("n", 0) >= 500)
+        if "n" in row and row["budget"] is not None:
+            assert row["kept_mean"] <= row["budget"] + 0.5
+
+
+def test_the_shipped_model_sees_by_the_shipped_table(table):
+    full, blind = row_of(table, "full"), row_of(table, "text-only")
+    assert full["accuracy"] >= 0.9
+    assert min(full["by_kind"].values()) >= 0.8
+    assert full["accuracy"] - blind["accuracy"] >= 0.35
+    quarter = [r["accuracy"] for r in table["rows"] if (r["method"], r["budget"]) == ("random", 36)]
+    assert len(quarter) == 3
+    assert max(quarter) < full["accuracy"] - 0.15
