@@ -1,9 +1,12 @@
 """Models by name, by folder and by hub id, and each way that can go wrong."""
 
 import json
+from typing import ClassVar
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
 from vlmcompress.errors import UnknownNameError, UnsupportedModelError, VLMCompressError
@@ -72,21 +75,31 @@ def test_unknown_dtype_and_device():
         load("tiny-llava", device="cuda:99")
 
 
-def test_hub_that_cannot_be_reached(monkeypatch):
-    def fail(name, **kwargs):
-        raise OSError(f"We couldn't connect to the hub to load {name}.\nCheck your connection.")
+class Response:
+    """The little of an HTTP response that the hub's errors look at."""
 
-    monkeypatch.setattr(AutoProcessor, "from_pretrained", fail)
-    with pytest.raises(VLMCompressError) as caught:
-        load("someone/some-model")
-    message = str(caught.value)
-    assert message.startswith("cannot load 'someone/some-model' from the Hugging Face Hub: We ")
-    assert "tiny-llava" in message
-    assert "\n" not in message
-    assert isinstance(caught.value.__cause__, OSError)
+    headers: ClassVar = {}
+    request = None
+    status_code = 404
 
 
-def test_shared_options_reach_the_processor(monkeypatch):
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Stand in for the hub; the value is what it answers, or the error that it raises."""
+    answer = {"error": None, "asked": []}
+
+    def model_info(self, name, **options):
+        answer["asked"].append((name, options["revision"]))
+        if answer["error"] is not None:
+            raise answer["error"]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    return answer
+
+
+@pytest.fixture
+def auto(monkeypatch):
+    """What the Auto classes of transformers are called with, in place of loading something."""
     seen = {}
     monkeypatch.setattr(
         AutoProcessor, "from_pretrained", lambda name, **kwargs: seen.update(processor=kwargs)
@@ -96,9 +109,48 @@ def test_shared_options_reach_the_processor(monkeypatch):
         "from_pretrained",
         lambda name, **kwargs: seen.update(model=kwargs) or torch.nn.Module(),
     )
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("Name or service not known\nsecond line"), "Name or service not known"),
+        (RepositoryNotFoundError("404 Client Error", response=Response()), "it has no such model"),
+    ],
+)
+def test_hub_that_fails_is_asked_once(hub, auto, error, reason):
+    hub["error"] = error
+    with pytest.raises(VLMCompressError) as caught:
+        load("someone/some-model")
+    message = str(caught.value)
+    assert message.startswith(
+        f"cannot load 'someone/some-model' from the Hugging Face Hub: {reason}"
+    )
+    assert "tiny-llava" in message
+    assert "\n" not in message
+    assert caught.value.__cause__ is error
+    assert auto == {}, "transformers, which would try again and again, was not called"
+
+
+def test_what_is_cached_does_not_ask_the_hub(hub, auto, tmp_path):
+    hub["error"] = OSError("no network")
+    commit = "0" * 40
+    folder = tmp_path / "models--a--b"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "config.json").write_text("{}")
+    load("a/b", device="cpu", cache_dir=str(tmp_path))
+    load("c/d", device="cpu", local_files_only=True)
+    assert hub["asked"] == []
+
+
+def test_shared_options_reach_the_processor(hub, auto):
     load("a/b", device="cpu", revision="v1", attn_implementation="sdpa")
-    assert seen["processor"] == {"revision": "v1"}
-    assert seen["model"] == {"revision": "v1", "attn_implementation": "sdpa", "dtype": "auto"}
+    assert auto["processor"] == {"revision": "v1"}
+    assert auto["model"] == {"revision": "v1", "attn_implementation": "sdpa", "dtype": "auto"}
+    assert hub["asked"] == [("a/b", "v1")]
 
 
 def test_damaged_weights(tiny_folder):

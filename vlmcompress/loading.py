@@ -77,6 +77,8 @@ def load(
 
     shared = {name: kwargs[name] for name in _SHARED_OPTIONS if name in kwargs}
     try:
+        if not Path(where).is_dir():
+            _ask_hub(where, shared)
         processor = AutoProcessor.from_pretrained(where, **shared)
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch_dtype, **kwargs)
         if target is not None:
@@ -84,6 +86,23 @@ def load(
     except Exception as error:
         raise _explain(str(name_or_path), where, error) from error
     return model.eval(), processor
+
+
+def _ask_hub(name: str, options: dict[str, Any]) -> None:
+    """Raise at once if the hub cannot be reached or does not have the model.
+
+    transformers finds out file by file, which takes minutes of retries without a network.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    wanted = {key: options.get(key) for key in ("cache_dir", "revision")}
+    if options.get("local_files_only") or isinstance(
+        try_to_load_from_cache(name, "config.json", **wanted), str
+    ):
+        return
+    HfApi().model_info(
+        name, revision=options.get("revision"), token=options.get("token"), timeout=10
+    )
 
 
 def _dtype(given: str | torch.dtype | None) -> str | torch.dtype:
@@ -120,12 +139,16 @@ def _device(given: str | torch.device | None) -> torch.device:
 
 def _explain(given: str, where: str, error: Exception) -> VLMCompressError:
     """One line for whatever transformers raised: which model, what was tried, what it said."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     if "Unrecognized configuration class" in reason:
         return UnsupportedModelError(f"model {given!r} does not answer questions about images")
     if Path(where).is_dir():
         return VLMCompressError(f"cannot load the model in folder {where!r}: {reason}")
+    if isinstance(error, RepositoryNotFoundError):
+        reason = "it has no such model, or the model is private"
     return VLMCompressError(
         f"cannot load {given!r} from the Hugging Face Hub: {reason} "
         f"(give a folder instead, or a built-in model: {', '.join(BUILT_IN)})"

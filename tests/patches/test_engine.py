@@ -224,6 +224,15 @@ def test_tokens_are_physically_gone_from_the_cache_of_every_layer(subject, metho
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 5
 
 
+def test_padding_is_dropped_along_with_the_tokens(random_subject):
+    prompts = [random_subject.prompt(1, 3, text=4), random_subject.prompt(2, 4, text=9)]
+    inputs = random_subject.batch(*prompts)
+    with compress(random_subject.model, "divprune", budget=9), torch.no_grad():
+        cache = random_subject.model(**inputs, use_cache=True).past_key_values
+    longest = max(len(ids) - 27 * len(pixels) for ids, pixels in prompts)
+    assert cache.layers[0].keys.shape[2] == longest
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_renumbered_positions_equal_the_reference_that_feeds_short_embeddings(subject, cache):
     ids, pixels = subject.prompt(1, 1)
@@ -355,3 +364,46 @@ def test_a_long_lived_model_does_not_collect_times(random_subject):
         assert len(c._engine.trace._times) <= 1024
         assert c.report().decode_tokens == 1099
         assert c.report().milliseconds["decode"] > 0
+
+
+@torch.no_grad()
+def _step(subject: Any, cache: Any, word: int, mask: torch.Tensor) -> torch.Tensor:
+    """Logits of one more word on every row of a cache that is left as it was."""
+    ids = torch.full((len(mask), 1), word)
+    mask = torch.cat([mask, torch.ones(len(mask), 1)], 1)
+    positions = mask.sum(1, keepdim=True).long() - 1
+    return subject.model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=copy.deepcopy(cache),
+    ).logits[:, -1]
+
+
+@pytest.mark.parametrize("method", ["divprune", "divprune+fastv"])
+def test_rows_of_a_cache_may_be_reordered_selected_and_repeated(random_subject, method):
+    prompts = [random_subject.prompt(1, 3, text=4), random_subject.prompt(2, 4)]
+    inputs = random_subject.batch(*prompts)
+    with compress(random_subject.model, method, budget="55%"), torch.no_grad():
+        cache = random_subject.model(**inputs, use_cache=True).past_key_values
+        mask = inputs["attention_mask"]
+        logits = _step(random_subject, cache, 7, mask)
+        assert (logits[0] - logits[1]).abs().max() > 0.01
+        for change, rows in [
+            (lambda c: c.reorder_cache(torch.tensor([1, 0])), [1, 0]),
+            (lambda c: c.batch_select_indices(torch.tensor([1])), [1]),
+            (lambda c: c.batch_repeat_interleave(2), [0, 0, 1, 1]),
+        ]:
+            changed = copy.deepcopy(cache)
+            change(changed)
+            found = _step(random_subject, changed, 7, mask[rows])
+            assert (found - logits[rows]).abs().max() < 1e-5
+
+
+def test_a_reset_cache_is_an_ordinary_empty_one(random_subject):
+    inputs = random_subject.batch(random_subject.prompt(1, 3))
+    with compress(random_subject.model, "divprune", budget=9), torch.no_grad():
+        cache = random_subject.model(**inputs, use_cache=True).past_key_values
+        cache.reset()
+        assert type(cache).__name__ == "DynamicCache"
+        assert cache.get_seq_length() == 0

@@ -73,13 +73,14 @@ _METHODS = ["divprune", "fastv", "pyramiddrop", "divprune+fastv"]
 
 
 def two_turns(subject: Any, method: str) -> torch.Tensor:
-    """Logits of two turns on one cache, the second with several new tokens at once."""
+    """Logits of two turns on one cache; the second brings an image, so positions have gaps."""
     inputs = subject.batch(subject.prompt(1, 8, text=4))
     with compress(subject.model, method, budget="55%"):
         out = subject.generate(inputs, return_dict_in_generate=True, output_logits=True)
-        rest = torch.tensor([subject.prompt(0, 10)[0]])
+        ids, pixels = subject.prompt(1, 10)
+        rest = torch.tensor([ids])
         second = subject.generate(
-            {"input_ids": torch.cat([out.sequences, rest], 1)},
+            {"input_ids": torch.cat([out.sequences, rest], 1), "pixel_values": pixels},
             past_key_values=out.past_key_values,
             return_dict_in_generate=True,
             output_logits=True,

@@ -108,7 +108,7 @@ class Pipeline:
                 )
 
 
-def parse(spec: str | Method | Sequence[Method], **options: Any) -> Pipeline:
+def parse(spec: str | Method | Sequence[Method], /, **options: Any) -> Pipeline:
     """The pipeline that `spec` describes.
 
     Args:

@@ -1,0 +1,66 @@
+# Everything runs in $(VENV), which the first target that needs it sets up; only Python >= 3.10 has
+# to be there. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Another transformers than the pinned one, for example `make test VENV=.venv-oldest TRANSFORMERS=5.19.0`.
+TRANSFORMERS ?=
+# Where torch comes from, for example `TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"`.
+TORCH_ARGS ?=
+# Further arguments to pytest, for example `PYTEST_ARGS="-k divprune"`.
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PINS := $(VENV)/constraints.txt
+SAMPLES := vlmcompress/assets/samples
+DEMO = $(SAMPLES)/street.png "what color is the circle ?" --method divprune --budget 36
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format typecheck wheel-test readme clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## install the package and its tools into $(VENV)
+
+# torch goes first and alone: resolved along with the rest, an index may hand out a newer build with
+# several GB of CUDA libraries.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.10 is needed, $(PYTHON) is " + sys.version.split()[0] + "; set PYTHON=...") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	@if [ -n "$(TRANSFORMERS)" ]; then \
+		sed '/^transformers==/d' constraints.txt > $(PINS) && echo "transformers==$(TRANSFORMERS)" >> $(PINS); \
+	else cp constraints.txt $(PINS); fi
+	@echo "installing torch, by far the largest part"
+	$(BIN)/python -m pip install --quiet $(TORCH_ARGS) -c $(PINS) torch
+	@echo "installing vlmcompress and its tools"
+	$(BIN)/python -m pip install --quiet -c $(PINS) -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## ask the built-in model about a sample image, full beside reduced, and draw demo.png
+	$(BIN)/vlmcompress ask $(DEMO) --compare --repeat 10 --overlay demo.png
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY) ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## repair style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(READY) ## mypy --strict
+	$(BIN)/mypy
+
+readme: $(READY) ## rewrite the picture and the generated parts of README.md
+	$(BIN)/vlmcompress ask $(DEMO) --overlay docs/overlay.png
+	$(BIN)/python -m vlmcompress.eval.readme
+
+wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv, try it from another folder
+	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python
+
+clean: ## remove everything that the other targets made
+	rm -rf $(VENV) build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache

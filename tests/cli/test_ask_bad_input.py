@@ -1,0 +1,206 @@
+"""Bad input to `vlmcompress ask`: exit code 2, one line on stderr, nothing written."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
+
+from vlmcompress.cli import request
+from vlmcompress.cli.asking import Asker
+from vlmcompress.errors import MediaError
+
+
+@pytest.fixture
+def fails(cli, tmp_path):
+    """Check that a call is refused with one line that matches `pattern`."""
+
+    def check(pattern, *arguments, code=2):
+        before = sorted(tmp_path.rglob("*"))
+        result = cli("ask", *arguments)
+        assert result.exit_code == code, result.output
+        assert result.stdout == ""
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert re.match(f"error: .*{pattern}", result.stderr), result.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return check
+
+
+@pytest.fixture
+def damaged(tmp_path, picture):
+    """Files that are no good, by what is wrong with them."""
+    files = {name: tmp_path / f"{name}.png" for name in ("truncated", "text", "empty", "huge")}
+    files["truncated"].write_bytes(picture.read_bytes()[:2000])
+    files["text"].write_text("this is no picture")
+    files["empty"].touch()
+    Image.new("1", (20_000, 20_000)).save(files["huge"])
+    return files
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("truncated", r"truncated\.png' is truncated or damaged"),
+        ("text", "not an image"),
+        ("empty", "empty file"),
+        ("huge", "too large: .*limit is 100000000 pixels"),
+    ],
+)
+def test_damaged_image(fails, unloadable, damaged, kind, pattern):
+    fails(pattern, damaged[kind], "what ?")
+
+
+def test_missing_image(fails, unloadable, tmp_path, picture):
+    fails(r"none\.png' does not exist", tmp_path / "none.png", "what ?")
+    fails(r"none\.png' does not exist", picture, "what ?", "--image", tmp_path / "none.png")
+    fails("is a folder", tmp_path, "what ?")
+    fails("no image", "what ?")
+    fails("no image", "--question", "what ?")
+
+
+def test_missing_question(fails, unloadable, picture):
+    fails("no question", "--image", picture)
+    fails(r"no question: the last argument .*picture\.png' is a file", picture)
+    fails("the question is empty", picture, "")
+    fails("the question is empty", picture, "--question", " \n")
+
+
+def test_unknown_method_or_option(fails, unloadable, picture):
+    ask = (picture, "what ?")
+    fails(r"'divprun': did you mean 'divprune'\?", *ask, "--method", "divprun")
+    fails(r"'ratoi': did you mean 'ratio'\?", *ask, "--option", "ratoi=0.5")
+    fails("not of the form KEY=VALUE", *ask, "--option", "ratio")
+    fails("'ratio' is given twice", *ask, "--option", "ratio=0.5", "--option", "ratio=0.6")
+    fails("ratio must be above 0 and at most 1", *ask, "--option", "ratio=7")
+    fails("cannot read", *ask, "--method", "fastv(k=")
+    fails("both act at the projector stage", *ask, "--method", "divprune+random")
+    fails("unknown option.*'budget'", *ask, "--option", "budget=3")
+    fails("option.*'spec'", *ask, "--option", "spec=3")
+
+
+def test_unknown_model(fails, unloadable, picture, tmp_path):
+    fails(r"'tiny-lava': did you mean 'tiny-llava'\?", picture, "what ?", "--model", "tiny-lava")
+    fails("does not exist", picture, "what ?", "--model", tmp_path / "nothing")
+    fails(r"has no config\.json", picture, "what ?", "--model", tmp_path)
+
+
+def test_unknown_dtype_and_device(fails, picture):
+    fails(r"did you mean 'float32'\?", picture, "what ?", "--dtype", "float23")
+    fails("unknown device 'gpu'", picture, "what ?", "--device", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("budget", "pattern"),
+    [
+        ("0", "must be above zero"),
+        ("-1", "must be above zero"),
+        ("many", "not understood"),
+        ("", "not understood"),
+        ("0.5", "not a whole number"),
+        ("150%", "above 100%"),
+    ],
+)
+def test_malformed_budget(fails, unloadable, picture, budget, pattern):
+    fails(pattern, picture, "what ?", f"--budget={budget}")
+
+
+def test_budget_that_cannot_be_met(fails, loaded, picture):
+    fails("above the 144 visual tokens", picture, "what ?", "--budget", 145)
+    fails("fastv.* 48", picture, "what ?", "--method", "fastv", "--budget", 10)
+    fails("takes no budget", picture, "what ?", "--method", "full", "--budget", 10)
+
+
+def test_overlay_that_cannot_be_written(fails, unloadable, picture, tmp_path):
+    ask = (picture, "what ?", "--overlay")
+    fails("there is no folder", *ask, tmp_path / "nothing" / "x.png")
+    (tmp_path / "folder.png").mkdir()
+    fails("it is a folder", *ask, tmp_path / "folder.png")
+    fails(r"must end in \.jpeg, \.jpg, \.png, \.webp", *ask, tmp_path / "x.txt")
+
+
+def test_a_picture_that_fails_half_way_leaves_nothing(
+    fails, loaded, picture, tmp_path, monkeypatch
+):
+    def save(self, path, *args, **kwargs):
+        path.write_bytes(b"half a picture")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    fails("No space left on device", picture, "what ?", "--overlay", tmp_path / "x.png")
+
+
+def test_unsupported_architecture(fails, picture, tmp_path, tiny_llava):
+    model, processor = tiny_llava
+    config = VipLlavaConfig(
+        vision_config=model.config.vision_config.to_dict(),
+        text_config=model.config.text_config.to_dict(),
+        image_token_index=model.config.image_token_id,
+        vision_feature_layers=[-2, -1],
+    )
+    VipLlavaForConditionalGeneration(config).save_pretrained(tmp_path / "vip")
+    processor.save_pretrained(tmp_path / "vip")
+    fails(
+        r"VipLlavaForConditionalGeneration .*not supported; supported families: .*llava",
+        picture,
+        "what ?",
+        "--model",
+        tmp_path / "vip",
+        "--device",
+        "cpu",
+    )
+
+
+def test_ctrl_c_is_quiet(cli, loaded, picture, monkeypatch):
+    def interrupt(self, setting):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Asker, "run", interrupt)
+    result = cli("ask", picture, "what ?")
+    assert (result.exit_code, result.output) == (130, "")
+
+
+def test_exception_inside_generate_restores_the_model(
+    cli, loaded, picture, tiny_llava, monkeypatch
+):
+    model, _ = tiny_llava
+    hooks = [
+        len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()
+    ]
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(type(model.lm_head), "forward", broken)
+    assert isinstance(cli("ask", picture, "what ?").exception, RuntimeError)
+    monkeypatch.undo()
+    after = [
+        len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()
+    ]
+    assert hooks == after
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--max-new-tokens", "0"], ["--repeat", "0"], ["--positions", "x"], ["--no-such"]]
+)
+def test_usage_errors(cli, unloadable, picture, arguments):
+    result = cli("ask", picture, "what ?", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_messages_stay_on_one_line(fails, unloadable, picture, monkeypatch):
+    def broken(path):
+        raise MediaError("the first line\n  and the second")
+
+    monkeypatch.setattr(request, "read_image", broken)
+    fails("the first line and the second$", picture, "what ?")
+
+
+def test_sixteen_bit_and_palette_images_are_read(cli, loaded, tmp_path):
+    Image.fromarray(np.full((96, 96), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("P", (96, 96), 3).save(tmp_path / "palette.png")
+    result = cli(
+        "ask", tmp_path / "deep.png", tmp_path / "palette.png", "what ?", "--max-new-tokens", 1
+    )
+    assert result.exit_code == 0, result.stderr

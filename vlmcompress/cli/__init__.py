@@ -1,0 +1,51 @@
+"""The command line: `vlmcompress ask` and `vlmcompress ls`.
+
+Only typer is imported here and in the modules of the commands; torch and transformers come when a
+command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vlmcompress import __version__
+from vlmcompress.cli.ask import ask
+from vlmcompress.cli.ls import ls
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(ask)
+app.command()(ls)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlmcompress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Ask vision-language models about images on fewer visual tokens, without training."""
+
+
+def main() -> None:
+    """Entry point of the `vlmcompress` script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,148 @@
+"""`vlmcompress ask`: a question about images, answered on fewer visual tokens."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmcompress.cli.common import one_line_errors, progress, quiet, whole_file
+
+if TYPE_CHECKING:
+    from vlmcompress.cli.asking import Asker, Run
+    from vlmcompress.cli.request import Request
+
+
+class Positions(str, Enum):
+    """Position ids of the kept tokens."""
+
+    keep = "keep"
+    renumber = "renumber"
+
+
+Given = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[IMAGE]... [QUESTION]",
+        help="Image files, then the question. With --question all of them are images.",
+    ),
+]
+ImageFiles = Annotated[
+    list[str] | None, typer.Option("--image", "-i", help="An image file; may be repeated.")
+]
+Question = Annotated[str | None, typer.Option("--question", "-q", help="The question.")]
+MethodSpec = Annotated[
+    str | None,
+    typer.Option(
+        help="See `vlmcompress ls methods`; methods are joined with +, as in "
+        '"divprune+fastv(k=3)". Default: divprune.'
+    ),
+]
+BudgetText = Annotated[
+    str | None,
+    typer.Option(
+        help="Visual tokens per image, mean over decoder layers: a count (64) or a share (25%). "
+        "Default: 25% without --method; with it the method's own setting, or 25% if it has none."
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="An option of the method as KEY=VALUE; may be repeated."),
+]
+ModelName = Annotated[str, typer.Option(help="A built-in model, a folder or a Hugging Face id.")]
+Length = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint was saved."),
+]
+PositionRule = Annotated[
+    Positions, typer.Option(help="Whether kept tokens keep their position ids.")
+]
+Compare = Annotated[bool, typer.Option("--compare", help="Answer on all tokens, too; show both.")]
+Repeat = Annotated[
+    int,
+    typer.Option(min=1, help="With --compare: timed rounds after one warm-up; medians are shown."),
+]
+Overlay = Annotated[
+    Path | None,
+    typer.Option(help="Write the images with dropped patches dimmed to this file."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+@one_line_errors
+def ask(
+    given: Given = None,
+    image: ImageFiles = None,
+    question: Question = None,
+    method: MethodSpec = None,
+    budget: BudgetText = None,
+    option: Options = None,
+    model: ModelName = "tiny-llava",
+    max_new_tokens: Length = 64,
+    device: Device = None,
+    dtype: Dtype = None,
+    positions: PositionRule = Positions.keep,
+    compare: Compare = False,
+    repeat: Repeat = 3,
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a model a question about one image or several, on fewer visual tokens.
+
+    \b
+    Examples:
+      vlmcompress ask street.jpg "what is on the sign?"
+      vlmcompress ask --image street.jpg "what is on the sign?" --method divprune --budget 64
+      vlmcompress ask a.png b.png "what differs?" --method "divprune+fastv(k=3)" --budget 40%
+      vlmcompress ask street.jpg "what is on the sign?" --compare --overlay kept.png
+      vlmcompress ask street.jpg "what is on the sign?" --model llava-hf/llava-1.5-7b-hf --json
+
+    Bad input ends with exit code 2 and one line on stderr.
+    """
+    from vlmcompress.cli.request import check
+
+    request = check(
+        given or [], image or [], question, model, method, budget, option or [], overlay
+    )
+    with quiet():
+        asker = _load(request, device, dtype, max_new_tokens)
+        with progress("answering"):
+            runs = _run(asker, request, positions.value, repeat if compare else None)
+    if overlay is not None:
+        _draw(overlay, request, runs[-1], asker)
+    from vlmcompress.cli.show import as_document, as_text
+
+    typer.echo(as_document(request, asker, runs) if as_json else as_text(request, runs))
+
+
+def _load(request: Request, device: str | None, dtype: str | None, max_new_tokens: int) -> Asker:
+    with progress(f"loading {request.model}"):
+        from vlmcompress.cli.asking import Asker
+        from vlmcompress.loading import load
+
+        model, processor = load(request.model, device=device, dtype=dtype)
+        return Asker(model, processor, request.images, request.question, max_new_tokens)
+
+
+def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[Run]:
+    """The reduced run, or the full and the reduced one."""
+    from vlmcompress.cli.asking import Setting
+
+    reduced = Setting(request.method, request.methods, request.budget, positions)
+    if rounds is None:
+        return [asker.run(reduced)]
+    return asker.compare([Setting("full", "full", None, positions), reduced], rounds)
+
+
+def _draw(path: Path, request: Request, run: Run, asker: Asker) -> None:
+    from vlmcompress.overlay import draw
+
+    picture = draw(request.images, run.report.images, asker.processor)
+    with whole_file(path) as draft:
+        picture.save(draft)

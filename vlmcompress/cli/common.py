@@ -1,0 +1,100 @@
+"""What the commands share: errors, progress and files."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from logging import CRITICAL
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from vlmcompress.errors import VLMCompressError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Make `command` print an error of ours as one line and exit with 2, and with 130 on Ctrl-C."""
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except VLMCompressError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+
+    return guarded
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[None]:
+    """A spinner on stderr while the block runs, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the bars and warnings of Hugging Face off stderr, and put their settings back."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_level = hub_logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # The hub's client warns about each retry; that it failed in the end is said by our error.
+    hub_logging.set_verbosity(CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def check_output(path: Path, suffixes: frozenset[str]) -> None:
+    """Raise unless a file with one of `suffixes` can be written at `path`."""
+    if path.suffix.lower() not in suffixes:
+        raise VLMCompressError(
+            f"cannot write {str(path)!r}: the name must end in {', '.join(sorted(suffixes))}"
+        )
+    if path.is_dir():
+        raise VLMCompressError(f"cannot write {str(path)!r}: it is a folder")
+    if not path.parent.is_dir():
+        raise VLMCompressError(
+            f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise VLMCompressError(f"cannot write {str(path)!r}: permission denied")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes `path` when the block ends well, and vanishes when not."""
+    draft = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    except OSError as error:
+        raise VLMCompressError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)

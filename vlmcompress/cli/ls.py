@@ -1,0 +1,109 @@
+"""`vlmcompress ls`: what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from vlmcompress.cli.common import one_line_errors
+
+
+class What(str, Enum):
+    """Things that can be listed."""
+
+    methods = "methods"
+    models = "models"
+
+
+@one_line_errors
+def ls(
+    what: Annotated[What, typer.Argument(help="What to list.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List the methods, or the built-in models and the supported model families.
+
+    \b
+    Examples:
+      vlmcompress ls methods
+      vlmcompress ls models --json
+    """
+    if what is What.methods:
+        methods = _methods()
+        typer.echo(json.dumps(methods, indent=2) if as_json else _methods_text(methods))
+    else:
+        models = _models()
+        typer.echo(json.dumps(models, indent=2) if as_json else _models_text(models))
+
+
+def _methods() -> list[dict[str, Any]]:
+    from vlmcompress.methods import list_methods
+
+    return [
+        {
+            "name": info.name,
+            "stages": sorted(info.stages),
+            "needs": sorted(info.needs),
+            "paper": info.paper,
+            "summary": info.summary,
+            "options": dict(info.options),
+        }
+        for info in list_methods()
+    ]
+
+
+def _models() -> dict[str, list[dict[str, Any]]]:
+    from vlmcompress.api import list_models
+    from vlmcompress.loading import ASSETS, BUILT_IN
+
+    return {
+        "built_in": [
+            {"name": name, "folder": str(ASSETS / folder)} for name, folder in BUILT_IN.items()
+        ],
+        "families": [dataclasses.asdict(info) for info in list_models()],
+    }
+
+
+def _methods_text(methods: list[dict[str, Any]]) -> str:
+    rows = [
+        [
+            method["name"],
+            "+".join(method["stages"]),
+            ", ".join(f"{name}={value}" for name, value in method["options"].items()) or "-",
+            method["summary"],
+            method["paper"],
+        ]
+        for method in methods
+    ]
+    return _table(["method", "stage", "options", "what it does", "paper"], rows)
+
+
+def _models_text(models: dict[str, list[dict[str, Any]]]) -> str:
+    built_in = _table(
+        ["built in", "folder"], [[model["name"], model["folder"]] for model in models["built_in"]]
+    )
+    families = _table(
+        ["family", "classes", "stages", "media"],
+        [
+            [
+                family["name"],
+                ", ".join(family["classes"]),
+                ", ".join(family["stages"]),
+                " ".join(media for media in ("images", "video") if family[media]),
+            ]
+            for family in models["families"]
+        ],
+    )
+    return f"{built_in}\n\n{families}\n\nA folder or a Hugging Face id of a family works as well."
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Columns two blanks apart; plain text, so that it can be piped."""
+    widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    )
