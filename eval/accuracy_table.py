@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,14 @@ def is_right(answers: list[str], questions: list[Question]) -> list[bool]:
     return [given == question.answer for given, question in zip(answers, questions, strict=True)]
 
 
+def commonest_answer(questions: list[Question]) -> float:
+    """Share of right answers of one who always gives the commonest answer of the kind."""
+    right = 0
+    for kind in KINDS:
+        right += max(Counter(q.answer for q in questions if q.kind == kind).values(), default=0)
+    return round(right / len(questions), 4)
+
+
 def provenance(model_name: str, last_seed: int) -> dict[str, Any]:
     """What one needs to know to make the table again."""
     weights = Path(resolve(model_name)) / "model.safetensors"
@@ -192,7 +201,11 @@ def make_table(model_name: str, limit: int, batch: int) -> dict[str, Any]:
             rows.append(summarise(case, outcome, questions, reference))
             reference = reference or is_right(outcome.answers, questions)
         print(_line(rows[-1]), flush=True)
-    return {"provenance": provenance(model_name, drawn[-1][0].seed), "rows": rows}
+    return {
+        "provenance": provenance(model_name, drawn[-1][0].seed),
+        "commonest_answer": commonest_answer(questions),
+        "rows": rows,
+    }
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -126,8 +126,9 @@ def main() -> None:
         "command": f"python -m vlmcompress.eval.speed_table --out {given.out}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "what": "generate() of one new token, encoder and selection included; batch 1; 40 words",
-        "llava-1.5-7b": f"{given.layers} of 32 decoder layers, random weights, bfloat16",
-        "tiny-llava": "float32",
+        "shapes": {
+            "llava-1.5-7b": f"with {given.layers} of its 32 decoder layers, random weights, bfloat16"
+        },
         "rounds": given.rounds,
         "device": f"CPU, {torch.get_num_threads()} threads, {platform.machine()}",
         "attention": "sdpa",

@@ -54,7 +54,8 @@ def test_accuracy_table(tmp_path):
         "versions": {"torch": "2", "transformers": "5"},
     }
     file = tmp_path / "accuracy.json"
-    file.write_text(json.dumps({"provenance": source, "rows": rows}))
+    table = {"provenance": source, "commonest_answer": 0.27, "rows": rows}
+    file.write_text(json.dumps(table))
     lines = readme.accuracy(file).splitlines()
     assert lines[0] == "| method | 72 tokens | 36 tokens |"
     assert lines[2:5] == [
@@ -63,6 +64,19 @@ def test_accuracy_table(tmp_path):
         "| `fastv` | 90.0 | - |",
     ]
     assert "600 held-out questions" in lines[-1]
+    assert "27.0 of always" in lines[-1]
+    assert "`make it`" in lines[-1]
+
+
+def test_speed_table(tmp_path):
+    row = {"model": "m", "method": "divprune", "kept_mean": 36.0, "ms": 12.345}
+    row |= {"ms_quartiles": [11.0, 13.0], "speedup": 1.5, "achieved": 0.625}
+    source = {"device": "d", "what": "w", "shapes": {"m": "in part"}, "attention": "sdpa"}
+    source |= {"versions": {"torch": "2"}, "command": "make it"}
+    file = tmp_path / "speed.json"
+    file.write_text(json.dumps({"provenance": source, "rows": [row]}))
+    lines = readme.speed(file).splitlines()
+    assert lines[2] == "| `m` * | `divprune` | 36 | 12.35 (11 to 13) | 1.50 | 62 % |"
     assert "`make it`" in lines[-1]
 
 

@@ -14,6 +14,7 @@ from vlmcompress.eval.accuracy_table import (
     Outcome,
     answer_all,
     cases,
+    commonest_answer,
     is_right,
     summarise,
 )
@@ -99,3 +100,12 @@ def test_the_shipped_model_sees_by_the_shipped_table(table):
     quarter = [r["accuracy"] for r in table["rows"] if (r["method"], r["budget"]) == ("random", 36)]
     assert len(quarter) == 3
     assert max(quarter) < full["accuracy"] - 0.15
+
+
+def test_the_commonest_answer_of_each_kind_is_what_a_blind_guesser_gives():
+    class Asked:
+        def __init__(self, kind: str, answer: str) -> None:
+            self.kind, self.answer = kind, answer
+
+    asked = [Asked("color", a) for a in ("red", "red", "blue")] + [Asked("count", "two")]
+    assert commonest_answer(asked) == 0.75
