@@ -127,7 +127,8 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "what": "generate() of one new token, encoder and selection included; batch 1; 40 words",
         "shapes": {
-            "llava-1.5-7b": f"with {given.layers} of its 32 decoder layers, random weights, bfloat16"
+            "llava-1.5-7b": f"with {given.layers} of its 32 decoder layers, random weights, "
+            "bfloat16"
         },
         "rounds": given.rounds,
         "device": f"CPU, {torch.get_num_threads()} threads, {platform.machine()}",
