@@ -92,7 +92,7 @@ def accuracy(path: Path = ACCURACY) -> str:
         "method cannot meet with its default layers. `stride` at 9 tokens is flattered: its 3x3 "
         "tokens fall on the centres of the 3x3 places where objects stand. The model never saw a "
         "prompt without a picture, so `text-only` is below the "
-        f"{_percent([measured['commonest_answer']])} of always giving the commonest answer of a "
+        f"{_percent([measured['commonest_answer']])} % of always giving the commonest answer of a "
         f"kind. Reproduce with `{source['command']}`."
     )
 

@@ -109,10 +109,19 @@ class Flow:
 
     def first_mask(self) -> Tensor | None:
         """[B, slots] bool: the 2-D mask of the first stage, None when nothing is masked."""
+        if self.padding is None and not self._has_fillers(0):
+            return None
         keys = self.keys(0)
-        return (
-            keys.valid if self.padding is None else both(take(self.padding, keys.index), keys.valid)
-        )
+        if self.padding is None:
+            return keys.valid
+        return both(take(self.padding, keys.index), keys.valid)
+
+    def _has_fillers(self, layer: int) -> bool:
+        """Whether any slot of `layer` is one; a decode step without must not compute anything."""
+        past = self.state is not None and self.state.has_fillers(layer)
+        starts = [start for start in self._rows if start <= layer]
+        chunk = self._rows[max(starts)] if starts else self.columns
+        return past or chunk.valid is not None
 
     def layer_inputs(self, given: dict[str, Any], hidden: Tensor) -> dict[str, Any] | None:
         """The keyword arguments of a layer at the current stage, or None to leave them alone."""
@@ -129,17 +138,18 @@ class Flow:
             inputs["position_ids"] = steps.expand(len(hidden), -1)
         if stage == 0:
             return inputs
-        keys, rows, mask = self.keys(stage), self.rows(stage), given.get("attention_mask")
-        if mask is not None or keys.valid is not None:
-            first_row = self.past_width(0)
+        mask = given.get("attention_mask")
+        if mask is not None or self._has_fillers(stage):
+            keys, rows = self.keys(stage), self.rows(stage)
             inputs["attention_mask"] = cut_mask(
-                mask, rows.index, keys.index, keys.valid, first_row, self.flash
+                mask, rows.index, keys.index, keys.valid, self.past_width(0), self.flash
             )
         if self.rotary is not None:
             inputs["position_embeddings"] = self.rotary(hidden, self.renumbered(stage))
         elif any(start <= stage for start in self._rows):
             cos, sin = given["position_embeddings"]
-            inputs["position_embeddings"] = (take(cos, rows.index), take(sin, rows.index))
+            index = self.rows(stage).index
+            inputs["position_embeddings"] = (take(cos, index), take(sin, index))
         return inputs
 
     def renumbered(self, layer: int) -> Tensor:

@@ -73,10 +73,17 @@ class CacheState:
 
     def stage(self, layer: int, tail: int) -> Slots:
         """Slots of the stage that `layer` belongs to, with `tail` appended ones."""
-        first = max(start for start in self.stages if start <= layer)
+        first = self._first(layer)
         slots = self.stages[first]
         start = self.length if first == 0 else self.stages[0].index.shape[1]
         return slots.extended(start, tail)
+
+    def has_fillers(self, layer: int) -> bool:
+        """Whether any slot of the stage that `layer` belongs to is one."""
+        return self.stages[self._first(layer)].valid is not None
+
+    def _first(self, layer: int) -> int:
+        return max(start for start in self.stages if start <= layer)
 
     def map(self, change: Callable[[Slots], Slots]) -> CacheState:
         """The same state with every stage changed."""

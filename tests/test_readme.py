@@ -64,7 +64,7 @@ def test_accuracy_table(tmp_path):
         "| `fastv` | 90.0 | - |",
     ]
     assert "600 held-out questions" in lines[-1]
-    assert "27.0 of always" in lines[-1]
+    assert "27.0 % of always" in lines[-1]
     assert "`make it`" in lines[-1]
 
 
