@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 FAMILIES: Registry[Family] = Registry("model family", "vlmcompress.patches.family:Family")
 for _name, _entry in {
     "llava": "llava:Llava",
+    "qwen2_vl": "qwen2_vl:Qwen2VL",
+    "qwen2_5_vl": "qwen2_5_vl:Qwen2_5VL",
 }.items():
     FAMILIES.register(_name, f"vlmcompress.patches.{_entry}")
 

@@ -27,6 +27,8 @@ class Family(ABC):
     images: ClassVar[bool] = True
     video: ClassVar[bool] = False
     stages: ClassVar[tuple[str, ...]] = ("projector", "decoder")
+    renumbers: ClassVar[bool] = True
+    """Whether positions are one number per token, so that their gaps can be closed."""
     signals: ClassVar[frozenset[str]] = frozenset()
     """Fields of `VisualTokens` beyond features and grid that can be collected."""
     feature_calls: ClassVar[Mapping[str, str]] = {"image": "get_image_features"}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from vlmcompress.budget import Budget, Planner
-from vlmcompress.errors import UnsupportedModelError, VLMCompressError
+from vlmcompress.errors import CompositionError, UnsupportedModelError, VLMCompressError
 from vlmcompress.methods.base import Method
 from vlmcompress.methods.pipeline import parse
 from vlmcompress.patches import FAMILIES, family_of
@@ -108,6 +108,10 @@ def compress(
         raise UnsupportedModelError(
             f"{pipeline.name} needs {', '.join(sorted(missing))}, which {family.name} models "
             f"do not give ({', '.join(sorted(family.signals)) or 'no signals'})"
+        )
+    if positions == "renumber" and not family.renumbers:
+        raise CompositionError(
+            f"positions='renumber' is not defined for {family.name}: its positions have three axes"
         )
     planner = Planner(pipeline, parsed, len(family.layers(family.base(model))))
     grid = family.fixed_grid(model)

@@ -53,8 +53,8 @@ def flash_attn_varlen_func(
 
 
 @pytest.fixture
-def emulated_flash(monkeypatch: pytest.MonkeyPatch, subject: Any) -> Any:
-    """The subject with its language model on transformers' FlashAttention-2 path."""
+def emulated_flash(monkeypatch: pytest.MonkeyPatch, llava: Any) -> Any:
+    """A LLaVA with its language model on transformers' FlashAttention-2 path."""
     for name, value in {
         "_loaded_implementation": "flash_attention_2",
         "_flash_fn": flash_attn_func,
@@ -64,9 +64,9 @@ def emulated_flash(monkeypatch: pytest.MonkeyPatch, subject: Any) -> Any:
         "_process_flash_kwargs_fn": glue._lazy_define_process_function(flash_attn_varlen_func),
     }.items():
         monkeypatch.setattr(glue, name, value)
-    config = subject.model.model.language_model.config
+    config = llava.model.model.language_model.config
     monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")
-    return subject
+    return llava
 
 
 _METHODS = ["divprune", "fastv", "pyramiddrop", "divprune+fastv"]

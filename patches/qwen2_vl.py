@@ -1,0 +1,39 @@
+"""Qwen2-VL: native resolution, images and clips, M-RoPE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from vlmcompress.patches.family import Family
+from vlmcompress.tokens import Grid
+
+
+class Qwen2VL(Family):
+    """`Qwen2VLForConditionalGeneration`.
+
+    Kept tokens keep their three position ids, and `rope_deltas` stays what the whole prompt gave.
+    """
+
+    name = "qwen2_vl"
+    class_name = "Qwen2VLForConditionalGeneration"
+    video = True
+    renumbers = False
+    feature_calls: ClassVar[Mapping[str, str]] = {
+        "image": "get_image_features",
+        "video": "get_video_features",
+    }
+
+    def placeholders(self, model: nn.Module) -> dict[str, int]:
+        config: Any = model.config
+        return {"image": config.image_token_id, "video": config.video_token_id}
+
+    def grids(
+        self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
+    ) -> list[Grid]:
+        config: Any = model.config
+        merge = config.vision_config.spatial_merge_size
+        rows = call[f"{modality}_grid_thw"].tolist()
+        return [Grid(t, h // merge, w // merge) for t, h, w in rows]
