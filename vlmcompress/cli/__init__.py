@@ -7,13 +7,16 @@ command runs.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vlmcompress import __version__
 from vlmcompress.cli.ask import ask
 from vlmcompress.cli.ls import ls
+
+# click's class, wherever the installed typer keeps click.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +49,10 @@ def _options(
 def main() -> None:
     """Entry point of the `vlmcompress` script."""
     try:
-        app()
-    except KeyboardInterrupt:
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+    except _UsageError as error:
+        # Wrong usage reads like every other mistake: one line.
+        typer.echo(f"error: {' '.join(error.format_message().split())}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)

@@ -1,0 +1,62 @@
+"""The entry point of the script: exit codes, and wrong usage in one line."""
+
+import pytest
+import typer
+
+from vlmcompress import __version__, cli
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run `vlmcompress` with some arguments; gives exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["vlmcompress", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bogus"], "bogus"),
+        (["ask", "a.png", "what ?", "--bogus"], "--bogus"),
+        (["ask", "a.png", "what ?", "--repeat", "0"], "--repeat"),
+        (["ls", "model"], "'methods', 'models'"),
+        (["ls"], "what"),
+        (["ask"], "no question"),
+        (["ask", "a.png", "what ?"], "a.png"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(script, arguments, words):
+    code, out, err = script(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_success_is_exit_code_0(script):
+    assert script("--version") == (0, f"vlmcompress {__version__}\n", "")
+    code, out, err = script("ls", "methods")
+    assert (code, err) == (0, "")
+    assert "divprune" in out
+
+
+def test_no_arguments_show_the_help(script):
+    code, out, _ = script()
+    assert code == 0
+    assert "ask" in out
+    assert "Usage" in out
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, typer.Abort])
+def test_an_interrupt_is_quiet(script, monkeypatch, stop):
+    def interrupted(*args, **kwargs):
+        raise stop
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert script("ls", "methods") == (130, "", "")
