@@ -75,29 +75,26 @@ def _at(thing: Object) -> str:
 
 
 def _ask_color(scene: Scene, rng: np.random.Generator, wording: int) -> Question | None:
-    shapes = Counter(thing.shape for thing in scene.objects)
-    by_shape = [index for index, thing in enumerate(scene.objects) if shapes[thing.shape] == 1]
-    if by_shape and rng.random() < 0.7:
-        index = by_shape[int(rng.integers(len(by_shape)))]
-        referent = scene.objects[index].shape
-    else:
-        index = int(rng.integers(len(scene.objects)))
-        referent = f"object {_at(scene.objects[index])}"
+    index, referent = _refer(scene, rng, "shape", "{}")
     text = (f"what color is the {referent} ?", f"which color does the {referent} have ?")[wording]
     return Question("color", wording, text, scene.objects[index].color, (index,))
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator, wording: int) -> Question | None:
-    colors = Counter(thing.color for thing in scene.objects)
-    by_color = [index for index, thing in enumerate(scene.objects) if colors[thing.color] == 1]
-    if by_color and rng.random() < 0.7:
-        index = by_color[int(rng.integers(len(by_color)))]
-        referent = f"{scene.objects[index].color} object"
-    else:
-        index = int(rng.integers(len(scene.objects)))
-        referent = f"object {_at(scene.objects[index])}"
+    index, referent = _refer(scene, rng, "color", "{} object")
     text = (f"what shape is the {referent} ?", f"which shape does the {referent} have ?")[wording]
     return Question("shape", wording, text, scene.objects[index].shape, (index,))
+
+
+def _refer(scene: Scene, rng: np.random.Generator, attribute: str, phrase: str) -> tuple[int, str]:
+    """An object and words that mean only it: its unique `attribute` in `phrase`, or its place."""
+    values = [getattr(thing, attribute) for thing in scene.objects]
+    unique = [index for index, value in enumerate(values) if values.count(value) == 1]
+    if unique and rng.random() < 0.7:
+        index = unique[int(rng.integers(len(unique)))]
+        return index, phrase.format(values[index])
+    index = int(rng.integers(len(scene.objects)))
+    return index, f"object {_at(scene.objects[index])}"
 
 
 def _ask_place(scene: Scene, rng: np.random.Generator, wording: int) -> Question | None:

@@ -25,6 +25,7 @@ from vlmcompress.patches.flow import Flow
 from vlmcompress.patches.guard import (
     check_attention,
     check_forward,
+    check_full_attention,
     check_generate,
     two_dimensional,
 )
@@ -71,7 +72,9 @@ class Engine:
                 f"this {type(self.model).__name__} is compressed already: "
                 "call .remove() on the first Compression before compressing it again"
             )
-        check_attention(self.lm, cuts=self.planner.pipeline.decoder is not None)
+        check_attention(self.lm)
+        if self.planner.pipeline.decoder is not None:
+            check_full_attention(self.lm)
         try:
             self._hook()
         except BaseException:
@@ -235,7 +238,7 @@ class Engine:
         if number in flow.cuts:
             before = flow.layer_inputs(kwargs, hidden) or {}
             hidden = self._cut(number, hidden, {**kwargs, **before})
-        if number in flow.cuts or number in flow.stage_starts:
+        if flow.starts_stage(number):
             flow.current = number
         changed = flow.layer_inputs(kwargs, hidden)
         if number + 1 in flow.cuts:

@@ -64,10 +64,10 @@ class Flow:
     _rows: dict[int, Slots] = field(default_factory=dict)
     _inputs: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    @property
-    def stage_starts(self) -> set[int]:
-        """Layers where stages of earlier turns begin."""
-        return set() if self.state is None else self.state.stages.keys() - {0}
+    def starts_stage(self, layer: int) -> bool:
+        """Whether a stage begins at `layer`, of this forward or of an earlier turn."""
+        earlier = self.state is not None and layer in self.state.stages
+        return layer in self.cuts or earlier
 
     @property
     def width(self) -> int:
@@ -85,20 +85,23 @@ class Flow:
         slots = self._past_slots(layer)
         if self.padding is None:
             return slots.valid
-        virtual = self._past_slots(0).index
-        if layer > 0:
-            # Without a state, slots and virtual columns are the same, so this changes nothing.
-            first = self.state is not None and not any(0 < s <= layer for s in self.state.stages)
-            virtual = virtual if first else take(virtual, slots.index)
+        virtual = slots.index
+        if self.state is not None and not self.state.is_first(layer):
+            virtual = take(self._past_slots(0).index, virtual)
         return both(take(self.padding, virtual), slots.valid)
 
     def rows(self, layer: int) -> Slots:
         """Slots of the chunk that enter `layer`, numbered as at the first stage."""
-        starts = [start for start in self._rows if start <= layer]
-        if starts:
-            return self._rows[max(starts)]
+        cut = self._last_cut(layer)
+        if cut is not None:
+            return cut
         columns = torch.arange(self.width, device=self.columns.index.device)
         return Slots(columns.expand(self.batch, self.width), self.columns.valid)
+
+    def _last_cut(self, layer: int) -> Slots | None:
+        """What the last cut of this forward at or before `layer` left of the chunk."""
+        starts = [start for start in self._rows if start <= layer]
+        return self._rows[max(starts)] if starts else None
 
     def keys(self, layer: int) -> Slots:
         """Slots that `layer` attends to: cached ones, then the chunk's."""
@@ -119,8 +122,7 @@ class Flow:
     def _has_fillers(self, layer: int) -> bool:
         """Whether any slot of `layer` is one; a decode step without must not compute anything."""
         past = self.state is not None and self.state.has_fillers(layer)
-        starts = [start for start in self._rows if start <= layer]
-        chunk = self._rows[max(starts)] if starts else self.columns
+        chunk = self._last_cut(layer) or self.columns
         return past or chunk.valid is not None
 
     def layer_inputs(self, given: dict[str, Any], hidden: Tensor) -> dict[str, Any] | None:
@@ -146,10 +148,9 @@ class Flow:
             )
         if self.rotary is not None:
             inputs["position_embeddings"] = self.rotary(hidden, self.renumbered(stage))
-        elif any(start <= stage for start in self._rows):
+        elif (cut := self._last_cut(stage)) is not None:
             cos, sin = given["position_embeddings"]
-            index = self.rows(stage).index
-            inputs["position_embeddings"] = (take(cos, index), take(sin, index))
+            inputs["position_embeddings"] = (take(cos, cut.index), take(sin, cut.index))
         return inputs
 
     def renumbered(self, layer: int) -> Tensor:
@@ -188,7 +189,6 @@ class Flow:
         self.move(slot_of(keep, size), kept)
         for span in self.spans:
             span.trace.cuts[layer] = span.index
-        self.current = layer
         return take(hidden, index)
 
     def open_chunk(self) -> Tensor | None:

@@ -12,30 +12,33 @@ from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
-def check_attention(lm: nn.Module, cuts: bool = False) -> str:
+def check_attention(lm: nn.Module) -> str:
     """The attention implementation of the language model.
 
-    Args:
-        lm: the language model.
-        cuts: whether tokens are dropped between its layers.
-
     Raises:
-        UnsupportedModelError: it is one whose masks the engine cannot shorten, or tokens are to be
-            dropped between layers that attend to a sliding window.
+        UnsupportedModelError: it is one whose masks the engine cannot shorten.
     """
     config: Any = lm.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if cuts and kinds != {"full_attention"}:
-        raise UnsupportedModelError(
-            f"decoder-stage methods need full attention in every layer, this model has "
-            f"{', '.join(sorted(kinds))}: use a projector-stage method"
-        )
     found = str(config._attn_implementation)
     if found not in _ATTENTION:
         raise UnsupportedModelError(
             f"attention implementation {found!r} is not supported; use {', '.join(_ATTENTION)}"
         )
     return found
+
+
+def check_full_attention(lm: nn.Module) -> None:
+    """Tokens can be dropped between layers only if every layer attends to all of them.
+
+    Raises:
+        UnsupportedModelError: some layers attend to a sliding window, or not at all.
+    """
+    kinds = set(getattr(lm.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise UnsupportedModelError(
+            f"decoder-stage methods need full attention in every layer, this model has "
+            f"{', '.join(sorted(kinds))}: use a projector-stage method"
+        )
 
 
 def check_generate(model: nn.Module, kwargs: dict[str, Any]) -> None:

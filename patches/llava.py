@@ -38,7 +38,7 @@ class Llava(Family):
         side = vision.image_size // vision.patch_size
         full = model.config.vision_feature_select_strategy == "full"  # type: ignore[union-attr]
         has_cls = vision.model_type == "clip_vision_model"
-        return Grid(1, 1, side * side + 1) if full and has_cls else Grid(1, side, side)
+        return _square(side * side + int(full and has_cls))
 
 
 def _square(count: int) -> Grid:

@@ -78,21 +78,14 @@ class Reducing:
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
         """Per image: raster indices [K] placed in the decoder, and the merge if there was one."""
         method = self.engine.planner.pipeline.projector
-        kept: list[Tensor] = []
-        reductions: list[Reduction | None] = []
-        done: dict[int, int] = {}
+        done: dict[int, tuple[Tensor, Reduction | None]] = {}
         with self.engine.trace.timed("selection", self.embeds.device):
-            for number, (image, plan) in enumerate(zip(self.images, self.plans, strict=True)):
-                twin = done.get(id(image.columns))
-                if twin is not None:  # a beam: the same prompt, the same choice
-                    kept.append(kept[twin])
-                    reductions.append(reductions[twin])
-                    continue
-                done[id(image.columns)] = number
-                indices, reduction = self._choose(method, image, plan)
-                kept.append(indices.to(self.embeds.device))
-                reductions.append(reduction)
-        return kept, reductions
+            for image, plan in zip(self.images, self.plans, strict=True):
+                if image.image not in done:  # beams repeat a prompt, and so its choices
+                    indices, reduction = self._choose(method, image, plan)
+                    done[image.image] = indices.to(self.embeds.device), reduction
+        chosen = [done[image.image] for image in self.images]
+        return [kept for kept, _ in chosen], [reduction for _, reduction in chosen]
 
     def _choose(
         self, method: ProjectorMethod | None, image: Located, plan: ImagePlan
@@ -121,9 +114,9 @@ class Reducing:
         if not trace.prefilled:
             seen: set[int] = set()
             for image, record in zip(self.images, self.traces, strict=True):
-                if id(image.columns) not in seen:  # report a prompt once, not once per beam
+                if image.image not in seen:  # report a prompt once, not once per beam
                     trace.images.append(record)
-                seen.add(id(image.columns))
+                seen.add(image.image)
 
     def _place(self, kept: list[Tensor], reductions: list[Reduction | None]) -> Tensor:
         """Embeddings with merged features written at the place of each group."""
@@ -169,7 +162,6 @@ class Reducing:
         )
         slot = slot_of(keep, size)
         ends = self._text_starts()
-        flow.text = []
         last = []
         valid = torch.ones_like(keep) if self.valid is None else self.valid.to(device)
         host = valid[:, : self.prompt_end].cpu()

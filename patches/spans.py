@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ class Located:
     """One image or clip of one prompt."""
 
     row: int
+    image: int
+    """Which encoded image of the call; rows that repeat a prompt repeat its images."""
     ordinal: int
     """Which image of its prompt this is."""
     grid: Grid
@@ -44,11 +46,12 @@ def locate(
     queues = {modality: iter(found) for modality, found in grids.items()}
     token_of = {token: modality for modality, token in placeholders.items() if modality in grids}
     tokens = torch.tensor(list(token_of))
+    encoded = 0
     located: list[Located] = []
     first: list[Located] = []
     for row, line in enumerate(ids):
         if row % copies:
-            located += [Located(row, i.ordinal, i.grid, i.columns) for i in first]
+            located += [replace(image, row=row) for image in first]
             continue
         columns = torch.isin(line, tokens).nonzero()[:, 0]
         first = []
@@ -58,7 +61,8 @@ def locate(
                 raise UnsupportedCallError(
                     f"row {row}: the number of image placeholders does not match the images"
                 )
-            first.append(Located(row, len(first), grid, columns[: len(grid)]))
+            first.append(Located(row, encoded, len(first), grid, columns[: len(grid)]))
+            encoded += 1
             columns = columns[len(grid) :]
         located += first
     return located

@@ -48,12 +48,6 @@ class Slots:
         rows = rows.to(self.index.device)
         return Slots(self.index[rows], None if self.valid is None else self.valid[rows])
 
-    def counts(self) -> Tensor:
-        """[B, 1] int64: valid slots of each row."""
-        if self.valid is None:
-            return torch.full_like(self.index[:, :1], self.index.shape[1])
-        return self.valid.sum(1, keepdim=True)
-
 
 @dataclass(frozen=True)
 class CacheState:
@@ -82,6 +76,10 @@ class CacheState:
         """Whether any slot of the stage that `layer` belongs to is one."""
         return self.stages[self._first(layer)].valid is not None
 
+    def is_first(self, layer: int) -> bool:
+        """Whether `layer` belongs to the first stage, whose slots are virtual columns."""
+        return self._first(layer) == 0
+
     def _first(self, layer: int) -> int:
         return max(start for start in self.stages if start <= layer)
 
@@ -104,7 +102,7 @@ class _VirtualLength:
 
     def crop(self, tokens_to_remove: int) -> None:
         state = self._vlmcompress
-        # Before 5.2x a positive number meant the length to keep.
+        # transformers 5.19 still takes a positive number for the length to keep.
         count = state.virtual - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
         if count > state.tail:
             raise UnsupportedCallError(

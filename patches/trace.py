@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vlmcompress.methods.base import tokens_per_layer
 from vlmcompress.methods.pipeline import ImagePlan
 from vlmcompress.report import ImageReport
 from vlmcompress.tokens import Grid, Reduction
@@ -54,10 +55,8 @@ class ImageTrace:
 
     def report(self, index: int) -> ImageReport:
         """The same with Python values."""
-        per_layer, current = [], len(self.kept)
-        for layer in range(self.layers):
-            current = len(self.cuts[layer]) if layer in self.cuts else current
-            per_layer.append(current)
+        cut_to = {layer: len(survivors) for layer, survivors in self.cuts.items()}
+        per_layer = tokens_per_layer(self.layers, len(self.kept), cut_to)
         return ImageReport(
             index=index,
             row=self.row,

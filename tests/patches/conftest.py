@@ -20,9 +20,6 @@ from transformers import (
 
 from vlmcompress.loading import load
 
-# Models this small spend their time waiting for a second thread.
-torch.set_num_threads(1)
-
 
 @dataclass
 class Subject:

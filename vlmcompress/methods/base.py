@@ -9,6 +9,7 @@ image; None asks for the paper's own setting.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -153,10 +154,15 @@ class DecoderMethod(Method):
         """[V] one score per surviving visual token of the image; higher is kept."""
 
 
-def mean_tokens(layers: int, tokens: int, schedule: dict[int, int]) -> float:
-    """True mean over `layers` decoder layers of the tokens that enter each."""
-    counts, current = 0, tokens
+def tokens_per_layer(layers: int, tokens: int, schedule: Mapping[int, int]) -> list[int]:
+    """Tokens that enter each of `layers` decoder layers, when `tokens` enter the first."""
+    counts, current = [], tokens
     for layer in range(layers):
         current = schedule.get(layer, current)
-        counts += current
-    return counts / layers
+        counts.append(current)
+    return counts
+
+
+def mean_tokens(layers: int, tokens: int, schedule: Mapping[int, int]) -> float:
+    """True mean over `layers` decoder layers of the tokens that enter each."""
+    return sum(tokens_per_layer(layers, tokens, schedule)) / layers

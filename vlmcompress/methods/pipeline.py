@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmcompress.errors import BudgetError, CompositionError, UnknownNameError, VLMCompressError
 from vlmcompress.methods import METHODS, DecoderMethod, Method, ProjectorMethod
-from vlmcompress.methods.base import mean_tokens
+from vlmcompress.methods.base import mean_tokens, tokens_per_layer
 from vlmcompress.methods.checks import check_types
 from vlmcompress.registry import unknown
 from vlmcompress.tokens import Grid
@@ -34,11 +34,7 @@ class ImagePlan:
     @property
     def per_layer(self) -> list[int]:
         """Tokens that enter each decoder layer."""
-        counts, current = [], self.keep
-        for layer in range(self.layers):
-            current = self.schedule.get(layer, current)
-            counts.append(current)
-        return counts
+        return tokens_per_layer(self.layers, self.keep, self.schedule)
 
     @property
     def mean(self) -> float:
