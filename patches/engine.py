@@ -163,7 +163,7 @@ class Engine:
         for modality, output in (self._call.get("mm_encoder_outputs") or {}).items():
             if getattr(output, "pooler_output", None) is not None:
                 self._encoded[modality] = getattr(output, _GRIDS, None) or self.family.grids(
-                    self.model, modality, output.pooler_output, {}
+                    self.model, modality, output.pooler_output, self._call
                 )
 
     def _after_base(self, module: nn.Module, *_: Any) -> None:

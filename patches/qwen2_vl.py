@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.patches.family import Family
 from vlmcompress.tokens import Grid
 
@@ -35,5 +36,9 @@ class Qwen2VL(Family):
     ) -> list[Grid]:
         config: Any = model.config
         merge = config.vision_config.spatial_merge_size
-        rows = call[f"{modality}_grid_thw"].tolist()
-        return [Grid(t, h // merge, w // merge) for t, h, w in rows]
+        rows = call.get(f"{modality}_grid_thw")
+        if rows is None:
+            raise UnsupportedCallError(
+                f"features that were encoded beforehand need {modality}_grid_thw beside them"
+            )
+        return [Grid(t, h // merge, w // merge) for t, h, w in rows.tolist()]

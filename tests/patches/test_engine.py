@@ -441,3 +441,19 @@ def test_an_image_and_a_clip_in_one_prompt(qwen, method):
     assert [image.grid for image in c.report().images] == [(1, 6, 6), (2, 6, 6)]
     for image in c.report().images:  # whole tokens in whole layers: half a token off at most
         assert image.mean == pytest.approx(round(0.4 * image.before), abs=0.5)
+
+
+def test_features_encoded_before_compress_are_found_by_the_grid_of_the_call(qwen):
+    inputs = qwen.batch(qwen.prompt(1, 1))
+    given = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    with torch.no_grad(), compress(qwen.model, "divprune", budget=9):
+        wanted = qwen.model(**inputs).logits
+    with torch.no_grad():
+        output = qwen.model.model.get_image_features(**given, return_dict=True)
+    rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    with torch.no_grad(), compress(qwen.model, "divprune", budget=9):
+        found = qwen.model(**rest, mm_encoder_outputs={"image": output}).logits
+        assert torch.equal(found, wanted)
+        del rest["image_grid_thw"]
+        with pytest.raises(UnsupportedCallError, match="image_grid_thw"):
+            qwen.model(**rest, mm_encoder_outputs={"image": output})
