@@ -3,21 +3,25 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Another transformers than the pinned one, for example `make test VENV=.venv-oldest TRANSFORMERS=5.19.0`.
+# Another transformers than the pinned one, for example `make test VENV=.venv-5.21 TRANSFORMERS=5.21.0`.
 TRANSFORMERS ?=
 # Where torch comes from, for example `TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"`.
 TORCH_ARGS ?=
+# Processes that run the tests; torch takes one thread in each.
+WORKERS ?= logical
 # Further arguments to pytest, for example `PYTEST_ARGS="-k divprune"`.
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PINS := $(VENV)/constraints.txt
+OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 SAMPLES := vlmcompress/assets/samples
 DEMO = $(SAMPLES)/street.png "what color is the circle ?" --method divprune --budget 36
+CLIP = --video $(SAMPLES)/runway.mp4 "which way does the circle move ?" --budget 25%
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck wheel-test readme clean
+.PHONY: help setup demo test test-oldest lint format typecheck wheel-test readme clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +46,10 @@ demo: $(READY) ## ask the built-in model about a sample image, full beside reduc
 	$(BIN)/vlmcompress ask $(DEMO) --compare --repeat 10 --overlay demo.png
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+test-oldest: ## run the tests, every third of the large products, on the oldest supported transformers
+	$(MAKE) test VENV=.venv-oldest TRANSFORMERS=$(OLDEST) PYTEST_ARGS="--every 3 $(PYTEST_ARGS)"
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check .
@@ -57,10 +64,11 @@ typecheck: $(READY) ## mypy --strict
 
 readme: $(READY) ## rewrite the picture and the generated parts of README.md
 	$(BIN)/vlmcompress ask $(DEMO) --overlay docs/overlay.png
+	$(BIN)/vlmcompress ask $(CLIP) --overlay docs/clip.png
 	$(BIN)/python -m vlmcompress.eval.readme
 
 wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv, try it from another folder
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,9 @@
 """Accuracy of a built-in model on held-out questions, method by method and budget by budget.
 
 python -m vlmcompress.eval.accuracy_table --limit 560 --out eval/accuracy.json
+
+A model that takes clips is asked about them, too; then there is one more line, "one frame", for all
+tokens of a clip that repeats its middle frame.
 """
 
 import argparse
@@ -20,16 +23,25 @@ import numpy as np
 import PIL
 import torch
 import transformers
-from PIL import Image
 
 import vlmcompress
 from vlmcompress.errors import BudgetError
-from vlmcompress.eval.worlds import HELD_OUT_SEEDS, KINDS, VERSION, Question, draw, held_out
+from vlmcompress.eval.worlds import HELD_OUT_SEEDS, VERSION, Question, draw, held_out
+from vlmcompress.eval.worlds_clip_questions import held_out_clips
+from vlmcompress.eval.worlds_clips import (
+    CLIP_VERSION,
+    FRAMES,
+    FRAMES_PER_SECOND,
+    one_frame,
+    render_clip,
+)
 from vlmcompress.loading import resolve
 
-BUDGETS = (72, 36, 18, 9)
+SHARES = (2, 4, 8, 16)
+"""Budgets: one token of so many is kept."""
 METHODS = ("random", "stride", "pool", "divprune", "fastv", "pyramiddrop", "divprune+fastv")
 RANDOM_SEEDS = (0, 1, 2)
+ONE_FRAME = "one frame"
 _ANSWER_TOKENS = 6
 
 
@@ -51,11 +63,22 @@ class Outcome:
     seconds: float
 
 
-def cases() -> Iterator[Case]:
-    """All lines of the table; `full` is first, the others are compared with it."""
+Asked = list[tuple[Any, Question]]
+"""Pictures (PIL), or clips ([8, 96, 96, 3] arrays), and a question about each."""
+
+
+def cases(tokens: int, clips: bool = False) -> Iterator[Case]:
+    """All lines of a table; `full` is first, the others are compared with it.
+
+    Args:
+        tokens: Of a picture or a clip.
+        clips: Whether it is about clips.
+    """
     yield Case("full", None, {})
+    if clips:
+        yield Case(ONE_FRAME, None, {})
     yield Case("text-only", None, {})
-    for budget in BUDGETS:
+    for budget in (tokens // share for share in SHARES):
         for method in METHODS:
             seeds: Sequence[dict[str, Any]] = [{}]
             if method == "random":
@@ -64,23 +87,17 @@ def cases() -> Iterator[Case]:
                 yield Case(method, budget, options)
 
 
-def answer_all(
-    model: Any, processor: Any, asked: list[tuple[Image.Image, Question]], case: Case, batch: int
-) -> Outcome:
+def answer_all(model: Any, processor: Any, asked: Asked, case: Case, batch: int) -> Outcome:
     """Answer every question greedily under `case`."""
     answers: list[str] = []
     kept: list[float] = []
     started = time.perf_counter()
-    with vlmcompress.compress(model, case.method, budget=case.budget, **case.options) as handle:
+    method = case.method
+    if method == ONE_FRAME:
+        method, asked = "full", [(one_frame(np.asarray(seen)), q) for seen, q in asked]
+    with vlmcompress.compress(model, method, budget=case.budget, **case.options) as handle:
         for start in range(0, len(asked), batch):
-            part = asked[start : start + batch]
-            prompts = [chat_prompt(processor, question.text) for _, question in part]
-            inputs = processor(
-                text=prompts,
-                images=[picture for picture, _ in part],
-                padding=True,
-                return_tensors="pt",
-            )
+            inputs = prepare(processor, asked[start : start + batch])
             with torch.inference_mode():
                 out = model.generate(**inputs, max_new_tokens=_ANSWER_TOKENS, do_sample=False)
             fresh = out[:, inputs["input_ids"].shape[1] :]
@@ -92,9 +109,28 @@ def answer_all(
     return Outcome(answers, mean, time.perf_counter() - started)
 
 
-def chat_prompt(processor: Any, question: str) -> str:
-    """One picture and one question in the model's own chat format."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
+def prepare(processor: Any, asked: Asked) -> Any:
+    """Inputs of the model for questions about pictures, or about clips."""
+    clips = isinstance(asked[0][0], np.ndarray)
+    texts = [chat_prompt(processor, q.text, "video" if clips else "image") for _, q in asked]
+    shown = [seen for seen, _ in asked]
+    if not clips:
+        return processor(text=texts, images=shown, padding=True, return_tensors="pt")
+    times = {"fps": float(FRAMES_PER_SECOND), "frames_indices": list(range(FRAMES))}
+    metadata = [{"total_num_frames": FRAMES, **times} for _ in asked]
+    return processor(
+        text=texts,
+        videos=shown,
+        video_metadata=metadata,
+        do_sample_frames=False,
+        padding=True,
+        return_tensors="pt",
+    )
+
+
+def chat_prompt(processor: Any, question: str, medium: str = "image") -> str:
+    """One picture, or clip ("video"), and one question in the model's own chat format."""
+    content = [{"type": medium}, {"type": "text", "text": question}]
     message = [{"role": "user", "content": content}]
     return str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
 
@@ -123,7 +159,9 @@ def summarise(
         "kept_mean": round(outcome.kept, 3),
         "n": len(right),
         "accuracy": round(sum(right) / len(right), 4),
-        "by_kind": {kind: share([q.kind == kind for q in questions]) for kind in KINDS},
+        "by_kind": {
+            kind: share([q.kind == kind for q in questions]) for kind in kinds_of(questions)
+        },
         "by_wording": {str(w): share([q.wording == w for q in questions]) for w in (0, 1)},
         "seconds": round(outcome.seconds, 2),
     }
@@ -136,6 +174,11 @@ def summarise(
     return row
 
 
+def kinds_of(questions: list[Question]) -> list[str]:
+    """The kinds that were asked, in the order in which they first appear."""
+    return list(dict.fromkeys(question.kind for question in questions))
+
+
 def is_right(answers: list[str], questions: list[Question]) -> list[bool]:
     """Exact match of every answer."""
     return [given == question.answer for given, question in zip(answers, questions, strict=True)]
@@ -144,8 +187,8 @@ def is_right(answers: list[str], questions: list[Question]) -> list[bool]:
 def commonest_answer(questions: list[Question]) -> float:
     """Share of right answers of one who always gives the commonest answer of the kind."""
     right = 0
-    for kind in KINDS:
-        right += max(Counter(q.answer for q in questions if q.kind == kind).values(), default=0)
+    for kind in kinds_of(questions):
+        right += max(Counter(q.answer for q in questions if q.kind == kind).values())
     return round(right / len(questions), 4)
 
 
@@ -183,15 +226,31 @@ def provenance(model_name: str, last_seed: int) -> dict[str, Any]:
     }
 
 
-def make_table(model_name: str, limit: int, batch: int) -> dict[str, Any]:
+def make_table(model_name: str, limit: int, clips: int, batch: int) -> dict[str, Any]:
     """Run all cases."""
     model, processor = vlmcompress.load(model_name, device="cpu", dtype="float32")
     drawn = list(held_out(limit))
-    asked = [(draw(scene), question) for scene, question in drawn]
+    asked: Asked = [(draw(scene), question) for scene, question in drawn]
+    table = {"provenance": provenance(model_name, drawn[-1][0].seed)}
+    table |= run_cases(model, processor, asked, batch)
+    if hasattr(model.config, "video_token_id"):
+        filmed = list(held_out_clips(clips))
+        asked = [(render_clip(clip)[0], question) for clip, question in filmed]
+        seeds = {"clip_version": CLIP_VERSION, "seeds": [HELD_OUT_SEEDS.start, filmed[-1][0].seed]}
+        table["clips"] = seeds | run_cases(model, processor, asked, batch)
+    return table
+
+
+def run_cases(model: Any, processor: Any, asked: Asked, batch: int) -> dict[str, Any]:
+    """All lines about some pictures, or some clips."""
+    clips = isinstance(asked[0][0], np.ndarray)
+    config, first = model.config, prepare(processor, asked[:1])
+    visual = config.video_token_id if clips else config.image_token_id
+    tokens = int((first["input_ids"] == visual).sum())
     questions = [question for _, question in asked]
     rows: list[dict[str, Any]] = []
     reference: list[bool] = []
-    for case in cases():
+    for case in cases(tokens, clips):
         try:
             outcome = answer_all(model, processor, asked, case, batch)
         except BudgetError as error:
@@ -201,11 +260,7 @@ def make_table(model_name: str, limit: int, batch: int) -> dict[str, Any]:
             rows.append(summarise(case, outcome, questions, reference))
             reference = reference or is_right(outcome.answers, questions)
         print(_line(rows[-1]), flush=True)
-    return {
-        "provenance": provenance(model_name, drawn[-1][0].seed),
-        "commonest_answer": commonest_answer(questions),
-        "rows": rows,
-    }
+    return {"tokens": tokens, "commonest_answer": commonest_answer(questions), "rows": rows}
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -223,10 +278,11 @@ def main() -> None:
     )
     parser.add_argument("--model", default="tiny-llava", help="built-in name or model folder")
     parser.add_argument("--limit", type=int, default=560, help="held-out questions")
+    parser.add_argument("--clips", type=int, default=180, help="held-out questions about clips")
     parser.add_argument("--batch", type=int, default=40)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    table = make_table(arguments.model, arguments.limit, arguments.batch)
+    table = make_table(arguments.model, arguments.limit, arguments.clips, arguments.batch)
     arguments.out.write_text(json.dumps(table, indent=1) + "\n")
 
 

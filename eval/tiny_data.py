@@ -34,8 +34,8 @@ FIELDS = {
     "middle": ("yes",),
 }
 TAGS = len(SHAPES) + len(COLORS) + len(GLYPHS) + len(SHAPES) * len(COLORS)
-_CLEARLY_COVERED = 0.12
-_BARELY_COVERED = 0.01
+CLEARLY_COVERED = 0.12
+BARELY_COVERED = 0.01
 _CHUNK = 500
 
 
@@ -61,11 +61,11 @@ def label(scene: Scene, cover: NDArray[np.float32]) -> NDArray[np.int8]:
     """Say what lies on each patch of `scene`, [fields, 144]."""
     labels = np.zeros((len(FIELDS), SIDE, SIDE), dtype=np.int8)
     touched = cover.max(axis=0)
-    labels[:, (touched > _BARELY_COVERED) & (touched < _CLEARLY_COVERED)] = IGNORED
+    labels[:, (touched > BARELY_COVERED) & (touched < CLEARLY_COVERED)] = IGNORED
     owner = cover.argmax(axis=0)
     for index, thing in enumerate(scene.objects):
         middle = int(thing.y) // PATCH_SIZE, int(thing.x) // PATCH_SIZE
-        mask = (owner == index) & (touched >= _CLEARLY_COVERED)
+        mask = (owner == index) & (touched >= CLEARLY_COVERED)
         mask[middle] = True
         values = (
             SHAPES.index(thing.shape) + 1,

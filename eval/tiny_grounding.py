@@ -40,6 +40,11 @@ class Targets:
     wanted: Tensor
     answering: Tensor
 
+    def only(self, mask: Tensor) -> "Targets":
+        """Those of `mask`, [n] bool."""
+        chosen = (self.rows[mask], self.queries[mask], self.wanted[mask], self.answering[mask])
+        return Targets(*chosen)
+
 
 def referents(words: list[str]) -> list[int]:
     """Where the question names what it is about: the last word of each description."""
@@ -60,10 +65,26 @@ def wanted_attention(
     patches = np.isin(labels[_PLACE], places)
     if question.kind in ("reading", "count"):
         patches &= labels[_MIDDLE] == 1
-    wanted = np.zeros(_FIRST_PATCH + len(patches), dtype=np.float32)
-    wanted[_FIRST_PATCH:] = patches
-    if question.kind == "count" or not about:
-        wanted[0] = 1
+    return spread(patches, _FIRST_PATCH, start=question.kind == "count" or not about)
+
+
+def spread(
+    patches: NDArray[np.bool_], before: int, start: bool, after: int = 0
+) -> NDArray[np.float32]:
+    """An even distribution over a prefix.
+
+    Args:
+        patches: Which visual tokens have a share, [N].
+        before: Number of tokens before them.
+        start: Whether the first token of all has a share, too.
+        after: Number of tokens after them.
+
+    Returns:
+        [before + N + after], float32.
+    """
+    wanted = np.zeros(before + len(patches) + after, dtype=np.float32)
+    wanted[before : before + len(patches)] = patches
+    wanted[0] = start
     wanted /= wanted.sum()
     return wanted
 
@@ -100,16 +121,30 @@ def make_targets(
     )
 
 
-def grounding_loss(record: dict[int, Tensor], targets: Targets) -> Tensor:
+def grounding_loss(
+    record: dict[int, Tensor],
+    targets: Targets,
+    referent_layer: int = REFERENT_LAYER,
+    answer_layer: int = ANSWER_LAYER,
+) -> Tensor:
     """Cross-entropy between the attention in `record` and the targets.
 
     Args:
         record: Layer -> attention of `HEADS` heads to the prefix, [B, HEADS, queries, prefix].
         targets: Of the same batch.
+        referent_layer: Where words look at what they name.
+        answer_layer: Where the answering token looks.
     """
-    losses = []
-    for layer, mask in ((REFERENT_LAYER, ~targets.answering), (ANSWER_LAYER, targets.answering)):
-        paid = record[layer][targets.rows[mask], :, targets.queries[mask]].float()
-        wanted = targets.wanted[mask][:, None]
-        losses.append(-(wanted * (paid + 1e-6).log()).sum(-1).mean())
+    losses = [
+        attention_loss(record[referent_layer], targets.only(~targets.answering)),
+        attention_loss(record[answer_layer], targets.only(targets.answering)),
+    ]
     return torch.stack(losses).mean()
+
+
+def attention_loss(attention: Tensor, targets: Targets) -> Tensor:
+    """Cross-entropy between attention, [B, heads, queries, prefix], and the targets; 0 of none."""
+    if not len(targets.rows):
+        return torch.zeros(())
+    paid = attention[targets.rows, :, targets.queries].float()
+    return -(targets.wanted[:, None] * (paid + 1e-6).log()).sum(-1).mean()

@@ -31,7 +31,7 @@ from vlmcompress.eval.worlds import (
 )
 
 # CLIP text towers treat an end token of id 2 as "the largest id ends the text", so it is not 2.
-_SPECIAL = ("<pad>", "<s>", "<unk>", "<image>", "</s>")
+SPECIAL = ("<pad>", "<s>", "<unk>", "<image>", "</s>")
 _COMMON = (
     "user assistant : ? . , ! what which where how many color shape place sign number letter is "
     "are does do have the a an in on at there object objects written count lie left right top "
@@ -57,7 +57,7 @@ def vocabulary() -> list[str]:
     """Every word that the model knows, in the order of its ids."""
     plurals = [PLURALS[shape] for shape in SHAPES]
     places = [word for place in PLACES for word in place.split()]
-    words = [*_SPECIAL, *_COMMON.split(), *SHAPES, *plurals, *COLORS, *places, *NUMBERS, *GLYPHS]
+    words = [*SPECIAL, *_COMMON.split(), *SHAPES, *plurals, *COLORS, *places, *NUMBERS, *GLYPHS]
     words += [chr(code) for code in range(ord("a"), ord("z") + 1)]
     return list(dict.fromkeys(words))
 
@@ -65,7 +65,30 @@ def vocabulary() -> list[str]:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, lower-cased; digits and punctuation marks stand alone."""
     ids = {word: number for number, word in enumerate(vocabulary())}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    return make_word_tokenizer(
+        ids,
+        processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", ids["<s>"])]
+        ),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def make_word_tokenizer(
+    ids: dict[str, int], finish: processors.TemplateProcessing, **special: Any
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words.
+
+    Args:
+        ids: Every word and its number.
+        finish: What is added to a text.
+        special: Names of the special tokens, as transformers wants them.
+    """
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=special["unk_token"]))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -73,19 +96,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
             pre_tokenizers.Split(Regex(r"\d|[^\w\s]"), behavior="isolated"),
         ]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", ids["<s>"])]
-    )
+    tokenizer.post_processor = finish
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
+        **special,
     )
 
 
@@ -166,12 +183,17 @@ def export(weights: dict[str, Tensor], folder: Path) -> None:
     replace_folder(folder, model, make_processor())
 
 
-def replace_folder(folder: Path, model: Any, processor: Any) -> None:
-    """Save beside `folder`, then move file by file, so that a reader meets whole files."""
+def replace_folder(folder: Path, *parts: Any) -> None:
+    """Save beside `folder`, then move file by file, so that a reader meets whole files.
+
+    Args:
+        folder: Where the files go.
+        parts: Whatever has a `save_pretrained`: model, processor, tokenizer.
+    """
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    model.save_pretrained(fresh)
-    processor.save_pretrained(fresh)
+    for part in parts:
+        part.save_pretrained(fresh)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(fresh.iterdir()):
         path.chmod(0o644)

@@ -1,16 +1,40 @@
 """Shared by the training stages: optimizers, a schedule by time, checkpoints."""
 
 import os
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+_IN_A_LAYER = re.compile(r"\.(layers|blocks)\.")
 _WARMUP = 0.04
 _FLOOR = 0.02
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the processes that train a stage together.
+
+    Attributes:
+        folder: Of checkpoints.
+        minutes: Time budget of the whole stage.
+        seed: Of weights and batches.
+        log: Takes a line; does nothing in all processes but the first.
+        rank: Number of the process.
+        world: How many there are.
+    """
+
+    folder: Path
+    minutes: float
+    seed: int
+    log: Callable[[str], None]
+    rank: int = 0
+    world: int = 1
 
 
 class Trainer:
@@ -33,7 +57,8 @@ class Trainer:
         self.copies = {name: p.detach().float().clone() for name, p in named}
         module.to(torch.bfloat16)
         self.live = dict(named)
-        matrices = [name for name, p in named if p.ndim == 2 and ".layers." in name]
+        # Transformer layers are called `layers`, in Qwen's vision tower `blocks`.
+        matrices = [name for name, p in named if p.ndim == 2 and _IN_A_LAYER.search(name)]
         rest = [self.copies[name] for name, _ in named if name not in set(matrices)]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.01)

@@ -5,6 +5,7 @@ question with its answer each. A segment sees the prefix and itself and its posi
 the prefix, so training meets exactly what inference with a single question will.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmcompress.eval.tiny_data import FIELDS, IGNORED, PATCHES
-from vlmcompress.eval.tiny_grounding import ANSWER_LAYER, HEADS, REFERENT_LAYER
+from vlmcompress.eval.tiny_grounding import HEADS
 from vlmcompress.eval.tiny_model import vocabulary
 from vlmcompress.eval.worlds import KINDS, Question, Scene, ask
 
@@ -52,20 +53,25 @@ def pose(scene: Scene, rng: np.random.Generator, odds: list[float]) -> list[Ques
     return questions
 
 
-def pack(asked: list[list[Question]]) -> Batch:
-    """Turn questions into tokens."""
-    shape = (len(asked), SEGMENTS, SEGMENT_LENGTH)
-    tokens = np.full(shape, IDS["<pad>"])
+def pack(
+    asked: list[list[Question]],
+    ids: Mapping[str, int] = IDS,
+    end: str = "</s>",
+    every_kind: Sequence[str] = KINDS,
+) -> Batch:
+    """Turn questions, as many about each picture, into tokens; padding has the id 0."""
+    shape = (len(asked), len(asked[0]), SEGMENT_LENGTH)
+    tokens = np.zeros(shape, dtype=np.int64)
     wanted = np.full(shape, UNSCORED)
     kinds = np.zeros(shape[:2], dtype=np.int64)
     for row, questions in enumerate(asked):
         for column, question in enumerate(questions):
             prompt = [*question.text.split(), "assistant", ":"]
-            words = [IDS[word] for word in [*prompt, *question.answer.split(), "</s>"]]
+            words = [ids[word] for word in [*prompt, *question.answer.split(), end]]
             tokens[row, column, : len(words)] = words
             start = len(prompt)
             wanted[row, column, start - 1 : len(words) - 1] = words[start:]
-            kinds[row, column] = KINDS.index(question.kind)
+            kinds[row, column] = every_kind.index(question.kind)
     return Batch(torch.from_numpy(tokens), torch.from_numpy(wanted), torch.from_numpy(kinds))
 
 
@@ -91,25 +97,32 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """Attention of prefix and segments, with the signature of transformers' attention functions.
 
-    It costs less than half of full attention under a block mask.
+    It costs less than half of full attention under a block mask. `prefix` among `kwargs` is the
+    length of the prefix if it is not `PREFIX_LENGTH`. `record` is filled with the attention of the
+    first `HEADS` heads of segments to the prefix, layer by layer; `record_prefix`, where its
+    layers are already keys, with that of the last `HEADS` heads within the prefix.
     """
-    batch, heads, _, width = query.shape
-    cut = PREFIX_LENGTH
+    batch, heads, length, width = query.shape
+    cut = kwargs.get("prefix", PREFIX_LENGTH)
     query = query * scaling
     head_q, head_k, head_v = query[:, :, :cut], key[:, :, :cut], value[:, :, :cut]
     scores = head_q @ head_k.transpose(-1, -2) + _causal(cut, query)
-    head_out = scores.softmax(dim=-1) @ head_v
+    head_weights = scores.softmax(dim=-1)
+    head_out = head_weights @ head_v
 
     tail_q, tail_k, tail_v = query[:, :, cut:], key[:, :, cut:], value[:, :, cut:]
-    split = (batch, heads, SEGMENTS, SEGMENT_LENGTH, width)
+    split = (batch, heads, (length - cut) // SEGMENT_LENGTH, SEGMENT_LENGTH, width)
     own = tail_q.reshape(split) @ tail_k.reshape(split).transpose(-1, -2)
     own = own + _causal(SEGMENT_LENGTH, query)
     seen = tail_q @ head_k.transpose(-1, -2)
     weights = torch.cat([seen, own.flatten(2, 3)], dim=-1).softmax(dim=-1)
     inner = weights[..., cut:].reshape(own.shape) @ tail_v.reshape(split)
     record = kwargs.get("record")
-    if record is not None and module.layer_idx in (REFERENT_LAYER, ANSWER_LAYER):
+    if record is not None:
         record[module.layer_idx] = weights[:, :HEADS, :, :cut]
+    within = kwargs.get("record_prefix")
+    if within is not None and module.layer_idx in within:
+        within[module.layer_idx] = head_weights[:, -HEADS:]
     tail_out = weights[..., :cut] @ head_v + inner.flatten(2, 3)
     return torch.cat([head_out, tail_out], dim=2).transpose(1, 2), None
 

@@ -1,6 +1,6 @@
 """Stage 1: the vision tower alone, on what lies on each patch and what the picture shows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,18 @@ class LabelledTower(nn.Module):
         return self.patch_head(patches).float(), self.tag_head(out.pooler_output).float()
 
 
-def _patch_losses(logits: Tensor, labels: Tensor) -> list[Tensor]:
+def patch_losses(
+    logits: Tensor, labels: Tensor, fields: Mapping[str, Sequence[str]]
+) -> list[Tensor]:
+    """Cross-entropy of every field.
+
+    Args:
+        logits: [B, N, classes of all fields], the class 0 of each field being "nothing there".
+        labels: [B, rows, N], a row for each field first.
+        fields: Name -> what may be there.
+    """
     losses = []
-    widths = [len(words) + 1 for words in FIELDS.values()]
+    widths = [len(words) + 1 for words in fields.values()]
     for field, scores in enumerate(torch.split(logits, widths, dim=-1)):
         wanted = labels[:, field].long()
         each = F.cross_entropy(
@@ -119,7 +128,7 @@ def train_tower(
     while trainer.progress < 1:
         rows = np.sort(order.choice(len(pictures), size=64, replace=False))
         patches, scores = model(as_input(pictures.pixels[rows]))
-        losses = _patch_losses(patches, torch.from_numpy(pictures.labels[rows]))
+        losses = patch_losses(patches, torch.from_numpy(pictures.labels[rows]), FIELDS)
         tags = torch.from_numpy(pictures.tags[rows]).float()
         shown = F.binary_cross_entropy_with_logits(scores, tags) * 4
         trainer.step(sum(losses, shown))

@@ -2,11 +2,12 @@
 
     python -m vlmcompress.eval.train_tiny --work /tmp/tiny --out vlmcompress/assets
 
-Stages: `render` pictures, `tower` (vision), `decoder` (projector and decoder), `clip` (the text
-tower that matches the vision tower), `samples` (example pictures). Each continues from its
-checkpoint in the work folder; a stage that is done is skipped in seconds. Needs torch 2.9 or later
+Stages: `render` pictures and clips, `tower` (vision), `decoder` (projector and decoder), `clip`
+(the text tower that matches the vision tower), `qwen-tower`, `qwen-decoder` (starts from that of
+tiny-llava), `samples` (example pictures and clips; needs PyAV). Each continues from its checkpoint
+in the work folder; a stage that is done is skipped in seconds. Needs torch 2.9 or later
 (`torch.optim.Muon`). Schedules follow the clock, so two runs never give the same bits; what the
-shipped weights came from stands in tiny_llava_training.json.
+shipped weights came from stands in tiny_llava_training.json and tiny_qwen_training.json.
 """
 
 import argparse
@@ -24,25 +25,33 @@ from vlmcompress.eval.tiny_clip import export_clip, train_clip
 from vlmcompress.eval.tiny_data import prepare
 from vlmcompress.eval.tiny_decoder import train_decoder
 from vlmcompress.eval.tiny_model import export
+from vlmcompress.eval.tiny_optim import Run
+from vlmcompress.eval.tiny_qwen_data import prepare_clips
+from vlmcompress.eval.tiny_qwen_decoder import train_decoder as train_qwen_decoder
+from vlmcompress.eval.tiny_qwen_model import export as export_qwen
+from vlmcompress.eval.tiny_qwen_tower import train_tower as train_qwen_tower
 from vlmcompress.eval.tiny_samples import write_samples
 from vlmcompress.eval.tiny_tower import train_tower
 
-STAGES = ("render", "tower", "decoder", "clip", "samples")
+STAGES = ("render", "tower", "decoder", "clip", "qwen-tower", "qwen-decoder", "samples")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vlmcompress.eval.train_tiny",
-        description="Train tiny-llava and tiny-clip on scenes drawn by vlmcompress.eval.worlds.",
-        epilog="Two CPU cores need about an hour.",
+        description="Train the built-in tiny models on scenes drawn by eval/worlds*.py.",
+        epilog="Two CPU cores need about two hours.",
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures, checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets tiny_llava etc.")
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--images", type=int, default=50_000, help="pictures to train on")
+    parser.add_argument("--clips", type=int, default=12_000, help="clips to train on")
     parser.add_argument("--tower-minutes", type=float, default=13.0)
     parser.add_argument("--decoder-minutes", type=float, default=30.0)
     parser.add_argument("--clip-minutes", type=float, default=5.0)
+    parser.add_argument("--qwen-tower-minutes", type=float, default=13.0)
+    parser.add_argument("--qwen-decoder-minutes", type=float, default=50.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU cores to use")
     return parser.parse_args()
@@ -70,8 +79,8 @@ def _tower(arguments: argparse.Namespace, log: Callable[[str], None]) -> dict[st
     return weights
 
 
-def _decoder(rank: int, arguments: argparse.Namespace) -> None:
-    """Train the decoder as one of `arguments.threads` processes of one thread each."""
+def _join(rank: int, arguments: argparse.Namespace) -> Callable[[str], None]:
+    """Become one of `arguments.threads` processes of one thread each; returns the log."""
     torch.set_num_threads(1)
     if arguments.threads > 1:
         distributed.init_process_group(
@@ -80,7 +89,12 @@ def _decoder(rank: int, arguments: argparse.Namespace) -> None:
             rank=rank,
             world_size=arguments.threads,
         )
-    log = _logger(arguments.work / "train.log") if rank == 0 else _ignore
+    return _logger(arguments.work / "train.log") if rank == 0 else _ignore
+
+
+def _decoder(rank: int, arguments: argparse.Namespace) -> None:
+    """Train the decoder of tiny-llava."""
+    log = _join(rank, arguments)
     train_decoder(
         torch.load(arguments.work / "tower-weights.pt"),
         prepare(arguments.work / "data", arguments.images),
@@ -91,6 +105,35 @@ def _decoder(rank: int, arguments: argparse.Namespace) -> None:
         log,
         (lambda weights: export(weights, arguments.out / "tiny_llava")) if rank == 0 else _ignore,
     )
+
+
+def _qwen(rank: int, arguments: argparse.Namespace, stage: str) -> None:
+    """Train the tower, or the decoder, of tiny-qwen."""
+    log = _join(rank, arguments)
+    work, llava = arguments.work, arguments.out / "tiny_llava"
+    pictures = prepare(work / "data", arguments.images)
+    clips = prepare_clips(work / "data", arguments.clips)
+    weights = work / "qwen-tower-weights.pt"
+    tower = stage == "qwen-tower"
+    minutes = arguments.qwen_tower_minutes if tower else arguments.qwen_decoder_minutes
+    run = Run(work, minutes, arguments.seed, log, rank, arguments.threads)
+    if tower:
+        trained = train_qwen_tower(llava, pictures, clips, run)
+        if rank == 0:
+            torch.save(trained, weights)
+    else:
+        run = Run(
+            work, arguments.qwen_decoder_minutes, arguments.seed, log, rank, arguments.threads
+        )
+        train_qwen_decoder(
+            torch.load(weights),
+            llava,
+            (pictures, clips),
+            run,
+            (lambda state: export_qwen(state, arguments.out / "tiny_qwen"))
+            if rank == 0
+            else _ignore,
+        )
 
 
 def _ignore(_: Any) -> None:
@@ -106,6 +149,7 @@ def main() -> None:
     stages: Sequence[str] = STAGES if arguments.stage == "all" else (arguments.stage,)
     if "render" in stages:
         prepare(arguments.work / "data", arguments.images, arguments.threads)
+        prepare_clips(arguments.work / "data", arguments.clips, arguments.threads)
     if "tower" in stages:
         _tower(arguments, log)
     if "decoder" in stages:
@@ -117,6 +161,10 @@ def main() -> None:
         minutes, seed = arguments.clip_minutes, arguments.seed
         weights = train_clip(tower, pictures, arguments.work, minutes, seed, log)
         export_clip(weights, arguments.out / "tiny_clip")
+    for stage in ("qwen-tower", "qwen-decoder"):
+        if stage in stages:
+            workers = (arguments, stage)
+            spawn(_qwen, workers, nprocs=arguments.threads)  # type: ignore[no-untyped-call]
     if "samples" in stages:
         write_samples(arguments.out / "samples")
 

@@ -62,19 +62,34 @@ def render(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         The picture, [96, 96, 3], and the share of each patch that each object covers,
         [objects, 12, 12] in [0, 1].
     """
-    rng = np.random.default_rng([VERSION, scene.seed, 1])
-    canvas = _background(rng, scene)
-    _distract(rng, canvas)
+    rng, canvas = make_canvas(scene)
     side = IMAGE_SIZE // PATCH_SIZE
     cover = np.zeros((len(scene.objects), side, side), dtype=np.float32)
     for index, thing in enumerate(scene.objects):
-        alpha = _alpha(thing)
-        shade = np.array(_RGB[thing.color], dtype=np.float32) + rng.integers(-14, 15, size=3)
-        canvas += alpha[..., None] * (shade - canvas)
-        if thing.glyph is not None:
-            _write(canvas, thing)
-        cover[index] = alpha.reshape(side, PATCH_SIZE, side, PATCH_SIZE).mean(axis=(1, 3))
+        cover[index] = add_object(canvas, thing, rng.integers(-14, 15, size=3))
     return np.clip(canvas, 0, 255).astype(np.uint8), cover
+
+
+def make_canvas(scene: Scene) -> tuple[np.random.Generator, NDArray[np.float32]]:
+    """The background of `scene` with its distractors, [96, 96, 3], and what drew it."""
+    rng = np.random.default_rng([VERSION, scene.seed, 1])
+    canvas = _background(rng, scene)
+    _distract(rng, canvas)
+    return rng, canvas
+
+
+def add_object(
+    canvas: NDArray[np.float32], thing: Object, shade: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Draw `thing`, its colour shifted by `shade`; returns its share of each patch, [12, 12]."""
+    alpha = _alpha(thing)
+    color = np.array(_RGB[thing.color], dtype=np.float32) + shade
+    canvas += alpha[..., None] * (color - canvas)
+    if thing.glyph is not None:
+        _write(canvas, thing)
+    side = IMAGE_SIZE // PATCH_SIZE
+    cover: NDArray[np.float32] = alpha.reshape(side, PATCH_SIZE, side, PATCH_SIZE).mean(axis=(1, 3))
+    return cover
 
 
 def _background(rng: np.random.Generator, scene: Scene) -> NDArray[np.float32]:

@@ -93,48 +93,50 @@ def make_scene(seed: int) -> Scene:
     """
     rng = np.random.default_rng([VERSION, seed])
     count = int(rng.integers(3, 9))
-    shapes = [_pick(rng, SHAPES) for _ in range(count)]
-    colors = [_pick(rng, COLORS) for _ in range(count)]
+    shapes = [pick(rng, SHAPES) for _ in range(count)]
+    colors = [pick(rng, COLORS) for _ in range(count)]
     theme = rng.random()
     repeats = min(count, int(rng.integers(2, 6)))
     if theme < 0.4:
-        _repeat(rng, shapes, SHAPES, repeats)
+        repeat(rng, shapes, SHAPES, repeats)
     elif theme < 0.7:
-        _repeat(rng, colors, COLORS, repeats)
+        repeat(rng, colors, COLORS, repeats)
     cells = sorted(int(cell) for cell in rng.choice(9, size=count, replace=False))
     objects = tuple(
-        _make_object(rng, shape, color, cell)
+        make_object(rng, shape, color, cell)
         for shape, color, cell in zip(shapes, colors, cells, strict=True)
     )
     grey = rng.integers(95, 150)
     tint = rng.integers(-18, 19, size=3)
     red, green, blue = (int(value) for value in grey + tint)
-    return Scene(seed, objects, _pick(rng, TEXTURES), (red, green, blue))
+    return Scene(seed, objects, pick(rng, TEXTURES), (red, green, blue))
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of `options`, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
-def _repeat(
+def repeat(
     rng: np.random.Generator, values: list[str], options: Sequence[str], repeats: int
 ) -> None:
     """Give exactly `repeats` members of `values` one common value, and no other member."""
-    common = _pick(rng, options)
+    common = pick(rng, options)
     others = [option for option in options if option != common]
     for index, value in enumerate(values):
         if value == common:
-            values[index] = _pick(rng, others)
+            values[index] = pick(rng, others)
     for index in rng.choice(len(values), size=repeats, replace=False):
         values[int(index)] = common
 
 
-def _make_object(rng: np.random.Generator, shape: str, color: str, cell: int) -> Object:
+def make_object(rng: np.random.Generator, shape: str, color: str, cell: int) -> Object:
+    """An object of random size within `cell`, every second one with a sign."""
     size = SIZES[int(rng.choice(len(SIZES), p=_SIZE_ODDS))]
     radius = float(rng.uniform(*_RADII[size]))
     glyph = None
     if size != "small" and rng.random() < _GLYPH_ODDS:
-        glyph = _pick(rng, GLYPHS)
+        glyph = pick(rng, GLYPHS)
         x, y = _on_a_patch(rng, radius), _on_a_patch(rng, radius)
     else:
         x, y = (float(rng.uniform(radius + 0.5, CELL - radius - 0.5)) for _ in range(2))

@@ -14,8 +14,19 @@ if TYPE_CHECKING:
 FAMILIES: Registry[Family] = Registry("model family", "vlmcompress.patches.family:Family")
 for _name, _entry in {
     "llava": "llava:Llava",
+    "llava_next": "llava_next:LlavaNext",
+    "llava_next_video": "llava_next_video:LlavaNextVideo",
+    "llava_onevision": "llava_onevision:LlavaOnevision",
+    "video_llava": "video_llava:VideoLlava",
     "qwen2_vl": "qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "qwen2_5_vl:Qwen2_5VL",
+    "qwen3_vl": "qwen3_vl:Qwen3VL",
+    "qwen3_vl_moe": "qwen3_vl:Qwen3VLMoe",
+    "internvl": "internvl:InternVL",
+    "idefics3": "idefics3:Idefics3",
+    "smolvlm": "smolvlm:SmolVLM",
+    "gemma3": "gemma3:Gemma3",
+    "vipllava": "vipllava:VipLlava",
 }.items():
     FAMILIES.register(_name, f"vlmcompress.patches.{_entry}")
 

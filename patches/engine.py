@@ -14,51 +14,51 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
 from vlmcompress.budget import Planner
-from vlmcompress.errors import CompositionError, UnsupportedModelError
-from vlmcompress.ops.select import top_k
+from vlmcompress.errors import CompositionError
+from vlmcompress.patches.attach import MARK, Attachments, engine_of
+from vlmcompress.patches.calls import by_name, carries_images
+from vlmcompress.patches.deepstack import follow
 from vlmcompress.patches.family import Family
 from vlmcompress.patches.flow import Flow
 from vlmcompress.patches.guard import (
     check_attention,
     check_forward,
-    check_full_attention,
     check_generate,
+    check_kinds,
+    check_modalities,
     two_dimensional,
 )
+from vlmcompress.patches.masks import FULL, SLIDING, LayerKinds, layer_kinds
 from vlmcompress.patches.reduce import Reducing
+from vlmcompress.patches.signals import Signals
 from vlmcompress.patches.state import Slots, attach_state, state_of
+from vlmcompress.patches.threads import Current, Shared
 from vlmcompress.patches.trace import Trace, mark
-from vlmcompress.patches.view import CutContext, View
-from vlmcompress.tokens import Grid
-
-_MARK = "_vlmcompress_engine"
-_GRIDS = "_vlmcompress_grids"
+from vlmcompress.patches.view import CutContext, ranked
 
 
 class Engine:
     """Installs a method on one model instance."""
 
     def __init__(
-        self, model: nn.Module, family: Family, planner: Planner, positions: str, order: str
+        self,
+        model: nn.Module,
+        family: Family,
+        planner: Planner,
+        signals: Signals,
+        positions: str,
+        order: str,
     ) -> None:
-        self.model, self.family, self.planner = model, family, planner
+        self._now, self._shared = Current(), Shared()  # first, for it refuses to be pickled
+        self.model, self.family, self.planner, self.signals = model, family, planner, signals
         self.positions, self.order = positions, order
         self.base = family.base(model)
         self.lm = family.language_model(self.base)
         self.layers = family.layers(self.base)
-        self.trace = Trace()
-        self._handles: list[RemovableHandle] = []
-        self._wrapped: list[tuple[nn.Module, str]] = []
-        self._generating = False
-        self._prompt: int | None = None
-        self._call: dict[str, Any] | None = None
-        self._encoded: dict[str, list[Grid]] = {}
-        self._flow: Flow | None = None
-        self._started: Any = None
+        self._attached = Attachments()
 
     def install(self) -> None:
         """Hook the model.
@@ -67,14 +67,15 @@ class Engine:
             CompositionError: the model is compressed already.
             UnsupportedModelError: a seam is missing or the attention implementation is unknown.
         """
-        if hasattr(self.model, _MARK):
+        if engine_of(self.model) is not None:
             raise CompositionError(
                 f"this {type(self.model).__name__} is compressed already: "
-                "call .remove() on the first Compression before compressing it again"
+                "call .remove() on the first Compression before compressing it again "
+                "(Compression.of(model) finds it)"
             )
         check_attention(self.lm)
         if self.planner.pipeline.decoder is not None:
-            check_full_attention(self.lm)
+            check_kinds(self.kinds.names, (FULL, SLIDING) if self.kinds.own else (FULL,))
         try:
             self._hook()
         except BaseException:
@@ -82,110 +83,110 @@ class Engine:
             raise
 
     def _hook(self) -> None:
-        object.__setattr__(self.model, _MARK, self)
-        self._wrapped.append((self.model, _MARK))
-        self._wrap(self.model, "generate", self._generate)
+        attached = self._attached
+        attached.set(self.model, MARK, self)
+        attached.wrap(self.model, "generate", self._generate)
         for modality, name in self.family.feature_calls.items():
-            self._wrap(self.base, name, functools.partial(self._encode, modality))
-        before = functools.partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
-        after = functools.partial(
-            nn.Module.register_forward_hook, with_kwargs=True, always_call=True
-        )
-        self._handles = [
-            before(self.model, self._before_model),
-            before(self.base, self._before_base),
-            after(self.base, self._after_base),
-            before(self.lm, self._before_lm),
-            after(self.lm, self._after_lm),
-        ]
+            attached.wrap(self.base, name, functools.partial(self._encode, modality))
+        if self.family.deepstack:
+            attached.wrap(self.lm, self.family.deepstack, self._add_features)
+        attached.before(self.model, self._before_model)
+        attached.before(self.base, self._before_base)
+        attached.after(self.base, self._after_base)
+        attached.before(self.lm, self._before_lm)
+        attached.after(self.lm, self._after_lm)
+        attached.take_over(self.signals.hooks())
         for number, layer in enumerate(self.layers):
-            self._handles.append(before(layer, functools.partial(self._before_layer, number)))
-
-    def _wrap(self, owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
-        if name in vars(owner):
-            raise UnsupportedModelError(
-                f"{type(owner).__name__}.{name} was replaced on this instance by something else: "
-                "undo that first"
-            )
-        original = getattr(owner, name)
-        # transformers reads signatures to decide what to pass, so the wrapper must carry this one.
-        wrapped = functools.wraps(original)(functools.partial(wrapper, original))
-        object.__setattr__(owner, name, wrapped)
-        self._wrapped.append((owner, name))
+            attached.before(layer, functools.partial(self._before_layer, number))
 
     def remove(self) -> None:
-        """Leave the model as it was before `install`; harmless when called twice."""
-        for handle in self._handles:
-            handle.remove()
-        for owner, name in self._wrapped:
-            owner.__dict__.pop(name, None)
-        self._handles, self._wrapped = [], []
-        self._end_forward()
+        """Leave the model as it was before `install`; harmless when called twice.
+
+        Waits for every `generate` of another thread: it could not go on without the hooks.
+        """
+        self._shared.wait_for_others()
+        self._attached.remove()
+        self._now.end_forward()
+        # A handle that is kept for its report keeps no weights alive.
+        for name in ("model", "base", "lm", "layers", "signals"):
+            vars(self).pop(name, None)
+
+    @property
+    def trace(self) -> Trace:
+        """Of the call that this thread is in, else of the last one that any thread began."""
+        return self._now.trace or self._shared.trace
+
+    def _begin(self) -> None:
+        self._now.trace = self._shared.trace = Trace()
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         check_generate(self.model, kwargs)
         ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-        self.trace = Trace()
+        self._begin()
         # Queries for scores come from the prompt, whatever else a forward carries along
         # (candidates of assisted decoding, answers so far without a cache).
-        self._prompt = ids.shape[1] if isinstance(ids, Tensor) else None
-        self._generating = True
+        self._now.prompt = ids.shape[1] if isinstance(ids, Tensor) else None
+        self._now.generating = True
         try:
-            return original(*args, **kwargs)
+            with self._shared.entered():
+                return original(*args, **kwargs)
         finally:
-            self._generating, self._prompt = False, None
-            self._end_forward()
+            self._now.generating, self._now.prompt = False, None
+            self._now.end_forward()
 
     def _encode(
         self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         device = next(self.base.parameters()).device
-        with self.trace.timed("encoder", device):
-            output = original(*args, **kwargs)
+        with self.signals.recording() as record:
+            if record is None:  # some encode clips by calling the method for images
+                return original(*args, **kwargs)
+            with self.trace.timed("encoder", device):
+                output = original(*args, **kwargs)
         call = inspect.signature(original).bind_partial(*args, **kwargs).arguments
-        features = getattr(output, "pooler_output", None)
-        if features is not None:
-            grids = self.family.grids(self.model, modality, features, call)
-            # generate() encodes before the prefill and hands the output over: it carries its grids.
-            setattr(output, _GRIDS, grids)
-            self._encoded[modality] = grids
+        with self.trace.timed("signals", device):
+            encoded = self.signals.encoded(modality, call, output, record)
+        if encoded is not None:
+            self._now.encoded[modality] = encoded
         return output
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        named = _by_name(module, args, kwargs)
+        named = by_name(module, args, kwargs)
         check_forward(module, named)
-        if not self._generating and _carries_images(named):
-            self.trace = Trace()
+        if not self._now.generating and carries_images(named):
+            self._begin()
 
-    def _before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._call = _by_name(module, args, kwargs)
-        self._encoded = {}
-        for modality, output in (self._call.get("mm_encoder_outputs") or {}).items():
-            if getattr(output, "pooler_output", None) is not None:
-                self._encoded[modality] = getattr(output, _GRIDS, None) or self.family.grids(
-                    self.model, modality, output.pooler_output, self._call
-                )
+    def _before_base(
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        call = self._now.call = by_name(module, args, kwargs)
+        check_modalities(self.family.name, self.family.feature_calls, call)
+        self._now.encoded = self.signals.handed_over(call)
+        state = state_of(call.get("past_key_values"))
+        if state is None or not self.family.masks_in_base:
+            return None
+        # What the base model knows of the earlier turns is of another length than the cache.
+        return (), {**call, **self.family.unmasked(call, state)}
 
     def _after_base(self, module: nn.Module, *_: Any) -> None:
-        self._end_forward()
-
-    def _end_forward(self) -> None:
-        self._call, self._encoded, self._flow = None, {}, None
+        self._now.end_forward()
 
     def _before_lm(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        self._flow = None
-        if self._call is None:
+        self._now.flow = None
+        if self._now.call is None:
             return None
-        embeds = kwargs["inputs_embeds"]
-        self._started = mark(embeds.device)
+        self._now.started = mark(kwargs["inputs_embeds"].device)
+        if self.family.masks_in_base:
+            self._now.given_masks = kwargs.get("attention_mask")
+            kwargs = {**kwargs, "attention_mask": self._now.call.get("attention_mask")}
         state = state_of(kwargs.get("past_key_values"))
-        if self._encoded:
-            reducing = Reducing(self, self._call, self._encoded, kwargs, self._prompt)
+        if self._now.encoded:
+            reducing = Reducing(self, self._now.call, self._now.encoded, kwargs, self._now.prompt)
             changed = reducing.run()
             if changed is not None:
-                self._flow = reducing.flow
+                self._now.flow = reducing.flow
                 return args, {**kwargs, **changed}
         if state is None:
             return None
@@ -199,7 +200,7 @@ class Engine:
         batch, length = embeds.shape[:2]
         columns = torch.arange(length, device=embeds.device) + state.virtual
         flow = self.new_flow(kwargs, state.virtual, Slots(columns.expand(batch, length), None))
-        self._flow = flow
+        self._now.flow = flow
         positions = kwargs.get("position_ids")
         if self.positions == "renumber":
             positions = flow.renumbered(0)
@@ -217,30 +218,37 @@ class Engine:
             columns=columns,
             virtual_width=kwargs["inputs_embeds"].shape[1],
             flash=check_attention(self.lm).startswith("flash"),
+            kinds=self.kinds,
+            given_masks=self._now.given_masks,
             cache=kwargs.get("past_key_values"),
             padding=None if mask is None else mask.to(columns.index.device, torch.bool),
             rotary=self._rotary if self.positions == "renumber" else None,
         )
 
-    def _rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        embeddings: tuple[Tensor, Tensor] = self.lm.get_submodule("rotary_emb")(
-            hidden, position_ids=positions
-        )
+    @property
+    def kinds(self) -> LayerKinds:
+        """Of the decoder's layers; users may change the attention implementation at any time."""
+        return layer_kinds(self.lm, len(self.layers), self.family.masks_in_base)
+
+    def _rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        module = self.lm.get_submodule("rotary_emb")
+        kinds = (kind,) if len(set(self.kinds.names)) > 1 else ()
+        embeddings: tuple[Tensor, Tensor] = module(hidden, positions, *kinds)
         return embeddings
 
     def _before_layer(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        flow = self._flow
+        flow = self._now.flow
         if flow is None:
             return None
         given = hidden = args[0] if args else kwargs["hidden_states"]
         if number in flow.cuts:
-            before = flow.layer_inputs(kwargs, hidden) or {}
-            hidden = self._cut(number, hidden, {**kwargs, **before})
+            flow.layer_inputs(number, kwargs, hidden)
+            hidden = self._cut(number, hidden)
         if flow.starts_stage(number):
-            flow.current = number
-        changed = flow.layer_inputs(kwargs, hidden)
+            flow.start_stage(number)
+        changed = flow.layer_inputs(number, kwargs, hidden)
         if number + 1 in flow.cuts:
             flow.stash = hidden
         if changed is None and hidden is given:
@@ -249,30 +257,32 @@ class Engine:
             return (hidden, *args[1:]), {**kwargs, **(changed or {})}
         return args, {**kwargs, **(changed or {}), "hidden_states": hidden}
 
-    def _cut(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _cut(self, number: int, hidden: Tensor) -> Tensor:
         """Score the surviving tokens of every image and keep the best of them."""
-        flow, decoder = self._flow, self.planner.pipeline.decoder
+        flow, decoder = self._now.flow, self.planner.pipeline.decoder
         assert flow is not None
         assert decoder is not None
         with self.trace.timed("selection", hidden.device):
-            context = CutContext(number, self.layers, flow, hidden, kwargs["position_embeddings"])
-            kept = []
-            for span in flow.spans:
-                alive = len(span.slots)
-                count = span.trace.plan.schedule.get(number, alive)
-                if 0 < count < alive:
-                    kept.append(top_k(decoder.score(View(context, span)), count))
-                else:
-                    kept.append(torch.arange(min(count, alive), device=hidden.device))
-            return flow.cut(number, kept, hidden)
+            return flow.cut(
+                number, ranked(CutContext(number, self.layers, flow, hidden), decoder), hidden
+            )
+
+    def _add_features(
+        self, original: Callable[..., Any], hidden: Tensor, mask: Tensor, features: Tensor
+    ) -> Any:
+        """DeepStack between layers that may have fewer tokens than the first."""
+        cut = None if self._now.flow is None else self._now.flow.last_cut(self._now.flow.current)
+        if cut is not None:
+            mask, (features,) = follow(mask, [features], cut)
+        return original(hidden, mask, features)
 
     def _after_lm(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        flow, self._flow = self._flow, None
-        if self._call is None or output is None:
+        flow, self._now.flow = self._now.flow, None
+        if self._now.call is None or output is None:
             return
         device = kwargs["inputs_embeds"].device
         first = not self.trace.prefilled
-        self.trace.add("prefill" if first else "decode", self._started, mark(device))
+        self.trace.add("prefill" if first else "decode", self._now.started, mark(device))
         self.trace.prefilled = True
         self.trace.decode_steps += not first
         if flow is None:
@@ -281,17 +291,3 @@ class Engine:
         for cache in parts:
             if isinstance(cache, Cache):
                 attach_state(cache, flow.next_state())
-
-
-def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a forward by name; most callers name them all already."""
-    if not args:
-        return kwargs
-    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    return {**bound.pop("kwargs", {}), **bound}
-
-
-def _carries_images(kwargs: dict[str, Any]) -> bool:
-    return bool(kwargs.get("mm_encoder_outputs")) or any(
-        name.startswith("pixel_values") and value is not None for name, value in kwargs.items()
-    )

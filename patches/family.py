@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,10 +11,12 @@ import transformers
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
-from vlmcompress.tokens import Grid
+from vlmcompress.patches.encoders import Encoder
+from vlmcompress.patches.state import CacheState
+from vlmcompress.tokens import Grid, Layout
 
 
-class Family(ABC):
+class Family:
     """One model family of transformers.
 
     Most families end their base model's forward in one call of `language_model`, so an adapter
@@ -29,10 +31,18 @@ class Family(ABC):
     stages: ClassVar[tuple[str, ...]] = ("projector", "decoder")
     renumbers: ClassVar[bool] = True
     """Whether positions are one number per token, so that their gaps can be closed."""
-    signals: ClassVar[frozenset[str]] = frozenset()
-    """Fields of `VisualTokens` beyond features and grid that can be collected."""
+    encoder: ClassVar[Encoder] = Encoder()
+    """The vision side, for signals."""
     feature_calls: ClassVar[Mapping[str, str]] = {"image": "get_image_features"}
     """Modality -> bound method of the base model that returns its projected features."""
+
+    text_module: ClassVar[str] = "language_model"
+    """Name of the decoder stack in the base model."""
+    deepstack: ClassVar[str | None] = None
+    """Method of the decoder stack that adds visual features after its first layers, if any."""
+
+    masks_in_base: ClassVar[bool] = False
+    """Whether the base model makes the attention masks, because images attend to themselves."""
 
     def model_class(self) -> type[nn.Module]:
         """The class named by `class_name`."""
@@ -46,7 +56,7 @@ class Family(ABC):
 
     def language_model(self, base: nn.Module) -> nn.Module:
         """The decoder stack inside the base model."""
-        return base.get_submodule("language_model")
+        return base.get_submodule(self.text_module)
 
     def layers(self, base: nn.Module) -> nn.ModuleList:
         """The decoder layers in order."""
@@ -54,15 +64,19 @@ class Family(ABC):
         assert isinstance(layers, nn.ModuleList)
         return layers
 
-    @abstractmethod
     def placeholders(self, model: nn.Module) -> dict[str, int]:
         """Modality -> token id that stands for one visual token in `input_ids`."""
+        return {
+            modality: int(getattr(model.config, f"{modality}_token_id"))
+            for modality in self.feature_calls
+        }
 
-    @abstractmethod
-    def grids(
+    def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
-    ) -> list[Grid]:
-        """One grid per image or clip, in the order of `features`.
+    ) -> list[Layout]:
+        """How the placeholders of each image or clip lie, in the order of `features`.
+
+        By default each of `features` is a square grid, or a row where its length is no square.
 
         Args:
             model: the wrapped model.
@@ -70,6 +84,25 @@ class Family(ABC):
             features: per image [N, D], what the feature call returned.
             call: the arguments of the feature call by name.
         """
+        return [Layout.of(square(len(tokens))) for tokens in features]
+
+    def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:
+        """Whether each encoded piece of a prompt belongs to the image of the piece before it.
+
+        For families whose encoder takes tiles without saying which of them make up an image.
+
+        Args:
+            ids: the prompt.
+            pieces: the columns of the visual tokens of each.
+        """
+        return [False] * len(pieces)
+
+    def unmasked(self, call: Mapping[str, Any], state: CacheState) -> dict[str, Any]:
+        """Arguments of the base model with which it makes masks for the chunk alone.
+
+        Only for `masks_in_base`; `call` continues on the shortened cache of `state`.
+        """
+        return {"attention_mask": None}
 
     def fixed_grid(self, model: nn.Module) -> Grid | None:
         """The grid of every image where the family has only one, so that budgets fail early."""
@@ -90,6 +123,8 @@ class Family(ABC):
         for method in self.feature_calls.values():
             if not callable(getattr(base, method, None)):
                 raise self._broken(f"{type(base).__name__} has no {method}()")
+        if self.deepstack and not callable(getattr(lm, self.deepstack, None)):
+            raise self._broken(f"{type(lm).__name__} has no {self.deepstack}()")
         _expect(self, base, "input_ids", "attention_mask", "mm_encoder_outputs")
         _expect(self, lm, "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
         _expect(self, layers[0], "hidden_states", "attention_mask", "position_embeddings")
@@ -99,6 +134,12 @@ class Family(ABC):
             f"{self.name}: transformers {transformers.__version__} does not have the expected "
             f"structure ({detail}); supported: transformers >=5.19,<6"
         )
+
+
+def square(count: int) -> Grid:
+    """A square grid, or one row when CLS or registers were kept among the tokens."""
+    side = math.isqrt(count)
+    return Grid(1, side, side) if side * side == count else Grid(1, 1, count)
 
 
 def _expect(family: Family, module: nn.Module, *names: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,12 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from vlmcompress.patches.layout import both, cut_mask, pack, slot_of, take
+from vlmcompress.patches.masks import Given, LayerKinds, Seen, build
+from vlmcompress.patches.spans import Separators
 from vlmcompress.patches.state import CacheState, Slots
 from vlmcompress.patches.trace import ImageTrace
 
-Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Rotary = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Span:
     """[V] int64: slots of the chunk at the current stage."""
     index: Tensor
     """[V] int64: raster indices."""
+    separators: Separators
+    """At slots of the current stage."""
     trace: ImageTrace
 
 
@@ -42,11 +46,14 @@ class Flow:
     virtual_width: int
     """Length of the chunk as the caller sees it."""
     flash: bool
+    kinds: LayerKinds
+    given_masks: Given = None
+    """Masks that the base model made for the unshortened chunk, for each kind of layer."""
     cache: Cache | None = None
     padding: Tensor | None = None
     """[B, past + chunk] bool over virtual columns: the caller's attention mask."""
     rotary: Rotary | None = None
-    """Computes (cos, sin) from hidden states and positions, for renumbered positions."""
+    """Computes (cos, sin) of a kind of layer from hidden states and positions, to renumber."""
     counts: list[int] = field(default_factory=list)
     """Valid chunk tokens of each row at the current stage."""
     spans: list[Span] = field(default_factory=list)
@@ -62,7 +69,9 @@ class Flow:
     stash: Tensor | None = None
     """Input of the layer before a cut."""
     _rows: dict[int, Slots] = field(default_factory=dict)
-    _inputs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _inputs: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
+    embeddings: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Kind of layer -> cos and sin of the chunk's tokens at the current stage, as far as seen."""
 
     def starts_stage(self, layer: int) -> bool:
         """Whether a stage begins at `layer`, of this forward or of an earlier turn."""
@@ -92,13 +101,13 @@ class Flow:
 
     def rows(self, layer: int) -> Slots:
         """Slots of the chunk that enter `layer`, numbered as at the first stage."""
-        cut = self._last_cut(layer)
+        cut = self.last_cut(layer)
         if cut is not None:
             return cut
         columns = torch.arange(self.width, device=self.columns.index.device)
         return Slots(columns.expand(self.batch, self.width), self.columns.valid)
 
-    def _last_cut(self, layer: int) -> Slots | None:
+    def last_cut(self, layer: int) -> Slots | None:
         """What the last cut of this forward at or before `layer` left of the chunk."""
         starts = [start for start in self._rows if start <= layer]
         return self._rows[max(starts)] if starts else None
@@ -111,7 +120,12 @@ class Flow:
         return past.append(self.rows(layer), self.past_width(0))
 
     def first_mask(self) -> Tensor | None:
-        """[B, slots] bool: the 2-D mask of the first stage, None when nothing is masked."""
+        """[B, slots] bool: the 2-D mask of the first stage, None when nothing is masked.
+
+        None as well where every layer gets a mask of its own.
+        """
+        if self.kinds.own:
+            return None
         if self.padding is None and not self._has_fillers(0):
             return None
         keys = self.keys(0)
@@ -122,36 +136,78 @@ class Flow:
     def _has_fillers(self, layer: int) -> bool:
         """Whether any slot of `layer` is one; a decode step without must not compute anything."""
         past = self.state is not None and self.state.has_fillers(layer)
-        chunk = self._last_cut(layer) or self.columns
+        chunk = self.last_cut(layer) or self.columns
         return past or chunk.valid is not None
 
-    def layer_inputs(self, given: dict[str, Any], hidden: Tensor) -> dict[str, Any] | None:
-        """The keyword arguments of a layer at the current stage, or None to leave them alone."""
-        stage = self.current
-        if stage not in self._inputs:
-            self._inputs[stage] = self._stage_inputs(stage, given, hidden)
-        return self._inputs[stage] or None
+    def layer_inputs(
+        self, layer: int, given: dict[str, Any], hidden: Tensor
+    ) -> dict[str, Any] | None:
+        """The keyword arguments of `layer` at the current stage, or None to leave them alone."""
+        key = self.current, self.kinds.names[layer]
+        if key not in self._inputs:
+            self._inputs[key] = self._stage_inputs(layer, given, hidden)
+        inputs = self._inputs[key]
+        self.embeddings[key[1]] = inputs.get("position_embeddings", given["position_embeddings"])
+        return inputs or None
 
-    def _stage_inputs(self, stage: int, given: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+    def start_stage(self, layer: int) -> None:
+        """From `layer` on, fewer tokens are left."""
+        self.current = layer
+        self.embeddings = {}
+
+    def _stage_inputs(self, layer: int, given: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {}
+        stage = self.current
         if self.flash and hidden.shape[1] > 1 and given.get("position_ids") is not None:
             # FlashAttention reads gaps in position ids as borders between packed sequences.
             steps = torch.arange(hidden.shape[1], device=hidden.device)
             inputs["position_ids"] = steps.expand(len(hidden), -1)
+        if self.kinds.own:
+            inputs["attention_mask"] = self._own_mask(layer, hidden.dtype)
         if stage == 0:
             return inputs
         mask = given.get("attention_mask")
-        if mask is not None or self._has_fillers(stage):
+        if not self.kinds.own and (mask is not None or self._has_fillers(stage)):
             keys, rows = self.keys(stage), self.rows(stage)
             inputs["attention_mask"] = cut_mask(
                 mask, rows.index, keys.index, keys.valid, self.past_width(0), self.flash
             )
         if self.rotary is not None:
-            inputs["position_embeddings"] = self.rotary(hidden, self.renumbered(stage))
-        elif (cut := self._last_cut(stage)) is not None:
+            kind = self.kinds.names[layer]
+            inputs["position_embeddings"] = self.rotary(hidden, self.renumbered(stage), kind)
+        elif (cut := self.last_cut(stage)) is not None:
             cos, sin = given["position_embeddings"]
             inputs["position_embeddings"] = (take(cos, cut.index), take(sin, cut.index))
         return inputs
+
+    def _own_mask(self, layer: int, dtype: torch.dtype) -> Tensor | None:
+        kind, end = self.kinds.names[layer], self.past + self.virtual_width
+        window = self.kinds.window_of(kind)
+        given = self.given_masks
+        return build(
+            self.past_seen(layer),
+            self.chunk_seen(),
+            given.get(kind) if isinstance(given, Mapping) else given,
+            self.past,
+            window if window is not None and window < end else None,
+            dtype if self.kinds.eager else None,
+        )
+
+    def past_seen(self, layer: int) -> Seen:
+        """The cached keys that `layer` still holds."""
+        past = self._past_slots(layer).index
+        if self.state is not None and not self.state.is_first(layer):
+            past = take(self._past_slots(0).index, past)
+        held = past.shape[1]
+        if self.cache is not None and layer < len(self.cache.layers):
+            keys = getattr(self.cache.layers[layer], "keys", None)
+            held = held if keys is None else min(held, keys.shape[-2])
+        return Seen(past, self.past_valid(layer)).last(held)
+
+    def chunk_seen(self) -> Seen:
+        """The chunk's tokens at the current stage."""
+        rows = self.rows(self.current)
+        return Seen(take(self.columns.index, rows.index), self._open(rows))
 
     def renumbered(self, layer: int) -> Tensor:
         """[B, Q] int64: positions of the chunk at `layer`, counted without gaps."""
@@ -183,12 +239,17 @@ class Flow:
             keep[span.row, span.slots] = False
             keep[span.row, span.slots[places]] = True
             self.counts[span.row] -= len(span.slots) - len(places)
+            if span.separators:
+                stay = span.separators.bound_to(span.index[places])
+                keep[span.row, span.separators.at] = stay
+                self.counts[span.row] -= len(stay) - int(stay.sum())
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
         self._rows[layer] = Slots(rows.index.gather(1, index), valid)
         self.move(slot_of(keep, size), kept)
         for span in self.spans:
             span.trace.cuts[layer] = span.index
+            span.trace.separators[layer] = len(span.separators)
         return take(hidden, index)
 
     def open_chunk(self) -> Tensor | None:
@@ -209,6 +270,9 @@ class Flow:
         """Renumber spans and text rows after `slot` [B, Q] gave every old slot its new one."""
         for span, places in zip(self.spans, kept, strict=True):
             span.slots, span.index = slot[span.row, span.slots[places]], span.index[places]
+            if span.separators:
+                stay = span.separators.bound_to(span.index)
+                span.separators = span.separators.move(slot[span.row], stay)
         self.text = [slot[row, slots] for row, slots in enumerate(self.text)]
         if self.last is not None:
             self.last = slot.gather(1, self.last[:, None])[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,17 +28,17 @@ def check_attention(lm: nn.Module) -> str:
     return found
 
 
-def check_full_attention(lm: nn.Module) -> None:
-    """Tokens can be dropped between layers only if every layer attends to all of them.
+def check_kinds(kinds: Sequence[str], allowed: Sequence[str]) -> None:
+    """Tokens can be dropped between layers only if it is known what every layer attends to.
 
     Raises:
-        UnsupportedModelError: some layers attend to a sliding window, or not at all.
+        UnsupportedModelError: some layers are of another kind.
     """
-    kinds = set(getattr(lm.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    others = set(kinds) - set(allowed)
+    if others:
         raise UnsupportedModelError(
-            f"decoder-stage methods need full attention in every layer, this model has "
-            f"{', '.join(sorted(kinds))}: use a projector-stage method"
+            f"decoder-stage methods need {' or '.join(allowed)} in every layer, this model has "
+            f"{', '.join(sorted(others))}: use a projector-stage method"
         )
 
 
@@ -81,6 +82,22 @@ def check_forward(model: nn.Module, kwargs: dict[str, Any]) -> None:
             "logits_to_keep as a tensor refers to the full prompt: give a number"
         )
     _check_cache(kwargs.get("past_key_values"))
+
+
+def check_modalities(name: str, known: Collection[str], call: Mapping[str, Any]) -> None:
+    """Refuse clips on a family whose clips the engine does not know: they would stay whole.
+
+    Raises:
+        UnsupportedCallError: the call brings what is not among the `known` modalities.
+    """
+    brought = set(call.get("mm_encoder_outputs") or ())
+    if call.get("pixel_values_videos") is not None:
+        brought.add("video")
+    if brought - set(known):
+        raise UnsupportedCallError(
+            f"{name} models are supported with {', '.join(known)} only, "
+            f"this call brings {', '.join(sorted(brought))}"
+        )
 
 
 def two_dimensional(mask: Any) -> torch.Tensor | None:

@@ -1,15 +1,15 @@
-"""LLaVA-1.5: CLIP (or another fixed-resolution) tower, MLP projector, any decoder."""
+"""LLaVA-1.5: one square grid per image, projected by `get_image_features`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from vlmcompress.patches.family import Family
-from vlmcompress.tokens import Grid
+from vlmcompress.patches.encoders import PatchEncoder
+from vlmcompress.patches.family import Family, square
+from vlmcompress.tokens import Grid, Layout
 
 
 class Llava(Family):
@@ -17,19 +17,17 @@ class Llava(Family):
 
     name = "llava"
     class_name = "LlavaForConditionalGeneration"
+    encoder = PatchEncoder()
 
-    def placeholders(self, model: nn.Module) -> dict[str, int]:
-        return {"image": int(model.config.image_token_id)}  # type: ignore[union-attr,arg-type]
-
-    def grids(
+    def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
-    ) -> list[Grid]:
+    ) -> list[Layout]:
         sizes = call.get("image_sizes")
         if sizes is None:
-            return [_square(len(tokens)) for tokens in features]
+            return super().layouts(model, modality, features, call)
         # Towers of native resolution (Pixtral) get their sizes in pixels.
         patch = int(model.config.vision_config.patch_size)  # type: ignore[union-attr,arg-type]
-        return [Grid(1, int(h) // patch, int(w) // patch) for h, w in sizes]
+        return [Layout.of(Grid(1, int(h) // patch, int(w) // patch)) for h, w in sizes]
 
     def fixed_grid(self, model: nn.Module) -> Grid | None:
         vision: Any = model.config.vision_config  # type: ignore[union-attr]
@@ -38,10 +36,4 @@ class Llava(Family):
         side = vision.image_size // vision.patch_size
         full = model.config.vision_feature_select_strategy == "full"  # type: ignore[union-attr]
         has_cls = vision.model_type == "clip_vision_model"
-        return _square(side * side + int(full and has_cls))
-
-
-def _square(count: int) -> Grid:
-    """A square grid, or one row when CLS or registers were kept among the tokens."""
-    side = math.isqrt(count)
-    return Grid(1, side, side) if side * side == count else Grid(1, 1, count)
+        return square(side * side + int(full and has_cls))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlmcompress.patches.encoders import WindowEncoder
 from vlmcompress.patches.qwen2_vl import Qwen2VL
 
 
@@ -10,3 +11,4 @@ class Qwen2_5VL(Qwen2VL):
 
     name = "qwen2_5_vl"
     class_name = "Qwen2_5_VLForConditionalGeneration"
+    encoder = WindowEncoder()

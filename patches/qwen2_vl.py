@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.patches.encoders import PackedEncoder
 from vlmcompress.patches.family import Family
-from vlmcompress.tokens import Grid
+from vlmcompress.tokens import Grid, Layout
 
 
 class Qwen2VL(Family):
@@ -20,6 +21,7 @@ class Qwen2VL(Family):
 
     name = "qwen2_vl"
     class_name = "Qwen2VLForConditionalGeneration"
+    encoder = PackedEncoder()
     video = True
     renumbers = False
     feature_calls: ClassVar[Mapping[str, str]] = {
@@ -27,13 +29,9 @@ class Qwen2VL(Family):
         "video": "get_video_features",
     }
 
-    def placeholders(self, model: nn.Module) -> dict[str, int]:
-        config: Any = model.config
-        return {"image": config.image_token_id, "video": config.video_token_id}
-
-    def grids(
+    def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
-    ) -> list[Grid]:
+    ) -> list[Layout]:
         config: Any = model.config
         merge = config.vision_config.spatial_merge_size
         rows = call.get(f"{modality}_grid_thw")
@@ -41,4 +39,4 @@ class Qwen2VL(Family):
             raise UnsupportedCallError(
                 f"features that were encoded beforehand need {modality}_grid_thw beside them"
             )
-        return [Grid(t, h // merge, w // merge) for t, h, w in rows.tolist()]
+        return [Layout.of(Grid(t, h // merge, w // merge)) for t, h, w in rows.tolist()]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.base import ProjectorMethod, Reducer, Selector
 from vlmcompress.methods.pipeline import ImagePlan
+from vlmcompress.patches.deepstack import follow, merge
 from vlmcompress.patches.flow import Flow, Span
 from vlmcompress.patches.guard import two_dimensional
 from vlmcompress.patches.layout import pack, slot_of, take, take_positions
-from vlmcompress.patches.spans import Located, locate
+from vlmcompress.patches.signals import Encoded, part_of
+from vlmcompress.patches.spans import Located, Pieces, locate
 from vlmcompress.patches.state import Slots
 from vlmcompress.patches.trace import ImageTrace
-from vlmcompress.tokens import Grid, Reduction, VisualTokens
+from vlmcompress.tokens import Reduction, VisualTokens
 
 if TYPE_CHECKING:
     from vlmcompress.patches.engine import Engine
@@ -32,11 +35,11 @@ class Reducing:
         self,
         engine: Engine,
         call: Mapping[str, Any],
-        encoded: Mapping[str, Sequence[Grid]],
+        encoded: Mapping[str, Encoded],
         kwargs: dict[str, Any],
         prompt: int | None,
     ) -> None:
-        self.engine, self.kwargs = engine, kwargs
+        self.engine, self.encoded, self.kwargs = engine, encoded, kwargs
         self.embeds: Tensor = kwargs["inputs_embeds"]
         self.batch, self.length = self.embeds.shape[:2]
         self.cache = kwargs.get("past_key_values")
@@ -46,8 +49,11 @@ class Reducing:
             raise UnsupportedCallError(
                 "a compressed model needs input_ids beside the images, not inputs_embeds"
             )
-        self.images = locate(ids, engine.family.placeholders(engine.model), encoded)
-        self.plans = engine.planner([image.grid for image in self.images])
+        self.ids: Tensor = ids
+        family = engine.family
+        layouts = {modality: found.layouts for modality, found in encoded.items()}
+        self.images = locate(ids, family.placeholders(engine.model), layouts, family.continues)
+        self.plans = engine.planner([image.layout for image in self.images])
         end = self.length if prompt is None else min(self.length, prompt - self.past)
         self.prompt_end = end
         self.valid = self._chunk_valid()
@@ -65,7 +71,7 @@ class Reducing:
         kept, reductions = self._select()
         self._record(kept, reductions)
         idle = all(
-            plan.keep >= len(image.grid) and not plan.schedule and reduction is None
+            plan.keep >= len(image.layout) and not plan.schedule and reduction is None
             for image, plan, reduction in zip(self.images, self.plans, reductions, strict=True)
         )
         if idle:
@@ -73,50 +79,55 @@ class Reducing:
         embeds = self._place(kept, reductions)
         index, keep, size = self._pack(kept)
         self._build_flow(index, keep, size, kept)
-        return self._inputs(embeds)
+        return self._inputs(embeds) | self._deepstack(reductions)
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
         """Per image: raster indices [K] placed in the decoder, and the merge if there was one."""
         method = self.engine.planner.pipeline.projector
-        done: dict[int, tuple[Tensor, Reduction | None]] = {}
+        done: dict[Pieces, tuple[Tensor, Reduction | None]] = {}
         with self.engine.trace.timed("selection", self.embeds.device):
             for image, plan in zip(self.images, self.plans, strict=True):
-                if image.image not in done:  # beams repeat a prompt, and so its choices
+                if image.pieces not in done:  # beams repeat a prompt, and so its choices
                     indices, reduction = self._choose(method, image, plan)
-                    done[image.image] = indices.to(self.embeds.device), reduction
-        chosen = [done[image.image] for image in self.images]
+                    done[image.pieces] = indices.to(self.embeds.device), reduction
+        chosen = [done[image.pieces] for image in self.images]
         return [kept for kept, _ in chosen], [reduction for _, reduction in chosen]
 
     def _choose(
         self, method: ProjectorMethod | None, image: Located, plan: ImagePlan
     ) -> tuple[Tensor, Reduction | None]:
-        if method is None or plan.keep >= len(image.grid):
-            return torch.arange(len(image.grid)), None
-        if plan.keep == 0:
-            return torch.arange(0), None
-        features = self.embeds[image.row, image.columns.to(self.embeds.device)]
-        tokens = VisualTokens(features=features, grid=image.grid, index=image.ordinal)
-        if isinstance(method, Reducer):
-            reduction = method.reduce(tokens, plan.keep)
-            return reduction.anchors, reduction
-        assert isinstance(method, Selector)
-        pick = method.pick if self.engine.order == "method" else method.select
-        return pick(tokens, plan.keep), None
+        if method is None or plan.keep >= len(image.layout):
+            return torch.arange(len(image.layout)), None
+        whole = self.engine.signals.tokens(image, self)
+        starts = [0, *accumulate(len(grid) for grid, _ in plan.parts)][:-1]
+        chosen, reductions = [], []
+        for part, ((grid, keep), start) in enumerate(zip(plan.parts, starts, strict=True)):
+            tokens = part_of(whole, grid, start, part)
+            if isinstance(method, Reducer):
+                reductions.append(_reduce(method, tokens, keep))
+            else:
+                assert isinstance(method, Selector)
+                pick = method.pick if self.engine.order == "method" else method.select
+                chosen.append(_pick(pick, tokens, keep) + start)
+        if reductions:
+            joined = Reduction.join(reductions, starts)
+            return joined.anchors, joined
+        return torch.cat(chosen), None
 
     def _record(self, kept: list[Tensor], reductions: list[Reduction | None]) -> None:
         trace, layers = self.engine.trace, len(self.engine.layers)
         self.traces = [
-            ImageTrace(image.row, image.grid, plan, layers, indices, reduction)
+            ImageTrace(image.row, image.layout, plan, layers, indices, reduction)
             for image, plan, indices, reduction in zip(
                 self.images, self.plans, kept, reductions, strict=True
             )
         ]
         if not trace.prefilled:
-            seen: set[int] = set()
+            seen: set[Pieces] = set()
             for image, record in zip(self.images, self.traces, strict=True):
-                if image.image not in seen:  # report a prompt once, not once per beam
+                if image.pieces not in seen:  # report a prompt once, not once per beam
                     trace.images.append(record)
-                seen.add(image.image)
+                seen.add(image.pieces)
 
     def _place(self, kept: list[Tensor], reductions: list[Reduction | None]) -> Tensor:
         """Embeddings with merged features written at the place of each group."""
@@ -136,7 +147,7 @@ class Reducing:
         if self.valid is not None:
             keep &= self.valid.to(device)
         self.counts = keep.sum(1).tolist() if self.valid is not None else [self.length] * self.batch
-        if all(len(k) == len(i.grid) for i, k in zip(self.images, kept, strict=True)):
+        if all(len(k) == len(i.layout) for i, k in zip(self.images, kept, strict=True)):
             # Only decoder layers drop: leave padding where it is.
             columns = torch.arange(self.length, device=device).expand(self.batch, self.length)
             return Slots(columns, self.valid), torch.ones_like(keep), self.length
@@ -145,6 +156,10 @@ class Reducing:
             keep[image.row, columns] = False
             keep[image.row, columns[indices]] = True
             self.counts[image.row] -= len(columns) - len(indices)
+            if image.separators:
+                stay = image.separators.bound_to(indices)
+                keep[image.row, image.separators.at.to(device)] = stay.to(device)
+                self.counts[image.row] -= len(stay) - int(stay.sum())
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
         if self.engine.order == "method":
@@ -179,16 +194,19 @@ class Reducing:
         for image, indices, trace in zip(self.images, kept, self.traces, strict=True):
             columns = image.columns.to(device)
             places = columns[indices.sort().values]
-            flow.spans.append(Span(image.row, slot[image.row, places], indices, trace))
+            separators = image.separators.to(device)
+            separators = separators.move(slot[image.row], separators.bound_to(indices))
+            trace.separators[0] = len(separators)
+            flow.spans.append(Span(image.row, slot[image.row, places], indices, separators, trace))
         layers = {layer for plan in self.plans for layer in plan.schedule}
         flow.cuts = tuple(sorted(layers))
         self.flow = flow
 
     def _text_starts(self) -> list[int]:
-        """Per row the column of its last visual token, -1 without any."""
+        """Per row the column of its last placeholder, -1 without any."""
         ends = [-1] * self.batch
         for image in self.images:
-            ends[image.row] = max(ends[image.row], int(image.columns[-1]))
+            ends[image.row] = max(ends[image.row], int(image.placeholders[-1]))
         return ends
 
     def _inputs(self, embeds: Tensor) -> dict[str, Any]:
@@ -210,3 +228,26 @@ class Reducing:
             "position_ids": positions,
             "attention_mask": mask,
         }
+
+    def _deepstack(self, reductions: list[Reduction | None]) -> dict[str, Any]:
+        """Features to be added in later layers, for the tokens that are left."""
+        mask, features = (
+            self.kwargs.get(name) for name in ("visual_pos_masks", "deepstack_visual_embeds")
+        )
+        if mask is None or features is None:
+            return {}
+        merged = merge(mask, features, self.images, reductions)
+        mask, features = follow(mask, merged, self.chunk)
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": features}
+
+
+def _pick(pick: Callable[[VisualTokens, int], Tensor], tokens: VisualTokens, count: int) -> Tensor:
+    if 0 < count < len(tokens.grid):
+        return pick(tokens, count)
+    return torch.arange(count, device=tokens.features.device)
+
+
+def _reduce(method: Reducer, tokens: VisualTokens, count: int) -> Reduction:
+    if 0 < count < len(tokens.grid):
+        return method.reduce(tokens, count)
+    return Reduction.identity(tokens.features[:count])

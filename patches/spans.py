@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vlmcompress.errors import UnsupportedCallError
-from vlmcompress.tokens import Grid
+from vlmcompress.tokens import Layout
+
+Continues = Callable[[list[int], list[list[int]]], list[bool]]
+Piece = tuple[str, int]
+Pieces = tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Separators:
+    """Placeholders of an image that are no picture, each bound to a row of its visual tokens."""
+
+    at: Tensor
+    """[S] int64: where they are, in columns of the prompt or in slots."""
+    rows: Tensor
+    """[S, 2] int64: first visual token of the row, and the one after the last."""
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def to(self, device: torch.device) -> Separators:
+        """The same on `device`."""
+        return Separators(self.at.to(device), self.rows.to(device))
+
+    def bound_to(self, index: Tensor) -> Tensor:
+        """[S] bool: those with any of the visual tokens `index` in their row."""
+        index = index.sort().values
+        first, after = torch.searchsorted(index, self.rows.to(index.device)).unbind(1)
+        return after > first
+
+    def move(self, place: Tensor, stay: Tensor) -> Separators:
+        """Those that `stay` [S] bool, now at `place[at]`."""
+        return Separators(place[self.at[stay]], self.rows[stay])
 
 
 @dataclass(frozen=True)
@@ -17,63 +48,104 @@ class Located:
     """One image or clip of one prompt."""
 
     row: int
-    image: int
-    """Which encoded image of the call; rows that repeat a prompt repeat its images."""
+    pieces: Pieces
+    """What the encoder made it of, as (modality, which one of the call); mostly one piece. Rows
+    that repeat a prompt repeat its pieces."""
     ordinal: int
     """Which image of its prompt this is."""
-    grid: Grid
+    layout: Layout
     columns: Tensor
-    """[N] int64, on the CPU: the columns of its placeholders in `input_ids`, in raster order."""
+    """[N] int64, on the CPU: the columns of its visual tokens in `input_ids`, in raster order."""
+    separators: Separators
+    """On the CPU, in columns."""
+
+    placeholders: Tensor
+    """[N + S] int64, on the CPU: the columns of both."""
+
+    @classmethod
+    def of(cls, row: int, pieces: Pieces, layout: Layout, placeholders: Tensor) -> Located:
+        """Tell visual tokens from separators."""
+        visual = torch.ones(len(placeholders), dtype=torch.bool)
+        visual[[separator.place for separator in layout.separators]] = False
+        rows = torch.tensor([(s.start, s.stop) for s in layout.separators]).view(-1, 2)
+        separators = Separators(placeholders[~visual], rows)
+        return cls(row, pieces, 0, layout, placeholders[visual], separators, placeholders)
+
+    def __add__(self, other: Located) -> Located:
+        layout = self.layout + other.layout
+        placeholders = torch.cat([self.placeholders, other.placeholders])
+        return Located.of(self.row, self.pieces + other.pieces, layout, placeholders)
 
 
 def locate(
-    input_ids: Tensor, placeholders: Mapping[str, int], grids: Mapping[str, Sequence[Grid]]
+    input_ids: Tensor,
+    placeholders: Mapping[str, int],
+    layouts: Mapping[str, Sequence[Layout]],
+    continues: Continues,
 ) -> list[Located]:
     """Walk the placeholders of each row and hand them to the images in order.
 
     Args:
         input_ids: [B, L].
         placeholders: modality -> placeholder token id.
-        grids: modality -> grid of each encoded image, as the encoder was called. Beams and
+        layouts: modality -> layout of each encoded image, as the encoder was called. Beams and
             `num_return_sequences` repeat rows after encoding: B is then a multiple of the prompts,
             and each group of equal rows shares its images.
+        continues: `Family.continues`.
 
     Raises:
         UnsupportedCallError: placeholders and encoded images do not match.
     """
     ids = input_ids.cpu()
-    copies = _copies(ids, placeholders, grids)
-    queues = {modality: iter(found) for modality, found in grids.items()}
-    token_of = {token: modality for modality, token in placeholders.items() if modality in grids}
-    tokens = torch.tensor(list(token_of))
-    encoded = 0
+    copies = _copies(ids, placeholders, layouts)
+    token_of = {
+        placeholders[modality]: iter([((modality, n), layout) for n, layout in enumerate(found)])
+        for modality, found in layouts.items()
+    }
     located: list[Located] = []
     first: list[Located] = []
     for row, line in enumerate(ids):
         if row % copies:
             located += [replace(image, row=row) for image in first]
             continue
-        columns = torch.isin(line, tokens).nonzero()[:, 0]
-        first = []
-        while len(columns):
-            grid = next(queues[token_of[int(line[columns[0]])]], None)
-            if grid is None or len(grid) > len(columns):
-                raise UnsupportedCallError(
-                    f"row {row}: the number of image placeholders does not match the images"
-                )
-            first.append(Located(row, encoded, len(first), grid, columns[: len(grid)]))
-            encoded += 1
-            columns = columns[len(grid) :]
+        first = _join(line, list(_pieces(row, line, token_of)), continues)
         located += first
     return located
 
 
+def _pieces(
+    row: int, line: Tensor, token_of: Mapping[int, Iterator[tuple[Piece, Layout]]]
+) -> Iterator[Located]:
+    """What the encoder gave for one row, piece by piece."""
+    columns = torch.isin(line, torch.tensor(list(token_of))).nonzero()[:, 0]
+    while len(columns):
+        piece, layout = next(token_of[int(line[columns[0]])], (None, None))
+        if piece is None or layout is None or layout.placeholders > len(columns):
+            raise UnsupportedCallError(
+                f"row {row}: the number of image placeholders does not match the images"
+            )
+        mine, columns = columns[: layout.placeholders], columns[layout.placeholders :]
+        yield Located.of(row, (piece,), layout, mine)
+
+
+def _join(line: Tensor, pieces: list[Located], continues: Continues) -> list[Located]:
+    """The images of a row; one that was encoded in several pieces becomes one again."""
+    joins = continues(line.tolist(), [piece.columns.tolist() for piece in pieces])
+    images: list[Located] = []
+    for piece, more in zip(pieces, joins, strict=True):
+        if more:
+            images[-1] += piece
+        else:
+            images.append(replace(piece, ordinal=len(images)))
+    return images
+
+
 def _copies(
-    ids: Tensor, placeholders: Mapping[str, int], grids: Mapping[str, Sequence[Grid]]
+    ids: Tensor, placeholders: Mapping[str, int], layouts: Mapping[str, Sequence[Layout]]
 ) -> int:
     """How many rows of the batch share each prompt's images."""
-    for modality, found in grids.items():
-        encoded = sum(len(grid) for grid in found)
+    for modality, found in layouts.items():
+        encoded = sum(layout.placeholders for layout in found)
         placed = int((ids == placeholders[modality]).sum())
         if encoded and placed % encoded == 0:
             return max(1, placed // encoded)

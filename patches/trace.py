@@ -13,11 +13,13 @@ from torch import Tensor
 from vlmcompress.methods.base import tokens_per_layer
 from vlmcompress.methods.pipeline import ImagePlan
 from vlmcompress.report import ImageReport
-from vlmcompress.tokens import Grid, Reduction
+from vlmcompress.tokens import Grid, Layout, Reduction
 
 Mark = float | torch.cuda.Event
 
 _PARTS = ("encoder", "selection", "prefill", "decode")
+_SIGNALS = "signals"
+"""Collected after the encoder, for the selection."""
 _PENDING = 1024
 """Marks kept before they are added up, so that a long-lived model does not collect them."""
 
@@ -46,12 +48,14 @@ class ImageTrace:
     """One image or clip; `cuts` fills up while the decoder runs."""
 
     row: int
-    grid: Grid
+    layout: Layout
     plan: ImagePlan
     layers: int
     kept: Tensor
     reduction: Reduction | None = None
     cuts: dict[int, Tensor] = field(default_factory=dict)
+    separators: dict[int, int] = field(default_factory=dict)
+    """Decoder layer -> separators that enter it and the layers after it."""
 
     def report(self, index: int) -> ImageReport:
         """The same with Python values."""
@@ -60,15 +64,21 @@ class ImageTrace:
         return ImageReport(
             index=index,
             row=self.row,
-            grid=(self.grid.t, self.grid.h, self.grid.w),
-            before=len(self.grid),
+            grid=_shape(self.layout.grid),
+            parts=[_shape(grid) for grid in self.layout.parts],
+            before=len(self.layout),
             after=len(self.kept),
             kept=self.kept.tolist(),
             groups=self.reduction.groups() if self.reduction else None,
             cuts={layer: kept.tolist() for layer, kept in self.cuts.items()},
             per_layer=per_layer,
             mean=sum(per_layer) / self.layers,
+            separators=tokens_per_layer(self.layers, len(self.layout.separators), self.separators),
         )
+
+
+def _shape(grid: Grid) -> tuple[int, int, int]:
+    return grid.t, grid.h, grid.w
 
 
 @dataclass
@@ -79,7 +89,7 @@ class Trace:
     decode_steps: int = 0
     prefilled: bool = False
     _times: list[tuple[str, Mark, Mark]] = field(default_factory=list)
-    _sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0.0))
+    _sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*_PARTS, _SIGNALS), 0.0))
 
     def add(self, name: str, start: Mark, end: Mark) -> None:
         """Account the time between two marks to `name`."""
@@ -105,4 +115,5 @@ class Trace:
         self._settle()
         sums = dict(self._sums)
         sums["prefill"] = max(0.0, sums["prefill"] - sums["selection"])
+        sums["selection"] += sums.pop(_SIGNALS)
         return sums

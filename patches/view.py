@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.methods.base import DecoderMethod
+from vlmcompress.ops.select import top_k
 from vlmcompress.patches.flow import Flow, Span
+from vlmcompress.patches.masks import Seen
 from vlmcompress.tokens import Grid
 
 Of = Literal["this", "next", "previous"]
@@ -29,8 +32,6 @@ class CutContext:
     flow: Flow
     hidden: Tensor
     """[B, Q, D]: input of `layer`."""
-    embeddings: tuple[Tensor, Tensor]
-    """cos and sin [B, Q, hd] of the chunk's tokens."""
     _keys: dict[tuple[Of, bool], Tensor] = field(default_factory=dict)
 
     def source(self, of: Of) -> tuple[Any, Tensor]:
@@ -46,7 +47,7 @@ class CutContext:
     def heads(self, of: Of, name: str, rows: tuple[int, Tensor] | None, rope: bool) -> Tensor:
         """Queries or keys [B, heads, R, hd] of all chunk tokens, or of some in one row."""
         layer, hidden = self.source(of)
-        cos, sin = self.embeddings
+        cos, sin = self._embeddings(of)
         if rows is not None:
             row, slots = rows
             hidden = hidden[row : row + 1, slots]
@@ -77,8 +78,8 @@ class CutContext:
                 self._keys[of, rope] = self.heads(of, "k", None, rope)
         return self._keys[of, rope]
 
-    def past_keys(self, of: Of, rope: bool) -> tuple[Tensor, Tensor | None] | None:
-        """Keys [B, Hkv, past, hd] of earlier turns and which may be attended to, [B, past]."""
+    def past_keys(self, of: Of, rope: bool) -> tuple[Tensor, Seen] | None:
+        """Keys [B, Hkv, past, hd] of earlier turns, and what they stand for."""
         if self.flow.past == 0:
             return None
         cached = self._cached(of)
@@ -89,7 +90,7 @@ class CutContext:
             )
         at = self._number(of)
         keys = cached[:, :, : self.flow.past_width(at)]
-        return keys, self.flow.past_valid(at)
+        return keys, self.flow.past_seen(at).last(keys.shape[2])
 
     def _cached(self, of: Of) -> Tensor | None:
         """Keys in the cache of the layer that `of` names, if it stores them plainly."""
@@ -97,6 +98,17 @@ class CutContext:
         at = self._number(of)
         plain = at < len(layers) and type(layers[at]) is DynamicLayer
         return layers[at].keys if plain and layers[at].is_initialized else None
+
+    def _embeddings(self, of: Of) -> tuple[Tensor, Tensor]:
+        """cos and sin [B, Q, hd] of the chunk's tokens for the layer that `of` names."""
+        kind = self.flow.kinds.names[self._number(of)]
+        if kind not in self.flow.embeddings:
+            raise UnsupportedCallError(f"no layer before {self.layer} is of the kind {kind}")
+        return self.flow.embeddings[kind]
+
+    def window(self, of: Of) -> int | None:
+        """The window of the layer that `of` names."""
+        return self.flow.kinds.window_of(self.flow.kinds.names[self._number(of)])
 
     def _number(self, of: Of) -> int:
         return self.layer + {"previous": -1, "this": 0, "next": 1}[of]
@@ -115,7 +127,11 @@ class View:
 
     @property
     def grid(self) -> Grid:
-        return self.span.trace.grid
+        return self.span.trace.layout.grid
+
+    @property
+    def parts(self) -> tuple[Grid, ...]:
+        return self.span.trace.layout.parts
 
     @property
     def index(self) -> Tensor:
@@ -149,20 +165,31 @@ class View:
             seen = torch.arange(k.shape[1], device=k.device) <= queries[:, None]
             opened = context.flow.open_chunk()
             seen = seen if opened is None else seen & opened[row]
+            columns, window = context.flow.chunk_seen().columns[row], context.window(of)
+            if window is not None:
+                seen = seen & (columns[queries][:, None] - columns < window)
             past = context.past_keys(of, rope)
             if past is not None:
-                valid = None if past[1] is None else past[1][row]
-                k, seen = _prepend(past[0][row].float(), valid, k, seen)
+                k = torch.cat([past[0][row].float(), k], 1)
+                reached = past[1].reached(row, columns[queries], window)
+                seen = torch.cat([reached, seen], 1)
         scaling = context.source(of)[0].self_attn.scaling
         weights = _softmax(q, k, scaling, seen)
         # Earlier turns take part in the softmax; only this chunk's columns are returned.
         return weights if keys == "visual" else weights[..., -context.hidden.shape[1] :]
 
 
-def _prepend(past: Tensor, valid: Tensor | None, k: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Earlier keys [Hkv, P, hd] before the chunk's, with the mask of both [R, P + Q]."""
-    opened = seen.new_ones(past.shape[1]) if valid is None else valid
-    return torch.cat([past, k], 1), torch.cat([opened.expand(len(seen), -1), seen], 1)
+def ranked(context: CutContext, method: DecoderMethod) -> list[Tensor]:
+    """Per image, ascending places of the tokens to keep among those that survive."""
+    kept = []
+    for span in context.flow.spans:
+        alive = len(span.slots)
+        count = span.trace.plan.schedule.get(context.layer, alive)
+        if 0 < count < alive:
+            kept.append(top_k(method.score(View(context, span)), count))
+        else:
+            kept.append(torch.arange(min(count, alive), device=context.hidden.device))
+    return kept
 
 
 def _softmax(q: Tensor, k: Tensor, scaling: float, seen: Tensor | None) -> Tensor:

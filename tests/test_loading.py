@@ -7,8 +7,9 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
+from transformers import AutoModelForImageTextToText, LlamaConfig
 
+from vlmcompress import processors
 from vlmcompress.errors import UnknownNameError, UnsupportedModelError, VLMCompressError
 from vlmcompress.loading import ASSETS, BUILT_IN, load, resolve
 
@@ -30,6 +31,13 @@ def test_built_in(tiny_llava):
     assert type(processor).__name__ == "LlavaProcessor"
     assert not model.training
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+
+
+def test_built_in_for_videos():
+    model, processor = load("tiny-qwen", device="cpu")
+    assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert type(processor).__name__ == "Qwen2_5_VLProcessor"
+    assert type(processor.video_processor).__name__ == "Qwen2VLVideoProcessor"
 
 
 def test_folder_and_dtype(tiny_folder):
@@ -99,10 +107,10 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def auto(monkeypatch):
-    """What the Auto classes of transformers are called with, in place of loading something."""
+    """What processor and model are loaded with, in place of loading something."""
     seen = {}
     monkeypatch.setattr(
-        AutoProcessor, "from_pretrained", lambda name, **kwargs: seen.update(processor=kwargs)
+        processors, "load_processor", lambda name, **kwargs: seen.update(processor=kwargs)
     )
     monkeypatch.setattr(
         AutoModelForImageTextToText,

@@ -1,5 +1,6 @@
 """The overlay shows the patches where the processor put them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.overlay import draw, survival, visible_box
 from vlmcompress.report import ImageReport
+from vlmcompress.video import Video
 
 SQUARE = CLIPImageProcessorPil(
     size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}, do_normalize=False
@@ -20,8 +22,27 @@ SQUARE = CLIPImageProcessorPil(
 def report(kept, cuts=None, groups=None, grid=(1, 4, 4), layers=4):
     count = grid[0] * grid[1] * grid[2]
     return ImageReport(
-        0, 0, grid, count, len(kept), kept, groups, cuts or {}, [len(kept)] * layers, len(kept)
+        index=0,
+        row=0,
+        grid=grid,
+        parts=[grid],
+        before=count,
+        after=len(kept),
+        kept=kept,
+        groups=groups,
+        cuts=cuts or {},
+        per_layer=[len(kept)] * layers,
+        mean=len(kept),
+        separators=[0] * layers,
     )
+
+
+def video(frames=8, width=96, height=96):
+    """Every frame in a green of its own."""
+    pixels = np.zeros((frames, height, width, 3), np.uint8)
+    pixels[..., 1] = 60 + 20 * np.arange(frames)[:, None, None]
+    times = [k / 4 for k in range(frames)]
+    return Video(pixels, list(range(frames)), times, frames, 4.0, True, "PyAV")
 
 
 PROCESSORS = {
@@ -165,7 +186,71 @@ def test_large_images_are_shrunk():
 
 
 def test_wrong_input():
-    with pytest.raises(VLMCompressError, match="2 images but 1"):
+    with pytest.raises(VLMCompressError, match="2 images or clips but 1 reports"):
         draw([Image.new("RGB", (9, 9))] * 2, [report([0])], SQUARE)
-    with pytest.raises(VLMCompressError, match="has 2 frames"):
-        draw([Image.new("RGB", (9, 9))], [report([0], grid=(2, 4, 4))], SQUARE)
+    tiles = replace(report([0]), parts=[(1, 2, 4), (1, 2, 4)])
+    with pytest.raises(VLMCompressError, match=r"laid out as 2 \(tiles\)"):
+        draw([Image.new("RGB", (9, 9))], [tiles], SQUARE)
+
+
+def tile(page, step, row, column, side=320):
+    """Mean colour of a patch of a square tile in the first row of a sheet."""
+    left, top = step * (side + 12) + (column + 0.5) * side / 4, (row + 0.5) * side / 4
+    part = np.asarray(page, float)[int(top) - 8 : int(top) + 8, int(left) - 8 : int(left) + 8]
+    return part.mean(axis=(0, 1))
+
+
+def test_a_clip_is_a_sheet_of_its_steps():
+    """Four steps of two frames: each tile shows the first of them, kept patches bright."""
+    kept = [0, 16 + 5, 16 + 6, 48 + 15]
+    page = draw([video()], [report(kept, grid=(4, 4, 4))], object())
+    assert page.width == 4 * 320 + 3 * 12
+    for step in range(4):
+        for patch in range(16):
+            color = tile(page, step, *divmod(patch, 4))
+            green = 60 + 40 * step
+            if 16 * step + patch in kept:
+                assert color == pytest.approx((0, green, 0), abs=2)
+            else:
+                assert color[1] < 0.6 * green
+
+
+def test_frames_that_a_family_takes_for_images_are_one_sheet_as_well():
+    whole = draw([video(4)], [report([1, 16, 17, 40], grid=(4, 4, 4))], object())
+    apart = [report([1]), report([0, 1]), report([8]), report([])]
+    assert (np.asarray(draw([video(4)], apart, object())) == np.asarray(whole)).all()
+
+
+def test_groups_across_steps_have_one_anchor():
+    merged = report([0], groups=[[0, 16]], grid=(2, 4, 4))
+    pixels = np.asarray(draw([video()], [merged], object()), int)
+    assert pixels[4, 4].tolist() == [80, 220, 255]
+    assert not (pixels[:, 332:] == (80, 220, 255)).all(axis=2).any()
+    assert tile(pixels, 1, 0, 0)[1] > 2 * tile(pixels, 1, 0, 1)[1], "the member is bright as well"
+
+
+def test_many_steps_wrap_into_rows_of_smaller_tiles():
+    small = draw([video(20)], [report(list(range(20 * 16)), grid=(20, 4, 4))], object())
+    assert small.width == 7 * 200 + 6 * 12
+    assert small.height == 3 * (200 + 26) + 26
+    assert small.getpixel((100, 2 * 226 + 100))[1] == (60 + 20 * 14) % 256
+
+
+def test_an_image_and_a_clip_stand_side_by_side():
+    """Images are cropped by this processor, clips are not."""
+    page = draw(
+        [Image.new("RGB", (96, 96), "red"), video(8, 160, 96)],
+        [report(list(range(16))), report(list(range(64)), grid=(4, 4, 4))],
+        SimpleNamespace(image_processor=SQUARE, video_processor=object()),
+    )
+    assert page.width == 480 + 12 + 4 * 320 + 3 * 12
+    assert page.getpixel((30, 30)) == (255, 0, 0)
+    assert page.getpixel((480 + 12 + 3 * 332 + 20, 100)) == (0, 180, 0)
+
+
+def test_a_clip_that_is_cropped_shows_its_patches_where_they_are():
+    page = draw([video(8, 160, 96)], [report([48], grid=(4, 4, 4))], SQUARE)
+    # The last tile; tiles are 320 wide and the crop starts 32 * 2 pixels from the left.
+    picture = np.asarray(page, float)[:, 3 * 332 :]
+    assert picture[20, 64 + 20, 1] == pytest.approx(180, abs=2)
+    assert picture[20, 40, 1] < 120

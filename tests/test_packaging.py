@@ -91,7 +91,9 @@ def test_constraints_pin_torch_first_and_cover_the_dependencies():
     assert pins[0] == "torch==2.13.0"
     pinned = {re.split(r"==", pin)[0].lower() for pin in pins}
     project = PROJECT["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    assert extras["dev"][0] == "vlmcompress[video,smolvlm]"
+    wanted = project["dependencies"] + extras["dev"][1:] + extras["video"] + extras["smolvlm"]
     assert {re.match(r"[\w-]+", line)[0].lower() for line in wanted} <= pinned
 
 
@@ -101,6 +103,7 @@ def test_extras():
         "triton",
         "flash-attn",
         "video",
+        "smolvlm",
         "eval",
         "dev",
     }

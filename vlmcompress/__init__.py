@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlmcompress.methods import get_method, list_methods, register_method
     from vlmcompress.report import Report
     from vlmcompress.tokens import Grid, Reduction, VisualTokens
+    from vlmcompress.video import Video, read_video
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "Reduction",
     "Report",
     "VLMCompressError",
+    "Video",
     "VisualTokens",
     "__version__",
     "compress",
@@ -34,6 +36,7 @@ __all__ = [
     "list_methods",
     "list_models",
     "load",
+    "read_video",
     "register_method",
 ]
 
@@ -44,12 +47,14 @@ _HOME = {
     "Reduction": "tokens",
     "Report": "report",
     "VLMCompressError": "errors",
+    "Video": "video",
     "VisualTokens": "tokens",
     "compress": "api",
     "get_method": "methods",
     "list_methods": "methods",
     "list_models": "api",
     "load": "loading",
+    "read_video": "video",
     "register_method": "methods",
 }
 

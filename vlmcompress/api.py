@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from torch import nn
 
 from vlmcompress.budget import Budget, Planner
-from vlmcompress.errors import CompositionError, UnsupportedModelError, VLMCompressError
+from vlmcompress.errors import CompositionError, VLMCompressError
 from vlmcompress.methods.base import Method
 from vlmcompress.methods.pipeline import parse
 from vlmcompress.patches import FAMILIES, family_of
+from vlmcompress.patches.attach import check_compiled, engine_of
 from vlmcompress.patches.engine import Engine
+from vlmcompress.patches.signals import Signals
 from vlmcompress.report import Report
 
 POSITIONS = ("keep", "renumber")
@@ -27,10 +30,29 @@ class Compression:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    @classmethod
+    def of(cls, model: nn.Module) -> Compression:
+        """A handle of a compressed model: for one that was lost, or for a copy of the model.
+
+        Raises:
+            VLMCompressError: it is not compressed.
+        """
+        engine = engine_of(model)
+        if engine is None:
+            raise VLMCompressError(f"this {type(model).__name__} is not compressed")
+        return cls(engine)
+
     @property
     def model(self) -> nn.Module:
-        """The model that was given to `compress`."""
-        return self._engine.model
+        """The model that was given to `compress`; a removed handle does not keep it.
+
+        Raises:
+            VLMCompressError: after `remove()`.
+        """
+        model: nn.Module | None = vars(self._engine).get("model")
+        if model is None:
+            raise VLMCompressError("this Compression was removed and holds no model any more")
+        return model
 
     def report(self) -> Report:
         """What the last `generate` or forward with images did; usable after `remove()`, too."""
@@ -49,7 +71,10 @@ class Compression:
         )
 
     def remove(self) -> None:
-        """Restore the model exactly; harmless when called twice."""
+        """Restore the model exactly; harmless when called twice.
+
+        Waits until `generate` of other threads has ended.
+        """
         self._engine.remove()
 
     def __enter__(self) -> Compression:
@@ -71,6 +96,8 @@ def compress(
     *,
     positions: Literal["keep", "renumber"] = "keep",
     order: Literal["raster", "method"] = "raster",
+    processor: Any = None,
+    text_tower: str | Path | tuple[nn.Module, Any] | None = None,
     **options: Any,
 ) -> Compression:
     """Drop or merge visual tokens of `model` until the handle is removed.
@@ -82,10 +109,20 @@ def compress(
         method: a name (`"divprune"`), a composition (`"divprune+fastv"`), names with options
             (`"fastv(k=3)"`), or method objects.
         budget: mean number of visual tokens per image over decoder layers, as a count (64) or a
-            share ("25%"); None takes the paper's own setting.
+            share ("25%"), or either for each frame of a clip ("16 per frame"); None takes the
+            paper's own setting.
         positions: "keep" leaves kept tokens at their original position ids; "renumber" closes the
             gaps, as the reference code of several papers does.
         order: "raster", or "method" for the order in which a selector picked.
+        processor: the model's processor or tokenizer, for methods that look at the question. With
+            it the question is the text of the newest user turn after the turn's last picture (all
+            its text where nothing follows the pictures), without system prompt, chat template,
+            special tokens, padding, and blanks at both ends. Without it the question is all text
+            after the last picture but tokens that the model's configuration names.
+        text_tower: for methods that compare pictures with the question (`relevance`): the CLIP
+            model that the vision tower was taken from, as a folder, a Hugging Face id, "tiny-clip",
+            or a pair (CLIPModel, tokenizer). A question is cut to the length that it can read.
+            tiny-llava finds its own.
         **options: fields of the method, for example `seed=1`.
 
     Returns:
@@ -101,14 +138,10 @@ def compress(
     _one_of("order", order, ORDERS)
     pipeline = parse(method, **options)
     parsed = None if budget is None else Budget.parse(budget)
+    if isinstance(model, nn.Module):
+        check_compiled(model)
     family = family_of(model)
     family.check(model)
-    missing = pipeline.needs - family.signals
-    if missing:
-        raise UnsupportedModelError(
-            f"{pipeline.name} needs {', '.join(sorted(missing))}, which {family.name} models "
-            f"do not give ({', '.join(sorted(family.signals)) or 'no signals'})"
-        )
     if positions == "renumber" and not family.renumbers:
         raise CompositionError(
             f"positions='renumber' is not defined for {family.name}: its positions have three axes"
@@ -117,7 +150,8 @@ def compress(
     grid = family.fixed_grid(model)
     if grid is not None:
         planner([grid])  # a budget that cannot be met fails here rather than inside generate()
-    engine = Engine(model, family, planner, positions, order)
+    signals = Signals(model, family, pipeline, processor, text_tower)
+    engine = Engine(model, family, planner, signals, positions, order)
     engine.install()
     return Compression(engine)
 
@@ -143,7 +177,7 @@ def list_models() -> list[ModelInfo]:
             stages=family.stages,
             images=family.images,
             video=family.video,
-            signals=tuple(sorted(family.signals)),
+            signals=tuple(sorted(family.encoder.signals)),
         )
         for name, family in FAMILIES.items()
     ]

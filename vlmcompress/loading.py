@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 ASSETS = Path(__file__).parent / "assets"
-BUILT_IN = {"tiny-llava": "tiny_llava"}
+BUILT_IN = {"tiny-llava": "tiny_llava", "tiny-qwen": "tiny_qwen"}
 """Name of a model that ships with the package -> its folder in `ASSETS`."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -73,13 +73,15 @@ def load(
     target = None if "device_map" in kwargs else _device(device)
 
     from torch import nn
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
+
+    from vlmcompress.processors import load_processor
 
     shared = {name: kwargs[name] for name in _SHARED_OPTIONS if name in kwargs}
     try:
         if not Path(where).is_dir():
             _ask_hub(where, shared)
-        processor = AutoProcessor.from_pretrained(where, **shared)
+        processor = load_processor(where, **shared)
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch_dtype, **kwargs)
         if target is not None:
             nn.Module.to(model, target)

@@ -55,19 +55,19 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Im
         raise MediaError(f"image {str(file)!r} is truncated or damaged: {error}") from error
 
 
-def check_file(path: str | os.PathLike[str]) -> None:
+def check_file(path: str | os.PathLike[str], kind: str = "image") -> None:
     """Raise a MediaError unless `path` is there, is no folder and is not empty."""
     file = Path(path)
     try:
         status = file.stat()
     except FileNotFoundError:
-        raise MediaError(f"image {str(file)!r} does not exist") from None
+        raise MediaError(f"{kind} {str(file)!r} does not exist") from None
     except (OSError, ValueError) as error:
-        raise MediaError(f"image {str(file)!r} cannot be opened: {error}") from error
+        raise MediaError(f"{kind} {str(file)!r} cannot be opened: {error}") from error
     if file.is_dir():
-        raise MediaError(f"image {str(file)!r} is a folder")
+        raise MediaError(f"{kind} {str(file)!r} is a folder")
     if file.is_file() and status.st_size == 0:
-        raise MediaError(f"image {str(file)!r} is an empty file")
+        raise MediaError(f"{kind} {str(file)!r} is an empty file")
 
 
 def _check_size(file: Path, size: tuple[int, int], max_pixels: int) -> None:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.tokens import Grid
+
+_MOST = 24
+"""Temporal steps whose counts are printed."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +24,9 @@ class ImageReport:
     row: int
     """Which prompt of the batch it belongs to."""
     grid: tuple[int, int, int]
+    """Time, height, width; all tokens in one row where the image is laid out as several grids."""
+    parts: list[tuple[int, int, int]]
+    """These grids, whose tokens are counted one after the other; mostly one."""
     before: int
     after: int
     """Tokens that enter the decoder."""
@@ -29,6 +39,20 @@ class ImageReport:
     per_layer: list[int]
     mean: float
     """True mean of `per_layer`."""
+    separators: list[int]
+    """Newline embeddings and the like that enter each decoder layer; they count as no tokens."""
+
+    @property
+    def per_frame(self) -> dict[str, list[int]]:
+        """Tokens of each temporal step of the grid: `after`, and those of the `last` layer."""
+        last = self.cuts[max(self.cuts)] if self.cuts else self.kept
+        return {"after": self._steps(self.kept), "last": self._steps(last)}
+
+    def _steps(self, tokens: list[int]) -> list[int]:
+        counts = [0] * self.grid[0]
+        for token in tokens:
+            counts[token // (self.grid[1] * self.grid[2])] += 1
+        return counts
 
 
 @dataclass(frozen=True)
@@ -48,8 +72,11 @@ class Report:
     """Whether any visual token was removed."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain Python values."""
-        return dataclasses.asdict(self)
+        """The report as plain Python values, with `per_frame` of each image."""
+        values = dataclasses.asdict(self)
+        for entry, image in zip(values["images"], self.images, strict=True):
+            entry["per_frame"] = image.per_frame
+        return values
 
     def to_json(self) -> str:
         """The report as one JSON document."""
@@ -60,15 +87,47 @@ class Report:
         state = "engaged" if self.engaged else "NOT engaged: no token was removed"
         lines = [f"{self.method}{asked}, positions {self.positions}: {state}"]
         for image in self.images:
-            t, h, w = image.grid
-            grid = f"{h}x{w}" if t == 1 else f"{t}x{h}x{w}"
+            grid = "+".join(str(Grid(*part)) for part in image.parts)
             lines.append(
                 f"  image {image.index} ({grid}): {image.before} -> {image.after} tokens, "
                 f"mean over layers {image.mean:g}, per layer {_runs(image.per_layer)}"
             )
+            if image.grid[0] > 1:
+                lines.append(f"    per frame {frame_counts([image])}")
         times = ", ".join(f"{name} {value:.1f} ms" for name, value in self.milliseconds.items())
         lines.append(f"  {times} ({self.decode_tokens} decode steps)")
         return "\n".join(lines)
+
+
+def frame_counts(images: Sequence[ImageReport]) -> str:
+    """Tokens of each temporal step of a clip in one line; `a>b` where the decoder drops some."""
+    pairs = [
+        f"{after}>{last}" if last != after else f"{after}"
+        for image in images
+        for after, last in zip(*image.per_frame.values(), strict=True)
+    ]
+    if len(set(pairs)) == 1:
+        return f"{pairs[0]} x{len(pairs)}"
+    return " ".join(pairs if len(pairs) <= _MOST else [*pairs[:_MOST], f"... ({len(pairs)})"])
+
+
+def by_medium(images: Sequence[ImageReport], frames: Sequence[int]) -> list[list[ImageReport]]:
+    """The reports of each image or clip of a prompt, in its order.
+
+    Args:
+        images: all reports.
+        frames: how many frames each image or clip has; an image has one. Some families take the
+            frames of a clip for images, whose reports are then gathered.
+
+    Raises:
+        VLMCompressError: the numbers do not go together.
+    """
+    if len(images) == len(frames):
+        return [[image] for image in images]
+    if len(images) != sum(frames):
+        raise VLMCompressError(f"{len(frames)} images or clips but {len(images)} reports")
+    queue = iter(images)
+    return [[next(queue) for _ in range(count)] for count in frames]
 
 
 def _runs(values: list[int]) -> str:

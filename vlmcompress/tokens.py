@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -29,8 +29,62 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Separator:
+    """A placeholder that is no picture, such as the newline embedding at the end of a row."""
+
+    place: int
+    """Where it stands among the placeholders of its image."""
+    start: int
+    """First visual token of the row that it ends ..."""
+    stop: int
+    """... and the one after the last. It stays as long as any of these does."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the placeholders of one image or clip follow one another in the prompt.
+
+    Most families lay an image out as one grid. Some show it as several, an overview and tiles, and
+    end rows with separators. Visual tokens are counted through all parts, without separators.
+    """
+
+    parts: tuple[Grid, ...]
+    separators: tuple[Separator, ...] = ()
+
+    @classmethod
+    def of(cls, *parts: Grid) -> Layout:
+        """Grids one after the other, without separators."""
+        return cls(parts)
+
+    @property
+    def grid(self) -> Grid:
+        """The only part, or all tokens in one row where there are several."""
+        return self.parts[0] if len(self.parts) == 1 else Grid(1, 1, len(self))
+
+    @property
+    def placeholders(self) -> int:
+        """Tokens and separators."""
+        return len(self) + len(self.separators)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.parts))
+
+    def __add__(self, other: Layout) -> Layout:
+        places, tokens = self.placeholders, len(self)
+        moved = (
+            Separator(s.place + places, s.start + tokens, s.stop + tokens) for s in other.separators
+        )
+        return Layout(self.parts + other.parts, (*self.separators, *moved))
+
+
+@dataclass(frozen=True)
 class VisualTokens:
     """What a projector-stage method may look at: one image or one clip.
+
+    Where an image is laid out as several grids, a method sees each by itself.
 
     Only the signals that a method names in `needs` are collected; the others are None.
     """
@@ -39,17 +93,25 @@ class VisualTokens:
     """[N, D] after the projector, as the decoder will see them, in the model's dtype."""
     grid: Grid
     encoder_attention: Mapping[int, Tensor] | None = None
-    """ViT layer -> [N] attention received, mean over heads and queries, float32."""
+    """ViT layer, 0-based -> [N] attention received, float32: mean over heads and all queries (CLS
+    among them), and over the patches of a token. Softmax and mean are over an image, a tile or a
+    frame, in window layers of Qwen2.5-VL over a window."""
     cls_attention: Tensor | None = None
-    """[N] attention of CLS to the patches at the feature layer, mean over heads, float32."""
+    """[N] attention of CLS to the patches at the feature layer, mean over heads, float32. Not
+    scaled to 1: CLS attends to itself, too. The feature layer is the one whose output becomes the
+    features, such as the last but one of CLIP in LLaVA-1.5."""
     keys: Tensor | None = None
-    """[N, Dk] keys of the last ViT layer."""
+    """[N, Dk] keys of the feature layer, all heads side by side, before rotary embedding; mean over
+    the patches of a token."""
     text: Tensor | None = None
-    """[T, D] embedded tokens of the instruction."""
+    """[T, D] embedded tokens of the instruction; `compress` says what is left out."""
     relevance: Tensor | None = None
-    """[N] image-text similarity where a text tower exists."""
+    """[N] cosine of each patch and the instruction in CLIP's space, float32: post-layernorm and
+    visual projection of the features before the projector; mean over the patches of a token."""
     index: int = field(default=0)
     """Which image of the call this is; seeds of random methods depend on it."""
+    part: int = 0
+    """Which grid of the image; seeds depend on this, too."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +139,26 @@ class Reduction:
         device = features.device
         picked = features[torch.tensor(order, dtype=torch.long, device=device)]
         return cls(picked, members.to(device), sizes.cumsum(0).to(device))
+
+    @classmethod
+    def identity(cls, features: Tensor) -> Reduction:
+        """Every token of `features` [N, D] stands for itself."""
+        places = torch.arange(len(features) + 1, device=features.device)
+        return cls(features, places[:-1], places)
+
+    @classmethod
+    def join(cls, parts: Sequence[Reduction], starts: Sequence[int]) -> Reduction:
+        """Reductions of the parts of an image, whose tokens are numbered from `starts`."""
+        members = [part.members + start for part, start in zip(parts, starts, strict=True)]
+        ends = accumulate(len(part.members) for part in parts)
+        offsets = [
+            part.offsets[1:] + before for part, before in zip(parts, [0, *ends], strict=False)
+        ]
+        return cls(
+            torch.cat([part.features for part in parts]),
+            torch.cat(members),
+            torch.cat([parts[0].offsets[:1], *offsets]),
+        )
 
     @property
     def anchors(self) -> Tensor:

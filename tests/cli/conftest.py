@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from clip_files import write_clip
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -16,17 +17,31 @@ def cli():
 
 
 @pytest.fixture
-def loaded(monkeypatch, tiny_llava):
-    """Make the commands use the model of the session, and count how often they load one."""
+def loaded(monkeypatch, tiny_llava, tiny_qwen):
+    """Make the commands use the models of the session, and count how often they load one."""
     calls = []
 
     def load(name, **options):
         loading.resolve(name)
         calls.append((name, options))
-        return tiny_llava
+        return tiny_qwen if name == "tiny-qwen" else tiny_llava
 
     monkeypatch.setattr(loading, "load", load)
     return calls
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen():
+    """The built-in model for videos and its processor in float32."""
+    return loading.load("tiny-qwen", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A video file of 8 frames, 4 a second."""
+    return write_clip(
+        tmp_path_factory.mktemp("clip") / "clip.mp4", 8, (96, 96), times=list(range(0, 2000, 250))
+    )
 
 
 @pytest.fixture

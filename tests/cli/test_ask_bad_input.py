@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
 
+from vlmcompress import patches
 from vlmcompress.cli import request
 from vlmcompress.cli.asking import Asker
 from vlmcompress.errors import MediaError
+from vlmcompress.registry import Registry
 
 
 @pytest.fixture
@@ -131,24 +132,13 @@ def test_a_picture_that_fails_half_way_leaves_nothing(
     fails("No space left on device", picture, "what ?", "--overlay", tmp_path / "x.png")
 
 
-def test_unsupported_architecture(fails, picture, tmp_path, tiny_llava):
-    model, processor = tiny_llava
-    config = VipLlavaConfig(
-        vision_config=model.config.vision_config.to_dict(),
-        text_config=model.config.text_config.to_dict(),
-        image_token_index=model.config.image_token_id,
-        vision_feature_layers=[-2, -1],
-    )
-    VipLlavaForConditionalGeneration(config).save_pretrained(tmp_path / "vip")
-    processor.save_pretrained(tmp_path / "vip")
+def test_unsupported_architecture(fails, loaded, picture, monkeypatch):
+    known = Registry("model family", "vlmcompress.patches.family:Family")
+    known.register("llava", "vlmcompress.patches.llava:Llava")
+    monkeypatch.setattr(patches, "FAMILIES", known)
     fails(
-        r"VipLlavaForConditionalGeneration .*not supported; supported families: .*llava",
-        picture,
-        "what ?",
-        "--model",
-        tmp_path / "vip",
-        "--device",
-        "cpu",
+        r"Qwen2_5_VLForConditionalGeneration .*not supported; supported families: llava$",
+        *(picture, "what ?", "--model", "tiny-qwen", "--device", "cpu"),
     )
 
 

@@ -42,14 +42,21 @@ def accuracy(tiny_llava, asked, method, budget=None, **options):
     return sum(right) / len(right)
 
 
-@pytest.mark.parametrize("name", ["tiny_llava", "tiny_clip"])
+@pytest.mark.parametrize("name", ["tiny_llava", "tiny_clip", "tiny_qwen"])
 def test_a_model_is_small(name):
     assert sum(path.stat().st_size for path in (ASSETS / name).iterdir()) <= 16 * 2**20
 
 
-def test_the_accuracy_table_is_of_these_weights():
-    table = json.loads((Path(vlmcompress.__file__).parent / "eval" / "accuracy.json").read_text())
-    weights = (ASSETS / "tiny_llava" / "model.safetensors").read_bytes()
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("tiny_llava", "accuracy.json"),
+        ("tiny_qwen", "accuracy_qwen.json"),
+    ],
+)
+def test_the_accuracy_table_is_of_these_weights(name, file):
+    table = json.loads((Path(vlmcompress.__file__).parent / "eval" / file).read_text())
+    weights = (ASSETS / name / "model.safetensors").read_bytes()
     assert table["provenance"]["weights_sha256"] == hashlib.sha256(weights).hexdigest()
 
 

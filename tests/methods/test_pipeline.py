@@ -180,7 +180,7 @@ def test_plans_of_llava(spec, budget, stages):
 def test_the_schedule_is_solved_from_what_a_pool_really_keeps():
     # s = 2/3 on 6 layers: 35 / s = 52.5 asks for 52, the pool makes 5x10.
     plan = parse("pool+fastv").plan(TINY, 6, 35)
-    assert plan == ImagePlan(keep=50, schedule={2: 28}, layers=6)
+    assert plan == ImagePlan(parts=((TINY, 50),), schedule={2: 28}, layers=6)
     assert plan.mean == pytest.approx(35, abs=0.5)
 
 

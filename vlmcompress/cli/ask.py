@@ -1,4 +1,4 @@
-"""`vlmcompress ask`: a question about images, answered on fewer visual tokens."""
+"""`vlmcompress ask`: a question about images and videos, answered on fewer visual tokens."""
 
 from __future__ import annotations
 
@@ -25,13 +25,24 @@ class Positions(str, Enum):
 Given = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[IMAGE]... [QUESTION]",
-        help="Image files, then the question. With --question all of them are images.",
+        metavar="[FILE]... [QUESTION]",
+        help="Images and videos, then the question. With --question all of them are files.",
     ),
 ]
 ImageFiles = Annotated[
     list[str] | None, typer.Option("--image", "-i", help="An image file; may be repeated.")
 ]
+VideoFiles = Annotated[
+    list[str] | None, typer.Option("--video", "-v", help="A video file; may be repeated.")
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        help="Frames taken of each video, spread evenly from the first to the last. "
+        "Default: 2 a second, but 8 to 32."
+    ),
+]
+Fps = Annotated[float | None, typer.Option(help="Frames a second taken of each video.")]
 Question = Annotated[str | None, typer.Option("--question", "-q", help="The question.")]
 MethodSpec = Annotated[
     str | None,
@@ -43,7 +54,8 @@ MethodSpec = Annotated[
 BudgetText = Annotated[
     str | None,
     typer.Option(
-        help="Visual tokens per image, mean over decoder layers: a count (64) or a share (25%). "
+        help="Visual tokens per image or video, mean over decoder layers: a count (64), a share "
+        '(25%), or either for each frame ("16 per frame"). '
         "Default: 25% without --method; with it the method's own setting, or 25% if it has none."
     ),
 ]
@@ -51,7 +63,13 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", help="An option of the method as KEY=VALUE; may be repeated."),
 ]
-ModelName = Annotated[str, typer.Option(help="A built-in model, a folder or a Hugging Face id.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        help="A built-in model, a folder or a Hugging Face id. Default: tiny-llava, or tiny-qwen "
+        "where there is a video."
+    ),
+]
 Length = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")
@@ -70,7 +88,7 @@ Repeat = Annotated[
 ]
 Overlay = Annotated[
     Path | None,
-    typer.Option(help="Write the images with dropped patches dimmed to this file."),
+    typer.Option(help="Write the pictures with dropped patches dimmed to this file."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -79,11 +97,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 def ask(
     given: Given = None,
     image: ImageFiles = None,
+    video: VideoFiles = None,
+    frames: Frames = None,
+    fps: Fps = None,
     question: Question = None,
     method: MethodSpec = None,
     budget: BudgetText = None,
     option: Options = None,
-    model: ModelName = "tiny-llava",
+    model: ModelName = None,
     max_new_tokens: Length = 64,
     device: Device = None,
     dtype: Dtype = None,
@@ -93,7 +114,7 @@ def ask(
     overlay: Overlay = None,
     as_json: Json = False,
 ) -> None:
-    """Ask a model a question about one image or several, on fewer visual tokens.
+    """Ask a model a question about images and videos, on fewer visual tokens.
 
     \b
     Examples:
@@ -101,15 +122,16 @@ def ask(
       vlmcompress ask --image street.jpg "what is on the sign?" --method divprune --budget 64
       vlmcompress ask a.png b.png "what differs?" --method "divprune+fastv(k=3)" --budget 40%
       vlmcompress ask street.jpg "what is on the sign?" --compare --overlay kept.png
+      vlmcompress ask --video clip.mp4 "what happens?" --frames 16 --budget "16 per frame"
       vlmcompress ask street.jpg "what is on the sign?" --model llava-hf/llava-1.5-7b-hf --json
 
     Bad input ends with exit code 2 and one line on stderr.
     """
+    from vlmcompress.cli.request import Given as Media
     from vlmcompress.cli.request import check
 
-    request = check(
-        given or [], image or [], question, model, method, budget, option or [], overlay
-    )
+    media = Media(given or [], image or [], video or [], question, frames, fps)
+    request = check(media, model, method, budget, option or [], overlay)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)
         with progress("answering"):
@@ -127,7 +149,7 @@ def _load(request: Request, device: str | None, dtype: str | None, max_new_token
         from vlmcompress.loading import load
 
         model, processor = load(request.model, device=device, dtype=dtype)
-        return Asker(model, processor, request.images, request.question, max_new_tokens)
+        return Asker(model, processor, request.media, request.question, max_new_tokens)
 
 
 def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[Run]:
@@ -143,6 +165,6 @@ def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> 
 def _draw(path: Path, request: Request, run: Run, asker: Asker) -> None:
     from vlmcompress.overlay import draw
 
-    picture = draw(request.images, run.report.images, asker.processor)
+    picture = draw(request.media, run.report.images, asker.processor)
     with whole_file(path) as draft:
         picture.save(draft)

@@ -71,6 +71,23 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextlib.contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Keep what C libraries write to stderr off it; decord reports each bad packet there.
+
+    Works below Python's own stderr, on the file descriptor, which is put back afterwards.
+    """
+    sys.stderr.flush()
+    kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
+
+
 def check_output(path: Path, suffixes: frozenset[str]) -> None:
     """Raise unless a file with one of `suffixes` can be written at `path`."""
     if path.suffix.lower() not in suffixes:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmcompress.cli.common import check_output
+from vlmcompress.cli.common import check_output, silent_libraries
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.media import check_file, read_image
+from vlmcompress.video import VIDEO_SUFFIXES, Video, check_sampling, read_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,7 +20,21 @@ if TYPE_CHECKING:
     from vlmcompress.methods.pipeline import Pipeline
 
 _METHOD, _BUDGET = "divprune", "25%"
+_MODEL, _VIDEO_MODEL = "tiny-llava", "tiny-qwen"
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says about media and question."""
+
+    words: Sequence[str]
+    """Arguments without a name."""
+    images: Sequence[str]
+    videos: Sequence[str]
+    question: str | None
+    frames: int | None
+    fps: float | None
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,8 @@ class Request:
 
     question: str
     files: list[str]
-    images: list[Image]
+    media: list[Image | Video]
+    """What is in the files."""
     model: str
     method: str
     """As the user wrote it."""
@@ -37,29 +53,29 @@ class Request:
 
 
 def check(
-    given: Sequence[str],
-    files: Sequence[str],
-    question: str | None,
-    model: str,
+    given: Given,
+    model: str | None,
     method: str | None,
     budget: str | None,
     options: Sequence[str],
     overlay: Path | None,
 ) -> Request:
-    """Read the images and check everything else, the cheapest first.
+    """Read the images and videos and check everything else, the cheapest first.
 
     Raises:
         VLMCompressError: what is wrong and what would be right.
     """
-    files, question = _images_and_question(given, files, question)
-    for file in files:
-        check_file(file)
+    named, question = _media_and_question(given)
+    for file, kind in named:
+        check_file(file, kind)
+    has_video = any(kind == "video" for _, kind in named)
+    _check_sampling(given, has_video)
     if overlay is not None:
         check_output(overlay, _PICTURES)
-    images = [read_image(file) for file in files]
 
     from vlmcompress.loading import resolve
 
+    model = model or (_VIDEO_MODEL if has_video else _MODEL)
     resolve(model)
 
     from vlmcompress.budget import Budget
@@ -70,26 +86,52 @@ def check(
         budget = _BUDGET if method is None or _has_no_default(pipeline) else None
     else:
         Budget.parse(budget)
-    return Request(question, files, images, model, method or _METHOD, pipeline.methods, budget)
+    media = [_read(file, kind, given) for file, kind in named]
+    files = [file for file, _ in named]
+    return Request(question, files, media, model, method or _METHOD, pipeline.methods, budget)
 
 
-def _images_and_question(
-    given: Sequence[str], files: Sequence[str], question: str | None
-) -> tuple[list[str], str]:
-    """Positional arguments are images, but the last is the question unless that came by name."""
-    given = list(given)
+def _media_and_question(given: Given) -> tuple[list[tuple[str, str]], str]:
+    """Files, each with "image" or "video", and the question.
+
+    Arguments without a name are files, but the last is the question unless that came by name.
+    """
+    words, question = list(given.words), given.question
     if question is None:
-        if not given:
+        if not words:
             raise VLMCompressError('no question: give one, as in vlmcompress ask image.png "..."')
-        question = given.pop()
+        question = words.pop()
         if Path(question).is_file():
             raise VLMCompressError(f"no question: the last argument {question!r} is a file")
     if not question.strip():
         raise VLMCompressError("the question is empty")
-    files = [*given, *files]
+    files = [(word, _kind(word)) for word in words]
+    files += [(file, "image") for file in given.images]
+    files += [(file, "video") for file in given.videos]
     if not files:
-        raise VLMCompressError("no image: give a file before the question, or with --image")
+        raise VLMCompressError(
+            "no image and no video: give a file before the question, or with --image or --video"
+        )
     return files, question
+
+
+def _kind(file: str) -> str:
+    return "video" if Path(file).suffix.lower() in VIDEO_SUFFIXES else "image"
+
+
+def _check_sampling(given: Given, has_video: bool) -> None:
+    if given.frames is not None and given.fps is not None:
+        raise VLMCompressError("--frames and --fps are both given: give one of them")
+    if not has_video and (given.frames is not None or given.fps is not None):
+        raise VLMCompressError("--frames and --fps are for videos, but no video is given")
+    check_sampling(given.frames, given.fps)
+
+
+def _read(file: str, kind: str, given: Given) -> Image | Video:
+    if kind == "image":
+        return read_image(file)
+    with silent_libraries():
+        return read_video(file, given.frames, given.fps)
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:

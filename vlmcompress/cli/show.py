@@ -6,6 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlmcompress.report import by_medium, frame_counts
+from vlmcompress.video import Video
+
 if TYPE_CHECKING:
     from vlmcompress.cli.asking import Asker, Run
     from vlmcompress.cli.request import Request
@@ -15,10 +18,11 @@ _STAGES = ("encoder", "selection", "prefill", "decode", "total")
 
 def as_document(request: Request, asker: Asker, runs: Sequence[Run]) -> str:
     """JSON of the reduced run; of a comparison also both runs, as `full` and `reduced`."""
-    reduced = runs[-1]
+    reduced, pairs = runs[-1], list(zip(request.files, request.media, strict=True))
     document = {
         "question": request.question,
-        "images": request.files,
+        "images": [file for file, one in pairs if not isinstance(one, Video)],
+        "videos": [{"file": f, **one.describe()} for f, one in pairs if isinstance(one, Video)],
         "model": request.model,
         "device": str(asker.model.device),
         "dtype": str(asker.model.dtype).removeprefix("torch."),
@@ -48,12 +52,27 @@ def as_text(request: Request, runs: Sequence[Run]) -> str:
             f"answer     {runs[0].answer}   (all visual tokens)",
             f"           {reduced.answer}   (reduced)",
         ]
-    for image in reduced.report.images:
-        lines.append(
-            f"tokens     {image.before} -> {image.after}, mean over layers {image.mean:.4g}"
-            f"   ({request.files[image.index]})"
-        )
+    lines += _tokens(request, reduced)
     return "\n".join([*lines, "", *_times(runs)])
+
+
+def _tokens(request: Request, run: Run) -> list[str]:
+    """How many tokens were kept of each image and clip, and of which frames."""
+    frames = [len(one.frames) if isinstance(one, Video) else 1 for one in request.media]
+    shared = by_medium(run.report.images, frames)
+    lines = []
+    for file, one, reports in zip(request.files, request.media, shared, strict=True):
+        before, after = sum(r.before for r in reports), sum(r.after for r in reports)
+        mean = sum(r.mean for r in reports)
+        lines.append(f"tokens     {before} -> {after}, mean over layers {mean:.4g}   ({file})")
+        if isinstance(one, Video):
+            times = " ".join(f"{time:.2f}" for time in one.times)
+            lines += [
+                f"per frame  {frame_counts(reports)}",
+                f"sampled    {len(one.times)} of {one.total} frames by {one.decoder}, "
+                f"at {times} seconds",
+            ]
+    return lines
 
 
 def _times(runs: Sequence[Run]) -> list[str]:

@@ -9,7 +9,7 @@ image; None asks for the paper's own setting.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -36,7 +36,12 @@ class LayerView(Protocol):
 
     @property
     def grid(self) -> Grid:
-        """The image's grid before anything was dropped."""
+        """The image's grid before anything was dropped; one row for several (`parts`)."""
+        ...
+
+    @property
+    def parts(self) -> tuple[Grid, ...]:
+        """The grids that the image is laid out as, one after the other; mostly one."""
         ...
 
     @property
@@ -92,6 +97,18 @@ class Method(ABC):
     """Fields of `VisualTokens`, beyond features and grid, that the engine has to collect."""
     takes_budget: ClassVar[bool] = True
     """False for methods such as `full` whose count is their definition."""
+
+    def encoder_layers(self, depth: int, whole: Sequence[int]) -> Collection[int]:
+        """ViT layers whose attention a method with `encoder_attention` in `needs` asks for.
+
+        They are the keys of `VisualTokens.encoder_attention`, in ascending order.
+
+        Args:
+            depth: layers that the features go through; layer `depth - 1` gives the features.
+            whole: ascending, those of them whose attention spans an image (a frame of a clip).
+                The values of other layers compare the tokens of one window only.
+        """
+        return whole[-1:]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 from vlmcompress.errors import BudgetError, CompositionError, UnknownNameError, VLMCompressError
@@ -14,7 +15,7 @@ from vlmcompress.methods import METHODS, DecoderMethod, Method, ProjectorMethod
 from vlmcompress.methods.base import mean_tokens, tokens_per_layer
 from vlmcompress.methods.checks import check_types
 from vlmcompress.registry import unknown
-from vlmcompress.tokens import Grid
+from vlmcompress.tokens import Grid, Layout
 
 _EXAMPLE = 'write for example "divprune", "divprune+fastv" or "divprune(ratio=0.1)+fastv(k=3)"'
 _PART = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
@@ -24,12 +25,17 @@ _PART = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 class ImagePlan:
     """How many visual tokens of one image or clip are kept, and where; known before the run."""
 
-    keep: int
-    """Tokens that enter the decoder."""
+    parts: tuple[tuple[Grid, int], ...]
+    """The grids that the projector method is given one by one, and the tokens it keeps of each."""
     schedule: dict[int, int]
     """Decoder layer -> tokens that enter it and all later ones; empty without a decoder method."""
     layers: int
     """Decoder layers."""
+
+    @property
+    def keep(self) -> int:
+        """Tokens that enter the decoder."""
+        return sum(kept for _, kept in self.parts)
 
     @property
     def per_layer(self) -> list[int]:
@@ -71,13 +77,17 @@ class Pipeline:
         """Fields of `VisualTokens` that have to be collected."""
         return frozenset().union(*(method.needs for method in self.methods))
 
-    def plan(self, grid: Grid, layers: int, budget: float | None) -> ImagePlan:
-        """Counts for one image.
+    def plan(
+        self, layout: Layout | Grid, layers: int, budget: float | None, per_frame: bool = False
+    ) -> ImagePlan:
+        """Counts for one image. Several grids share a budget in proportion to their tokens.
 
         Args:
-            grid: of its visual tokens.
+            layout: of its visual tokens.
             layers: of the decoder.
             budget: mean over decoder layers of the image's visual tokens; None for the defaults.
+            per_frame: the projector method meets each temporal step by itself and keeps the same
+                number of each. The decoder method ranks a clip as a whole all the same.
 
         Raises:
             BudgetError: the budget is no finite number of 0 or more, cannot be met, is given to a
@@ -85,14 +95,17 @@ class Pipeline:
         """
         if budget is not None:
             self._check_budget(budget)
-        keep, ask = len(grid), budget
+        split = per_frame and steps(layout) > 1
+        grids, total, ask = _parts(layout, split), len(layout), budget
+        kept = [len(grid) for grid in grids]
         if self.projector is not None:
             if budget is not None and self.decoder is not None:
-                default = self.decoder.schedule(layers, len(grid), None)
-                ask = _before_decoder(budget, len(grid), mean_tokens(layers, len(grid), default))
-            keep = self.projector.keep_count(grid, ask)
-        schedule = {} if self.decoder is None else self.decoder.schedule(layers, keep, budget)
-        return ImagePlan(keep, schedule, layers)
+                default = self.decoder.schedule(layers, total, None)
+                ask = _before_decoder(budget, total, mean_tokens(layers, total, default))
+            shares = _shares(ask, kept, even=split)
+            kept = [self.projector.keep_count(*one) for one in zip(grids, shares, strict=True)]
+        schedule = {} if self.decoder is None else self.decoder.schedule(layers, sum(kept), budget)
+        return ImagePlan(tuple(zip(grids, kept, strict=True)), schedule, layers)
 
     def _check_budget(self, budget: float) -> None:
         if not (math.isfinite(budget) and budget >= 0):
@@ -152,6 +165,30 @@ class _Part:
         if self.instance is not None:
             return replace(self.instance, **values)
         return self.method(**values)
+
+
+def steps(layout: Layout | Grid) -> int:
+    """Temporal steps of a clip; an image is one, in however many grids it is laid out."""
+    times = [grid.t for grid in _parts(layout)]
+    return sum(times) if max(times) > 1 else 1
+
+
+def _parts(layout: Layout | Grid, split: bool = False) -> tuple[Grid, ...]:
+    """The grids of a layout, or those of its temporal steps."""
+    grids = (layout,) if isinstance(layout, Grid) else layout.parts
+    return tuple(Grid(1, g.h, g.w) for g in grids for _ in range(g.t)) if split else grids
+
+
+def _shares(ask: float | None, sizes: Sequence[int], even: bool) -> Sequence[float | None]:
+    """`ask` tokens over parts of the given sizes, in whole tokens where there are several."""
+    if ask is None:
+        return [None] * len(sizes)
+    if len(sizes) == 1:
+        return [ask]
+    if even:
+        return [round(ask / len(sizes))] * len(sizes)
+    ends = [round(ask * end / sum(sizes)) for end in accumulate(sizes)]
+    return [end - start for start, end in pairwise([0, *ends])]
 
 
 def _before_decoder(budget: float, tokens: int, default_mean: float) -> int:

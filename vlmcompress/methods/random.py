@@ -16,14 +16,16 @@ from vlmcompress.tokens import VisualTokens
 # The CPU generator reads 32 bits of a seed only, so seed and image index have to share them.
 _SEEDS = 2**32
 _STEP = 1_000_003
+_PART = 10_007
 
 
 @dataclass(frozen=True)
 class Random(Selector):
     """A uniform sample without replacement.
 
-    It depends on the seed, the place of the image in the call and its number of tokens, and on
-    nothing else: not on the features, the device or PyTorch's global seed.
+    It depends on the seed, the place of the image in the call (and of the grid in the image) and
+    the number of tokens, and on nothing else: not on the features, the device or PyTorch's global
+    seed.
     """
 
     name: ClassVar[str] = "random"
@@ -40,6 +42,7 @@ class Random(Selector):
 
     def select(self, tokens: VisualTokens, count: int) -> Tensor:
         """[count] int64, ascending."""
-        generator = torch.Generator().manual_seed((self.seed * _STEP + tokens.index) % _SEEDS)
+        place = tokens.index + tokens.part * _PART
+        generator = torch.Generator().manual_seed((self.seed * _STEP + place) % _SEEDS)
         order = torch.randperm(len(tokens.grid), generator=generator)
         return order[:count].sort().values.to(tokens.features.device)

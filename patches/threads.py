@@ -1,0 +1,83 @@
+"""What each thread is in the middle of, and what all threads that use a compressed model share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.patches.trace import Trace
+
+if TYPE_CHECKING:
+    from vlmcompress.patches.flow import Flow
+    from vlmcompress.patches.masks import Given
+    from vlmcompress.patches.signals import Encoded
+
+
+class PerThread(threading.local):
+    """State that every thread has of its own. The copy of a model starts with none."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PerThread:
+        return type(self)()
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedCallError(
+            "a compressed model cannot be pickled: call .remove() first, or use save_pretrained()"
+        )
+
+
+class Current(PerThread):
+    """The call that a thread is in."""
+
+    generating = False
+    prompt: int | None = None
+    """Tokens that `generate` was given."""
+    call: dict[str, Any] | None = None
+    """Arguments of the base model's forward by name."""
+    flow: Flow | None = None
+    given_masks: Given = None
+    """Masks that the base model made."""
+    started: Any = None
+    trace: Trace | None = None
+
+    def __init__(self) -> None:
+        self.encoded: dict[str, Encoded] = {}
+
+    def end_forward(self) -> None:
+        """Forget the forward, also one that failed."""
+        self.call, self.encoded, self.flow, self.given_masks = None, {}, None, None
+        if not self.generating:
+            self.trace = None
+
+
+class Shared:
+    """The last trace that any thread began, and the threads that are inside `generate`."""
+
+    def __init__(self) -> None:
+        self.trace = Trace()
+        self._changed = threading.Condition()
+        self._threads: list[int] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
+        return Shared()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Count this thread during the block."""
+        own = threading.get_ident()
+        with self._changed:
+            self._threads.append(own)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._threads.remove(own)
+                self._changed.notify_all()
+
+    def wait_for_others(self) -> None:
+        """Return when no other thread is inside."""
+        own = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: all(thread == own for thread in self._threads))

@@ -1,0 +1,64 @@
+"""Which transformers the tests run on, and what they hold it to."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import transformers
+
+ROOT = Path(__file__).parents[2]
+SPAN = re.search(r'"transformers>=([\d.]+),<(\d+)"', (ROOT / "pyproject.toml").read_text())
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def test_this_transformers_is_one_that_the_package_allows():
+    assert numbers(SPAN[1]) <= numbers(transformers.__version__) < numbers(SPAN[2])
+
+
+def test_a_future_warning_is_an_error_on_the_newest_transformers_only():
+    pins = re.findall(r"^transformers==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.M)
+    expected = pytest.raises if transformers.__version__ in pins else pytest.warns
+    with expected(FutureWarning, match="going away"):
+        warnings.warn("going away", FutureWarning, stacklevel=1)
+
+
+@pytest.mark.parametrize(("step", "left"), [(1, 150), (3, 50)])
+def test_the_oldest_run_takes_every_third_of_a_large_product_and_all_small_tests(
+    step, left, pytestconfig
+):
+    plugins = pytestconfig.pluginmanager.get_plugins()
+    shared = next(
+        p for p in plugins if getattr(p, "__file__", "") == str(ROOT / "tests/conftest.py")
+    )
+    large = [SimpleNamespace(function=len, number=number) for number in range(150)]
+    small = [SimpleNamespace(function=max, number=number) for number in range(100)]
+    items, hook = [*small, *large], SimpleNamespace(pytest_deselected=lambda items: None)
+    config = SimpleNamespace(getoption=lambda name: {"--every": step}[name], hook=hook)
+    shared.pytest_collection_modifyitems(config, items)
+    assert items[:100] == small
+    assert [item.number for item in items[100:]] == list(range(0, 150, step))
+    assert len(items) == 100 + left
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_oldest_run_takes_the_lower_bound_of_the_dependency_in_a_venv_of_its_own():
+    plan = subprocess.run(
+        ["make", "--dry-run", "--always-make", "test-oldest", "PYTHON=python3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"TRANSFORMERS={SPAN[1]} " in plan
+    assert f'"transformers=={SPAN[1]}" >> .venv-oldest/constraints.txt' in plan
+    assert ".venv-oldest/bin/python -m pytest" in plan
+    assert "make test-oldest\n" in (ROOT / ".ci" / "run").read_text()

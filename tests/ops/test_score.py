@@ -1,0 +1,151 @@
+"""Attention scores against the whole matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.score import (
+    attention_received,
+    attention_received_packed,
+    attention_rows,
+)
+
+SCALING = 0.5
+
+
+def pair(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32):
+    """Queries and keys far enough apart that attention is not uniform."""
+    g = torch.Generator().manual_seed(seed)
+    return tuple((torch.randn(*shape, generator=g) * 2).to(dtype) for _ in range(2))
+
+
+def brute(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """[H, N, N] attention of one sequence, in float64, entry by entry."""
+    heads, tokens, _ = q.shape
+    q, k = q.double(), k.double()
+    matrix = torch.zeros(heads, tokens, tokens, dtype=torch.float64)
+    for head in range(heads):
+        for row in range(tokens):
+            e = torch.stack([(SCALING * (q[head, row] @ k[head, j])).exp() for j in range(tokens)])
+            matrix[head, row] = e / e.sum()
+    return matrix
+
+
+def brute_received(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    return brute(q, k).mean(dim=(0, 1)).float()
+
+
+def test_by_hand_two_tokens():
+    # Query 0 weighs the keys 3 : 1, query 1 weighs them 1 : 1.
+    q, k = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[3.0], [1.0]]]).log()
+    assert torch.allclose(attention_rows(q, k, 1.0), torch.tensor([[[0.75, 0.25], [0.5, 0.5]]]))
+    assert torch.allclose(attention_received(q, k, 1.0), torch.tensor([0.625, 0.375]))
+
+
+def test_rows_are_rows_of_the_whole_matrix():
+    q, k = pair(3, 7, 4)
+    assert (attention_rows(q[:, [2, 5]], k, SCALING) - brute(q, k)[:, [2, 5]]).abs().max() < 1e-6
+
+
+def test_rows_give_no_weight_to_what_is_not_seen():
+    q, k = pair(3, 7, 4)
+    seen = torch.tensor([True, False, True, True, False, True, True])
+    rows = attention_rows(q, k, SCALING, seen)
+    assert rows[..., ~seen].eq(0).all()
+    assert (attention_rows(q, k[:, seen], SCALING) - rows[..., seen]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17])
+@pytest.mark.parametrize("max_bytes", [1, 4 * 3 * 17 * 5, 2**20], ids=["row", "block", "whole"])
+def test_received_is_the_column_mean_whatever_the_block(tokens, max_bytes):
+    q, k = pair(3, tokens, 4)
+    received = attention_received(q, k, SCALING, max_bytes=max_bytes)
+    assert (received - brute_received(q, k)).abs().max() < 1e-6
+    assert received.sum() == pytest.approx(1)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the number of values of the largest tensor that was made."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.values = max(self.values, out.numel())
+        return out
+
+
+@pytest.mark.parametrize(("max_bytes", "values"), [(2**20, 2 * 64 * 64), (2**11, 2 * 64 * 4)])
+def test_the_matrix_is_never_larger_than_the_block(max_bytes, values):
+    q, k = pair(2, 64, 3)
+    with Largest() as largest:
+        attention_received(q, k, SCALING, max_bytes=max_bytes)
+    assert largest.values == values
+
+
+def test_received_is_not_uniform_and_not_that_of_the_transpose():
+    q, k = pair(3, 17, 4)
+    received = attention_received(q, k, SCALING)
+    assert received.max() > 2 * received.min()
+    assert (received - attention_received(k, q, SCALING)).abs().max() > 1e-2
+
+
+def test_a_batch_equals_its_members():
+    q, k = pair(2, 3, 11, 4)
+    together = attention_received(q, k, SCALING)
+    for mine, a, b in zip(together, q, k, strict=True):
+        assert (mine - brute_received(a, b)).abs().max() < 1e-6
+
+
+def test_padding_neither_gives_nor_receives():
+    q, k = pair(2, 3, 9, 4)
+    valid = torch.ones(2, 9, dtype=torch.bool)
+    valid[0, [1, 6, 8]] = False
+    received = attention_received(q, k, SCALING, valid=valid, max_bytes=500)
+    assert received[0, ~valid[0]].eq(0).all()
+    alone = brute_received(q[0][:, valid[0]], k[0][:, valid[0]])
+    assert (received[0, valid[0]] - alone).abs().max() < 1e-6
+    assert (received[1] - brute_received(q[1], k[1])).abs().max() < 1e-6
+
+
+def test_packed_sequences_do_not_see_each_other():
+    q, k = pair(3, 20, 4)
+    lengths = [4, 1, 6, 4, 5]
+    received = attention_received_packed(q, k, SCALING, lengths)
+    parts = zip(q.split(lengths, 1), k.split(lengths, 1), strict=True)
+    expected = torch.cat([brute_received(a, b) for a, b in parts])
+    assert (received - expected).abs().max() < 1e-6
+    assert (received - brute_received(q, k)).abs().max() > 1e-2
+
+
+def test_packed_sequences_must_fill_the_keys():
+    q, k = pair(3, 20, 4)
+    with pytest.raises(VLMCompressError, match="sequences of 19 tokens do not fit 20 keys"):
+        attention_received_packed(q, k, SCALING, [10, 9])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32_also_under_autocast(dtype):
+    q, k = pair(3, 17, 4, dtype=dtype)
+    expected = brute_received(q, k)
+    assert (attention_received(q, k, SCALING) - expected).abs().max() < 1e-6
+    q, k = pair(3, 17, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        received = attention_received(q, k, SCALING)
+    assert received.dtype == torch.float32
+    assert (received - brute_received(q, k)).abs().max() < 1e-6
+
+
+def test_strided_input_and_gradients_make_no_difference():
+    q, k = pair(3, 4, 17)
+    received = attention_received(
+        q.transpose(1, 2).requires_grad_(), k.transpose(1, 2).requires_grad_(), SCALING
+    )
+    assert not received.requires_grad
+    assert (received - brute_received(q.transpose(1, 2), k.transpose(1, 2))).abs().max() < 1e-6
