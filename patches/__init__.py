@@ -27,6 +27,7 @@ for _name, _entry in {
     "smolvlm": "smolvlm:SmolVLM",
     "gemma3": "gemma3:Gemma3",
     "vipllava": "vipllava:VipLlava",
+    "mistral3": "mistral3:Mistral3",
 }.items():
     FAMILIES.register(_name, f"vlmcompress.patches.{_entry}")
 

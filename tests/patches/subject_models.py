@@ -252,6 +252,22 @@ def gemma3() -> Subject:
     return BidirectionalSubject(model, IMAGE, 9, (3, 24, 24), window=window)
 
 
+def mistral3() -> Subject:
+    """32x24 pixels: 8x6 patches, merged 2x2."""
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "patch_size": 4}
+    tower |= {"model_type": "pixtral", "num_attention_heads": 4, "image_size": 48, "head_dim": 8}
+    model = build(
+        "Mistral3",
+        vision_config=tower,
+        text_config=TEXT | {"model_type": "mistral", "sliding_window": None},
+        image_token_id=IMAGE,
+        image_token_index=IMAGE,
+        spatial_merge_size=2,
+        vision_feature_layer=-1,
+    )
+    return Subject(model, IMAGE, 12, (3, 32, 24), extra={"image_sizes": [32, 24]})
+
+
 LLAVA: dict[str, Callable[[], Subject]] = {"random llava": llava, "tiny-llava": tiny_llava}
 SUBJECTS: dict[str, Callable[[], Subject]] = LLAVA | {
     "random llava-next": llava_next,
@@ -274,6 +290,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = LLAVA | {
     "random gemma3": gemma3,
     "random qwen3-vl-moe": partial(qwen, *_QWEN3_VL_MOE, "image", DeepStackSubject),
     "random vipllava": vipllava,
+    "random mistral3": mistral3,
 }
 SEPARATED = [
     "random llava-next",
