@@ -116,7 +116,10 @@ def test_linked_files_exist():
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(example, monkeypatch, capsys):
     assert len(example.read_text().splitlines()) < 60
-    sample = min((ROOT / "vlmcompress" / "assets" / "samples").glob("*.png"))
-    monkeypatch.setattr(sys, "argv", [str(example), str(sample), "what color is the circle ?"])
+    samples = ROOT / "vlmcompress" / "assets" / "samples"
+    asked = [str(min(samples.glob("*.png"))), "what color is the circle ?"]
+    if "video" in example.name:
+        asked = [str(min(samples.glob("*.mp4"))), "which way does the circle move ?"]
+    monkeypatch.setattr(sys, "argv", [str(example), *asked])
     runpy.run_path(str(example), run_name="__main__")
     assert "144 -> 36 tokens" in capsys.readouterr().out
