@@ -1,5 +1,6 @@
 """Training pictures and what lies on each of their patches, rendered once into memory maps."""
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,27 +97,43 @@ def tag(scene: Scene) -> NDArray[np.uint8]:
 
 def prepare(folder: Path, count: int, workers: int = 2) -> Pictures:
     """Render the first `count` training scenes into `folder`, or reuse what is there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = folder / f"rendered-{count}"
-    if not done.exists():
-        arrays = _open(folder, count, "w+")
-        del arrays
-        starts = range(0, count, _CHUNK)
-        with ProcessPoolExecutor(workers) as pool:
-            list(pool.map(_render_chunk, [(folder, count, start) for start in starts]))
-        done.touch()
+    render_once(folder / f"rendered-{count}", count, _open, _render_chunk, _CHUNK, workers)
     return _open(folder, count, "r")
 
 
+def render_once(
+    done: Path,
+    count: int,
+    open_arrays: Callable[[Path, int, Any], Any],
+    render_chunk: Callable[[tuple[Path, int, int]], None],
+    chunk: int,
+    workers: int,
+) -> None:
+    """Fill the arrays of a folder in parallel, unless `done`, a file in it, says that they are."""
+    if done.exists():
+        return
+    done.parent.mkdir(parents=True, exist_ok=True)
+    arrays = open_arrays(done.parent, count, "w+")
+    del arrays
+    jobs = [(done.parent, count, start) for start in range(0, count, chunk)]
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(render_chunk, jobs))
+    done.touch()
+
+
+def on_disk(folder: Path, name: str, dtype: Any, shape: tuple[int, ...], mode: Any) -> NDArray[Any]:
+    """An array in a file that names its length, `shape[0]`."""
+    return np.memmap(folder / f"{name}-{shape[0]}.bin", dtype=dtype, mode=mode, shape=shape)
+
+
 def _open(folder: Path, count: int, mode: Any) -> Pictures:
-    def array(name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        path = folder / f"{name}-{count}.bin"
-        return np.memmap(path, dtype=dtype, mode=mode, shape=(count, *shape))
+    def array(name: str, dtype: Any, *shape: int) -> NDArray[Any]:
+        return on_disk(folder, name, dtype, (count, *shape), mode)
 
     return Pictures(
-        array("pixels", np.uint8, (IMAGE_SIZE, IMAGE_SIZE, 3)),
-        array("labels", np.int8, (len(FIELDS), PATCHES)),
-        array("tags", np.uint8, (TAGS,)),
+        array("pixels", np.uint8, IMAGE_SIZE, IMAGE_SIZE, 3),
+        array("labels", np.int8, len(FIELDS), PATCHES),
+        array("tags", np.uint8, TAGS),
     )
 
 

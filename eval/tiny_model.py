@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPImageProcessorPil,
     GenerationConfig,
@@ -161,6 +161,14 @@ def make_config() -> LlavaConfig:
     )
 
 
+def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load the state of a training model, which may have more; every weight there has to arrive."""
+    model.load_state_dict(weights, strict=False)
+    for name, value in model.state_dict().items():
+        if name in weights and not torch.equal(value, weights[name]):
+            raise RuntimeError(f"weight {name} did not load")
+
+
 def export(weights: dict[str, Tensor], folder: Path) -> None:
     """Write the model folder.
 
@@ -169,10 +177,7 @@ def export(weights: dict[str, Tensor], folder: Path) -> None:
         folder: Where it goes; files of the same names are replaced.
     """
     model = LlavaForConditionalGeneration(make_config())
-    model.load_state_dict(weights, strict=False)
-    for name, value in model.state_dict().items():
-        if name in weights and not torch.equal(value, weights[name]):
-            raise RuntimeError(f"weight {name} did not load")
+    fill(model, weights)
     special: Any = model.config.text_config
     model.generation_config = GenerationConfig(
         bos_token_id=special.bos_token_id,

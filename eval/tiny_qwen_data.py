@@ -4,7 +4,6 @@ A token of Qwen's vision tower is a square of 16x16 pixels over two frames. A pi
 one step that shows it twice, as Qwen's image processor has it.
 """
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from vlmcompress.eval.tiny_data import (
     FIELDS,
     IGNORED,
     SIDE,
+    on_disk,
+    render_once,
 )
 from vlmcompress.eval.worlds_clips import (
     DIRECTIONS,
@@ -148,26 +149,15 @@ def label_clip(clip: Clip, covers: NDArray[np.float32]) -> NDArray[np.int8]:
 
 def prepare_clips(folder: Path, count: int, workers: int = 2) -> Clips:
     """Render the first `count` training clips into `folder`, or reuse what is there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = folder / f"clips-rendered-{count}"
-    if not done.exists():
-        arrays = _open(folder, count, "w+")
-        del arrays
-        starts = range(0, count, _CHUNK)
-        with ProcessPoolExecutor(workers) as pool:
-            list(pool.map(_render_chunk, [(folder, count, start) for start in starts]))
-        done.touch()
+    render_once(folder / f"clips-rendered-{count}", count, _open, _render_chunk, _CHUNK, workers)
     return _open(folder, count, "r")
 
 
 def _open(folder: Path, count: int, mode: Any) -> Clips:
-    def array(name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        path = folder / f"{name}-{count}.bin"
-        return np.memmap(path, dtype=dtype, mode=mode, shape=(count, *shape))
-
+    frames, labels = (FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3), (STEPS, ROWS, TOKENS)
     return Clips(
-        array("clip-frames", np.uint8, (FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3)),
-        array("clip-labels", np.int8, (STEPS, ROWS, TOKENS)),
+        on_disk(folder, "clip-frames", np.uint8, (count, *frames), mode),
+        on_disk(folder, "clip-labels", np.int8, (count, *labels), mode),
     )
 
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import processors
 from torch import Tensor
 from transformers import (
@@ -15,7 +14,7 @@ from transformers import (
 )
 
 from vlmcompress.eval.tiny_model import SPECIAL as LLAVA_SPECIAL
-from vlmcompress.eval.tiny_model import make_word_tokenizer, replace_folder
+from vlmcompress.eval.tiny_model import fill, make_word_tokenizer, replace_folder
 from vlmcompress.eval.tiny_model import vocabulary as llava_vocabulary
 from vlmcompress.eval.tiny_qwen_data import MERGE
 from vlmcompress.eval.worlds_clips import FRAMES_PER_SECOND, FRAMES_PER_STEP
@@ -155,10 +154,7 @@ def export(weights: dict[str, Tensor], folder: Path) -> None:
         folder: Where it goes; files of the same names are replaced.
     """
     model = Qwen2_5_VLForConditionalGeneration(make_config())
-    model.load_state_dict(weights, strict=False)
-    for name, value in model.state_dict().items():
-        if name in weights and not torch.equal(value, weights[name]):
-            raise RuntimeError(f"weight {name} did not load")
+    fill(model, weights)
     model.generation_config = GenerationConfig(
         eos_token_id=IDS[SPECIAL["end"]], pad_token_id=IDS[SPECIAL["pad"]], do_sample=False
     )

@@ -15,6 +15,10 @@ from vlmcompress.patches.encoders import Encoder
 from vlmcompress.patches.state import CacheState
 from vlmcompress.tokens import Grid, Layout
 
+IMAGES = {"image": "get_image_features"}
+IMAGES_AND_CLIPS = IMAGES | {"video": "get_video_features"}
+"""Modality -> feature call, as most base models name them."""
+
 
 class Family:
     """One model family of transformers.
@@ -33,7 +37,7 @@ class Family:
     """Whether positions are one number per token, so that their gaps can be closed."""
     encoder: ClassVar[Encoder] = Encoder()
     """The vision side, for signals."""
-    feature_calls: ClassVar[Mapping[str, str]] = {"image": "get_image_features"}
+    feature_calls: ClassVar[Mapping[str, str]] = IMAGES
     """Modality -> bound method of the base model that returns its projected features."""
 
     text_module: ClassVar[str] = "language_model"

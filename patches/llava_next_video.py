@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
+from vlmcompress.patches.family import IMAGES_AND_CLIPS
 from vlmcompress.patches.llava_next import LlavaNext, side
 from vlmcompress.tokens import Grid, Layout
 
@@ -17,10 +18,7 @@ class LlavaNextVideo(LlavaNext):
     name = "llava_next_video"
     class_name = "LlavaNextVideoForConditionalGeneration"
     video = True
-    feature_calls: ClassVar[Mapping[str, str]] = {
-        "image": "get_image_features",
-        "video": "get_video_features",
-    }
+    feature_calls = IMAGES_AND_CLIPS
 
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]

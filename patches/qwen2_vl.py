@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.patches.encoders import PackedEncoder
-from vlmcompress.patches.family import Family
+from vlmcompress.patches.family import IMAGES_AND_CLIPS, Family
 from vlmcompress.tokens import Grid, Layout
 
 
@@ -24,10 +24,7 @@ class Qwen2VL(Family):
     encoder = PackedEncoder()
     video = True
     renumbers = False
-    feature_calls: ClassVar[Mapping[str, str]] = {
-        "image": "get_image_features",
-        "video": "get_video_features",
-    }
+    feature_calls = IMAGES_AND_CLIPS
 
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]

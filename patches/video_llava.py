@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.patches.encoders import TwoTowerEncoder
-from vlmcompress.patches.family import Family
+from vlmcompress.patches.family import IMAGES_AND_CLIPS, Family
 from vlmcompress.patches.llava_next import side
 from vlmcompress.tokens import Grid, Layout, Separator
 
@@ -25,10 +25,7 @@ class VideoLlava(Family):
     class_name = "VideoLlavaForConditionalGeneration"
     encoder = TwoTowerEncoder()
     video = True
-    feature_calls: ClassVar[Mapping[str, str]] = {
-        "image": "get_image_features",
-        "video": "get_video_features",
-    }
+    feature_calls = IMAGES_AND_CLIPS
 
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]

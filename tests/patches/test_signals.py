@@ -90,6 +90,8 @@ def test_a_forward_gives_what_eager_attention_gives(subject, batch, monkeypatch)
 
 @pytest.mark.parametrize("beams", [1, 2], ids=["greedy", "beams"])
 def test_generate_gives_the_same_once_for_each_image(subject, monkeypatch, beams):
+    if beams > 1 and not subject.repeats:
+        pytest.skip("this version of transformers cannot repeat these clips")
     batch = make_batch(subject, "padded batch of 1 and 2 images")
     method, shown = looker(*tower_signals(subject), layers=every_layer)
     with compress(subject.model, method, budget="50%"):
