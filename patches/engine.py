@@ -24,7 +24,6 @@ from vlmcompress.patches.deepstack import follow
 from vlmcompress.patches.family import Family
 from vlmcompress.patches.flow import Flow
 from vlmcompress.patches.guard import (
-    check_attention,
     check_forward,
     check_generate,
     check_kinds,
@@ -59,6 +58,7 @@ class Engine:
         self.lm = family.language_model(self.base)
         self.layers = family.layers(self.base)
         self._attached = Attachments()
+        self._kinds: dict[str, LayerKinds] = {}
 
     def install(self) -> None:
         """Hook the model.
@@ -73,9 +73,9 @@ class Engine:
                 "call .remove() on the first Compression before compressing it again "
                 "(Compression.of(model) finds it)"
             )
-        check_attention(self.lm)
+        kinds = self.kinds
         if self.planner.pipeline.decoder is not None:
-            check_kinds(self.kinds.names, (FULL, SLIDING) if self.kinds.own else (FULL,))
+            check_kinds(kinds.names, (FULL, SLIDING) if kinds.own else (FULL,))
         try:
             self._hook()
         except BaseException:
@@ -217,7 +217,6 @@ class Engine:
             state=state_of(kwargs.get("past_key_values")),
             columns=columns,
             virtual_width=kwargs["inputs_embeds"].shape[1],
-            flash=check_attention(self.lm).startswith("flash"),
             kinds=self.kinds,
             given_masks=self._now.given_masks,
             cache=kwargs.get("past_key_values"),
@@ -228,7 +227,12 @@ class Engine:
     @property
     def kinds(self) -> LayerKinds:
         """Of the decoder's layers; users may change the attention implementation at any time."""
-        return layer_kinds(self.lm, len(self.layers), self.family.masks_in_base)
+        config: Any = self.lm.config
+        attention = config._attn_implementation
+        if attention not in self._kinds:
+            found = layer_kinds(self.lm, len(self.layers), self.family.masks_in_base)
+            self._kinds[attention] = found
+        return self._kinds[attention]
 
     def _rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         module = self.lm.get_submodule("rotary_emb")
@@ -240,7 +244,7 @@ class Engine:
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         flow = self._now.flow
-        if flow is None:
+        if flow is None or flow.leaves_layers_alone:
             return None
         given = hidden = args[0] if args else kwargs["hidden_states"]
         if number in flow.cuts:

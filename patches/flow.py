@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,7 +46,6 @@ class Flow:
     """Virtual columns of the chunk's slots at the first stage."""
     virtual_width: int
     """Length of the chunk as the caller sees it."""
-    flash: bool
     kinds: LayerKinds
     given_masks: Given = None
     """Masks that the base model made for the unshortened chunk, for each kind of layer."""
@@ -72,6 +72,13 @@ class Flow:
     _inputs: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
     embeddings: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Kind of layer -> cos and sin of the chunk's tokens at the current stage, as far as seen."""
+
+    @cached_property
+    def leaves_layers_alone(self) -> bool:
+        """Whether the model's own arguments are right for every layer, as in most decode steps."""
+        stages = 1 if self.state is None else len(self.state.stages)
+        changed = self.cuts or stages > 1 or self.rotary is not None
+        return not (changed or self.kinds.own or self.kinds.flash)
 
     def starts_stage(self, layer: int) -> bool:
         """Whether a stage begins at `layer`, of this forward or of an earlier turn."""
@@ -158,7 +165,7 @@ class Flow:
     def _stage_inputs(self, layer: int, given: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {}
         stage = self.current
-        if self.flash and hidden.shape[1] > 1 and given.get("position_ids") is not None:
+        if self.kinds.flash and hidden.shape[1] > 1 and given.get("position_ids") is not None:
             # FlashAttention reads gaps in position ids as borders between packed sequences.
             steps = torch.arange(hidden.shape[1], device=hidden.device)
             inputs["position_ids"] = steps.expand(len(hidden), -1)
@@ -170,7 +177,7 @@ class Flow:
         if not self.kinds.own and (mask is not None or self._has_fillers(stage)):
             keys, rows = self.keys(stage), self.rows(stage)
             inputs["attention_mask"] = cut_mask(
-                mask, rows.index, keys.index, keys.valid, self.past_width(0), self.flash
+                mask, rows.index, keys.index, keys.valid, self.past_width(0), self.kinds.flash
             )
         if self.rotary is not None:
             kind = self.kinds.names[layer]

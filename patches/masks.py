@@ -35,6 +35,8 @@ class LayerKinds:
     """Whether masks are made here instead of by the model."""
     eager: bool
     """Whether the attention adds float masks; otherwise they are bool."""
+    flash: bool
+    """Whether it takes 2-D masks."""
 
     def window_of(self, kind: str) -> int | None:
         """The window of a kind of layer, None where it sees everything."""
@@ -63,7 +65,7 @@ def layer_kinds(lm: nn.Module, layers: int, masks_in_base: bool) -> LayerKinds:
     window = getattr(config, "sliding_window", None)
     names = getattr(config, "layer_types", None) or [FULL if window is None else SLIDING] * layers
     own = (masks_in_base or SLIDING in names) and not flash
-    return LayerKinds(tuple(names[:layers]), window, own, attention == "eager")
+    return LayerKinds(tuple(names[:layers]), window, own, attention == "eager", flash)
 
 
 @dataclass(frozen=True)
