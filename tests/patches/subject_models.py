@@ -140,19 +140,11 @@ def llava_next_video(modality: str) -> Subject:
 
 def llava_onevision(modality: str) -> Subject:
     model = _with_video("LlavaOnevision", SIGLIP, QWEN2)
-    if modality == "video":
-        shape, newline = (3, 3, 24, 24), ((27, 0, 27),)
-        return Subject(
-            model,
-            VIDEO,
-            27,
-            shape,
-            reserved=(IMAGE,),
-            separators=newline,
-            frames=3,
-            modality="video",
-        )
-    return _tiled_image(model)
+    if modality == "image":
+        return _tiled_image(model)
+    clips = Subject(model, VIDEO, 27, (3, 3, 24, 24), reserved=(IMAGE,), frames=3, modality="video")
+    clips.separators = ((27, 0, 27),)
+    return clips
 
 
 def _tiled_image(model: Any) -> Subject:
@@ -278,6 +270,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = LLAVA | {
     "random video-llava": partial(video_llava, "image"),
     "random video-llava with clips": partial(video_llava, "video"),
     "random qwen2-vl": partial(qwen, *_QWEN2_VL, "image", QwenSubject),
+    "random qwen2-vl with clips": partial(qwen, *_QWEN2_VL, "video", QwenSubject),
     "random qwen2.5-vl": partial(qwen, *_QWEN2_5_VL, "image", QwenSubject),
     "random qwen2.5-vl with clips": partial(qwen, *_QWEN2_5_VL, "video", QwenSubject),
     "tiny-qwen": partial(tiny_qwen, "image"),
@@ -289,6 +282,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = LLAVA | {
     "random smolvlm": partial(idefics3, "SmolVLM"),
     "random gemma3": gemma3,
     "random qwen3-vl-moe": partial(qwen, *_QWEN3_VL_MOE, "image", DeepStackSubject),
+    "random qwen3-vl-moe with clips": partial(qwen, *_QWEN3_VL_MOE, "video", DeepStackSubject),
     "random vipllava": vipllava,
     "random mistral3": mistral3,
 }
