@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from vlmcompress.eval.worlds_clips import THEMES, Clip, make_clip
-from vlmcompress.eval.worlds_questions import NUMBERS, PLURALS, WORDINGS, Question
+from vlmcompress.eval.worlds_questions import NUMBERS, PLURALS, WORDINGS, Question, in_turn
 from vlmcompress.eval.worlds_scene import HELD_OUT_SEEDS, Object, pick
 
 
@@ -36,18 +36,7 @@ def held_out_clips(
     limit: int, first_seed: int = HELD_OUT_SEEDS.start
 ) -> Iterator[tuple[Clip, Question]]:
     """Yield `limit` held-out questions, kinds and wordings in turn, one clip each."""
-    seed = first_seed
-    for number in range(limit):
-        kind = CLIP_KINDS[number % len(CLIP_KINDS)]
-        wording = number // len(CLIP_KINDS) % WORDINGS
-        question = None
-        while question is None:
-            if seed not in HELD_OUT_SEEDS:
-                raise ValueError(f"seed {seed} is outside the held-out range {HELD_OUT_SEEDS}")
-            clip = make_clip(seed)
-            question = ask_clip(clip, kind, np.random.default_rng([seed, 4]), wording)
-            seed += 1
-        yield clip, question
+    return in_turn(CLIP_KINDS, make_clip, ask_clip, limit, first_seed, stream=4)
 
 
 def _names(clip: Clip) -> list[str | None]:

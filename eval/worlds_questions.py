@@ -1,8 +1,9 @@
 """Questions about scenes, each with exactly one right answer, each kind in two wordings."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from vlmcompress.eval.worlds_scene import COLORS, HELD_OUT_SEEDS, SHAPES, Object
 NUMBERS = ("one", "two", "three", "four", "five")
 WORDINGS = 2
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
+
+
+World = TypeVar("World")
 
 
 @dataclass(frozen=True)
@@ -47,18 +51,39 @@ def held_out(
     limit: int, first_seed: int = HELD_OUT_SEEDS.start
 ) -> Iterator[tuple[Scene, Question]]:
     """Yield `limit` held-out questions, kinds and wordings in turn, one scene each."""
+    return in_turn(tuple(KINDS), make_scene, ask, limit, first_seed, stream=2)
+
+
+def in_turn(
+    kinds: Sequence[str],
+    make: Callable[[int], World],
+    ask_one: Callable[[World, str, np.random.Generator, int], Question | None],
+    limit: int,
+    first_seed: int,
+    stream: int,
+) -> Iterator[tuple[World, Question]]:
+    """Yield `limit` held-out questions, kinds and wordings in turn, each about a world of its own.
+
+    Args:
+        kinds: Of question.
+        make: Gives the world of a seed.
+        ask_one: Gives its question of a kind and wording, or None.
+        limit: How many.
+        first_seed: Where to begin.
+        stream: Tells the random numbers of questions from others of the same seed.
+    """
     seed = first_seed
     for number in range(limit):
-        kind = tuple(KINDS)[number % len(KINDS)]
-        wording = number // len(KINDS) % WORDINGS
+        kind = kinds[number % len(kinds)]
+        wording = number // len(kinds) % WORDINGS
         question = None
         while question is None:
             if seed not in HELD_OUT_SEEDS:
                 raise ValueError(f"seed {seed} is outside the held-out range {HELD_OUT_SEEDS}")
-            scene = make_scene(seed)
-            question = ask(scene, kind, np.random.default_rng([seed, 2]), wording)
+            world = make(seed)
+            question = ask_one(world, kind, np.random.default_rng([seed, stream]), wording)
             seed += 1
-        yield scene, question
+        yield world, question
 
 
 def _choose(rng: np.random.Generator, count: int) -> int | None:

@@ -37,6 +37,8 @@ def merge(
     reductions: Sequence[Reduction | None],
 ) -> list[Tensor]:
     """Give each merged token the mean of its members' features."""
+    if all(reduction is None for reduction in reductions):
+        return list(features)
     merged = [feature.clone() for feature in features]
     numbers = _numbers(mask)
     for image, reduction in zip(images, reductions, strict=True):

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from vlmcompress.patches.layout import both, cut_mask, pack, slot_of, take
 from vlmcompress.patches.masks import Given, LayerKinds, Seen, build
-from vlmcompress.patches.spans import Separators
+from vlmcompress.patches.spans import Separators, close
 from vlmcompress.patches.state import CacheState, Slots
 from vlmcompress.patches.trace import ImageTrace
 
@@ -98,13 +98,17 @@ class Flow:
 
     def past_valid(self, layer: int) -> Tensor | None:
         """[B, past slots of `layer`] bool: cached keys that may be attended to."""
-        slots = self._past_slots(layer)
+        valid = self._past_slots(layer).valid
         if self.padding is None:
-            return slots.valid
-        virtual = slots.index
-        if self.state is not None and not self.state.is_first(layer):
-            virtual = take(self._past_slots(0).index, virtual)
-        return both(take(self.padding, virtual), slots.valid)
+            return valid
+        return both(take(self.padding, self._past_columns(layer)), valid)
+
+    def _past_columns(self, layer: int) -> Tensor:
+        """[B, past slots of `layer`] int64: their virtual columns."""
+        index = self._past_slots(layer).index
+        if self.state is None or self.state.is_first(layer):
+            return index
+        return take(self._past_slots(0).index, index)
 
     def rows(self, layer: int) -> Slots:
         """Slots of the chunk that enter `layer`, numbered as at the first stage."""
@@ -202,9 +206,7 @@ class Flow:
 
     def past_seen(self, layer: int) -> Seen:
         """The cached keys that `layer` still holds."""
-        past = self._past_slots(layer).index
-        if self.state is not None and not self.state.is_first(layer):
-            past = take(self._past_slots(0).index, past)
+        past = self._past_columns(layer)
         held = past.shape[1]
         if self.cache is not None and layer < len(self.cache.layers):
             keys = getattr(self.cache.layers[layer], "keys", None)
@@ -243,13 +245,10 @@ class Flow:
         opened = self._open(rows)
         keep = torch.ones_like(rows.index, dtype=torch.bool) if opened is None else opened.clone()
         for span, places in zip(self.spans, kept, strict=True):
-            keep[span.row, span.slots] = False
-            keep[span.row, span.slots[places]] = True
-            self.counts[span.row] -= len(span.slots) - len(places)
-            if span.separators:
-                stay = span.separators.bound_to(span.index[places])
-                keep[span.row, span.separators.at] = stay
-                self.counts[span.row] -= len(stay) - int(stay.sum())
+            closed, span.separators = close(
+                keep[span.row], span.slots, places, span.index[places], span.separators
+            )
+            self.counts[span.row] -= closed
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
         self._rows[layer] = Slots(rows.index.gather(1, index), valid)
@@ -258,10 +257,6 @@ class Flow:
             span.trace.cuts[layer] = span.index
             span.trace.separators[layer] = len(span.separators)
         return take(hidden, index)
-
-    def open_chunk(self) -> Tensor | None:
-        """[B, Q] bool: chunk tokens at the current stage that are not padding; None for all."""
-        return self._open(self.rows(self.current))
 
     def _open(self, rows: Slots) -> Tensor | None:
         if self.padding is None:
@@ -277,9 +272,7 @@ class Flow:
         """Renumber spans and text rows after `slot` [B, Q] gave every old slot its new one."""
         for span, places in zip(self.spans, kept, strict=True):
             span.slots, span.index = slot[span.row, span.slots[places]], span.index[places]
-            if span.separators:
-                stay = span.separators.bound_to(span.index)
-                span.separators = span.separators.move(slot[span.row], stay)
+            span.separators = span.separators.move(slot[span.row])
         self.text = [slot[row, slots] for row, slots in enumerate(self.text)]
         if self.last is not None:
             self.last = slot.gather(1, self.last[:, None])[:, 0]

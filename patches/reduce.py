@@ -17,7 +17,7 @@ from vlmcompress.patches.flow import Flow, Span
 from vlmcompress.patches.guard import two_dimensional
 from vlmcompress.patches.layout import pack, slot_of, take, take_positions
 from vlmcompress.patches.signals import Encoded, part_of
-from vlmcompress.patches.spans import Located, Pieces, locate
+from vlmcompress.patches.spans import Located, Pieces, Separators, close, locate
 from vlmcompress.patches.state import Slots
 from vlmcompress.patches.trace import ImageTrace
 from vlmcompress.tokens import Reduction, VisualTokens
@@ -30,6 +30,8 @@ class Reducing:
     """One prefill with images. `run` gives the decoder's new keyword arguments."""
 
     flow: Flow
+    separators: list[Separators]
+    """Per image: those that are left, in columns."""
 
     def __init__(
         self,
@@ -149,17 +151,15 @@ class Reducing:
         self.counts = keep.sum(1).tolist() if self.valid is not None else [self.length] * self.batch
         if all(len(k) == len(i.layout) for i, k in zip(self.images, kept, strict=True)):
             # Only decoder layers drop: leave padding where it is.
+            self.separators = [image.separators.to(device) for image in self.images]
             columns = torch.arange(self.length, device=device).expand(self.batch, self.length)
             return Slots(columns, self.valid), torch.ones_like(keep), self.length
+        self.separators = []
         for image, indices in zip(self.images, kept, strict=True):
-            columns = image.columns.to(device)
-            keep[image.row, columns] = False
-            keep[image.row, columns[indices]] = True
-            self.counts[image.row] -= len(columns) - len(indices)
-            if image.separators:
-                stay = image.separators.bound_to(indices)
-                keep[image.row, image.separators.at.to(device)] = stay.to(device)
-                self.counts[image.row] -= len(stay) - int(stay.sum())
+            columns, own = image.columns.to(device), image.separators.to(device)
+            closed, left = close(keep[image.row], columns, indices, indices, own)
+            self.counts[image.row] -= closed
+            self.separators.append(left)
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
         if self.engine.order == "method":
@@ -191,11 +191,12 @@ class Reducing:
         flow.last = slot.gather(1, torch.tensor(last, device=device)[:, None])[:, 0]
         flow.counts = list(self.counts)
         flow.generated = self.length - self.prompt_end
-        for image, indices, trace in zip(self.images, kept, self.traces, strict=True):
+        for image, indices, left, trace in zip(
+            self.images, kept, self.separators, self.traces, strict=True
+        ):
             columns = image.columns.to(device)
             places = columns[indices.sort().values]
-            separators = image.separators.to(device)
-            separators = separators.move(slot[image.row], separators.bound_to(indices))
+            separators = left.move(slot[image.row])
             trace.separators[0] = len(separators)
             flow.spans.append(Span(image.row, slot[image.row, places], indices, separators, trace))
         layers = {layer for plan in self.plans for layer in plan.schedule}

@@ -38,9 +38,38 @@ class Separators:
         first, after = torch.searchsorted(index, self.rows.to(index.device)).unbind(1)
         return after > first
 
-    def move(self, place: Tensor, stay: Tensor) -> Separators:
-        """Those that `stay` [S] bool, now at `place[at]`."""
-        return Separators(place[self.at[stay]], self.rows[stay])
+    def only(self, stay: Tensor) -> Separators:
+        """Those that `stay` [S] bool."""
+        return Separators(self.at[stay], self.rows[stay])
+
+    def move(self, place: Tensor) -> Separators:
+        """The same, now at `place[at]`."""
+        return Separators(place[self.at], self.rows)
+
+
+def close(
+    keep: Tensor, at: Tensor, places: Tensor, index: Tensor, separators: Separators
+) -> tuple[int, Separators]:
+    """Close the tokens of an image that are dropped, and separators of rows that lose them all.
+
+    Args:
+        keep: [L] bool of its row, changed in place.
+        at: [V] int64: where its tokens are.
+        places: those among them that stay.
+        index: raster indices of those.
+        separators: of the image.
+
+    Returns:
+        How many were closed, and the separators that are left.
+    """
+    keep[at] = False
+    keep[at[places]] = True
+    left = separators
+    if separators:
+        stay = separators.bound_to(index).to(keep.device)
+        keep[separators.at] = stay
+        left = separators.only(stay)
+    return len(at) - len(places) + len(separators) - len(left), left
 
 
 @dataclass(frozen=True)
@@ -65,8 +94,7 @@ class Located:
     @classmethod
     def of(cls, row: int, pieces: Pieces, layout: Layout, placeholders: Tensor) -> Located:
         """Tell visual tokens from separators."""
-        visual = torch.ones(len(placeholders), dtype=torch.bool)
-        visual[[separator.place for separator in layout.separators]] = False
+        visual = layout.visual
         rows = torch.tensor([(s.start, s.stop) for s in layout.separators]).view(-1, 2)
         separators = Separators(placeholders[~visual], rows)
         return cls(row, pieces, 0, layout, placeholders[visual], separators, placeholders)

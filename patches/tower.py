@@ -236,6 +236,4 @@ def _asked(pipeline: Pipeline, whole: Sequence[int], depth: int) -> list[int]:
 
 def _visual(values: Tensor, layout: Layout) -> Tensor:
     """[placeholders, C] -> [N, C], without separators."""
-    keep = torch.ones(layout.placeholders, dtype=torch.bool)
-    keep[[separator.place for separator in layout.separators]] = False
-    return values[keep.to(values.device)]
+    return values[layout.visual.to(values.device)]

@@ -163,9 +163,9 @@ class View:
             k = k[:, self.visual]
         else:
             seen = torch.arange(k.shape[1], device=k.device) <= queries[:, None]
-            opened = context.flow.open_chunk()
-            seen = seen if opened is None else seen & opened[row]
-            columns, window = context.flow.chunk_seen().columns[row], context.window(of)
+            chunk, window = context.flow.chunk_seen(), context.window(of)
+            seen = seen if chunk.valid is None else seen & chunk.valid[row]
+            columns = chunk.columns[row]
             if window is not None:
                 seen = seen & (columns[queries][:, None] - columns < window)
             past = context.past_keys(of, rope)

@@ -66,6 +66,13 @@ class Layout:
         """Tokens and separators."""
         return len(self) + len(self.separators)
 
+    @property
+    def visual(self) -> Tensor:
+        """[placeholders] bool, on the CPU: which are visual tokens, not separators."""
+        visual = torch.ones(self.placeholders, dtype=torch.bool)
+        visual[[separator.place for separator in self.separators]] = False
+        return visual
+
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 

@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
+from subject_models import CLIP, LLAMA, build
 
 import vlmcompress
 from vlmcompress.loading import ASSETS
@@ -71,29 +66,11 @@ def case(tiny_llava) -> Case:
 @pytest.fixture
 def small() -> Case:
     """Two decoder layers of random weights, for what is slow; `fastv(k=1)` fits."""
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=40,
-        pad_token_id=0,
+    sizes = {"intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 40}
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "image_size": 16}
+    model = build(
+        "Llava", vision_config=CLIP | tower, text_config=LLAMA | sizes, image_token_index=39
     )
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=4,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=39)
-    model = LlavaForConditionalGeneration(config).eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(0, 0.3)
     ids = torch.tensor([[5, 6, *[39] * 16, 7, 8, 9, 10]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return Case(model, inputs | {"pixel_values": torch.randn(1, 3, 16, 16)})

@@ -101,7 +101,7 @@ def test_separators_stay_with_any_token_of_their_row():
     assert rows.bound_to(torch.tensor([2, 6])).tolist() == [True, False, True]
     assert rows.bound_to(torch.tensor([5, 3])).tolist() == [False, True, False]
     assert rows.bound_to(torch.tensor([], dtype=torch.long)).tolist() == [False] * 3
-    moved = rows.move(torch.arange(12) * 10, torch.tensor([True, False, True]))
+    moved = rows.only(torch.tensor([True, False, True])).move(torch.arange(12) * 10)
     assert moved.at.tolist() == [30, 110]
     assert moved.rows.tolist() == [[0, 3], [6, 9]]
 
