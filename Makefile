@@ -62,10 +62,11 @@ format: $(READY) ## repair style
 typecheck: $(READY) ## mypy --strict
 	$(BIN)/mypy
 
-readme: $(READY) ## rewrite the picture and the generated parts of README.md
+readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and docs/methods.md
 	$(BIN)/vlmcompress ask $(DEMO) --overlay docs/overlay.png
 	$(BIN)/vlmcompress ask $(CLIP) --overlay docs/clip.png
 	$(BIN)/python -m vlmcompress.eval.readme
+	$(BIN)/python -m vlmcompress.eval.methods_page
 
 wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv, try it from another folder
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python

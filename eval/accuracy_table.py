@@ -7,11 +7,7 @@ tokens of a clip that repeats its middle frame.
 """
 
 import argparse
-import hashlib
 import json
-import platform
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
-import transformers
 
 import vlmcompress
 from vlmcompress.errors import BudgetError
-from vlmcompress.eval.worlds import HELD_OUT_SEEDS, VERSION, Question, draw, held_out
+from vlmcompress.eval.provenance import provenance
+from vlmcompress.eval.worlds import HELD_OUT_SEEDS, Question, draw, held_out
 from vlmcompress.eval.worlds_clip_questions import held_out_clips
 from vlmcompress.eval.worlds_clips import (
     CLIP_VERSION,
@@ -35,7 +30,6 @@ from vlmcompress.eval.worlds_clips import (
     one_frame,
     render_clip,
 )
-from vlmcompress.loading import resolve
 
 SHARES = (2, 4, 8, 16)
 """Budgets: one token of so many is kept."""
@@ -95,7 +89,9 @@ def answer_all(model: Any, processor: Any, asked: Asked, case: Case, batch: int)
     method = case.method
     if method == ONE_FRAME:
         method, asked = "full", [(one_frame(np.asarray(seen)), q) for seen, q in asked]
-    with vlmcompress.compress(model, method, budget=case.budget, **case.options) as handle:
+    with vlmcompress.compress(
+        model, method, budget=case.budget, processor=processor, **case.options
+    ) as handle:
         for start in range(0, len(asked), batch):
             inputs = prepare(processor, asked[start : start + batch])
             with torch.inference_mode():
@@ -192,61 +188,37 @@ def commonest_answer(questions: list[Question]) -> float:
     return round(right / len(questions), 4)
 
 
-def provenance(model_name: str, last_seed: int) -> dict[str, Any]:
-    """What one needs to know to make the table again."""
-    weights = Path(resolve(model_name)) / "model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).resolve().parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {
-        "command": "python -m vlmcompress.eval.accuracy_table " + " ".join(sys.argv[1:]),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": commit,
-        "model": model_name,
-        "weights_sha256": digest,
-        "worlds_version": VERSION,
-        "seeds": [HELD_OUT_SEEDS.start, last_seed],
-        "dtype": "float32",
-        "versions": {
-            "vlmcompress": vlmcompress.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
 def make_table(model_name: str, limit: int, clips: int, batch: int) -> dict[str, Any]:
     """Run all cases."""
     model, processor = vlmcompress.load(model_name, device="cpu", dtype="float32")
     drawn = list(held_out(limit))
     asked: Asked = [(draw(scene), question) for scene, question in drawn]
-    table = {"provenance": provenance(model_name, drawn[-1][0].seed)}
+    table = {"provenance": provenance("accuracy_table", model_name, drawn[-1][0].seed)}
     table |= run_cases(model, processor, asked, batch)
     if hasattr(model.config, "video_token_id"):
-        filmed = list(held_out_clips(clips))
-        asked = [(render_clip(clip)[0], question) for clip, question in filmed]
-        seeds = {"clip_version": CLIP_VERSION, "seeds": [HELD_OUT_SEEDS.start, filmed[-1][0].seed]}
+        asked, last = filmed(clips)
+        seeds = {"clip_version": CLIP_VERSION, "seeds": [HELD_OUT_SEEDS.start, last]}
         table["clips"] = seeds | run_cases(model, processor, asked, batch)
     return table
+
+
+def filmed(limit: int) -> tuple[Asked, int]:
+    """Held-out questions about clips, and the last seed among them."""
+    found = list(held_out_clips(limit))
+    return [(render_clip(clip)[0], question) for clip, question in found], found[-1][0].seed
+
+
+def visual_tokens(model: Any, processor: Any, asked: Asked) -> int:
+    """Of the first picture or clip."""
+    clips = isinstance(asked[0][0], np.ndarray)
+    visual = model.config.video_token_id if clips else model.config.image_token_id
+    return int((prepare(processor, asked[:1])["input_ids"] == visual).sum())
 
 
 def run_cases(model: Any, processor: Any, asked: Asked, batch: int) -> dict[str, Any]:
     """All lines about some pictures, or some clips."""
     clips = isinstance(asked[0][0], np.ndarray)
-    config, first = model.config, prepare(processor, asked[:1])
-    visual = config.video_token_id if clips else config.image_token_id
-    tokens = int((first["input_ids"] == visual).sum())
+    tokens = visual_tokens(model, processor, asked)
     questions = [question for _, question in asked]
     rows: list[dict[str, Any]] = []
     reference: list[bool] = []

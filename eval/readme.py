@@ -27,15 +27,14 @@ def methods() -> str:
     """One row for each registered method."""
     from vlmcompress import list_methods
 
-    return _table(
-        ["method", "stage", "what it does", "options and defaults", "paper"],
+    return as_table(
+        ["method", "stage", "what it does", "paper"],
         (
             [
                 f"`{info.name}`",
                 ", ".join(sorted(info.stages)),
                 info.summary,
-                ", ".join(f"`{name}={value!r}`" for name, value in info.options.items()),
-                _paper(info.paper),
+                paper_link(info.paper),
             ]
             for info in list_methods()
         ),
@@ -47,7 +46,7 @@ def models() -> str:
     from vlmcompress import list_models
     from vlmcompress.loading import BUILT_IN
 
-    table = _table(
+    table = as_table(
         ["family", "classes", "stages", "images", "video", "signals"],
         (
             [
@@ -113,7 +112,7 @@ def _by_budget(rows: Sequence[Mapping[str, Any]]) -> str:
         for budget in budgets if row["budget"] is None else [row["budget"]]:
             found = cells.setdefault(row["method"], {}).setdefault(budget, [])
             found += [row["accuracy"]] if "accuracy" in row else []
-    return _table(
+    return as_table(
         ["method", *(f"{budget} tokens" for budget in budgets)],
         (
             [f"`{name}`", *(_percent(line.get(budget, [])) for budget in budgets)]
@@ -126,7 +125,7 @@ def speed(path: Path = SPEED) -> str:
     """Time to the first token, from the file that `eval/speed_table.py` writes."""
     measured = json.loads(path.read_text())
     source = measured["provenance"]
-    table = _table(
+    table = as_table(
         ["model", "method", "visual tokens", "first token, ms", "times as fast", "achieved"],
         (
             [
@@ -175,12 +174,12 @@ def updated(text: str) -> str:
     return text
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _paper(paper: str) -> str:
+def paper_link(paper: str) -> str:
     number = re.fullmatch(r"arXiv (\d+\.\d+)", paper)
     return f"[{paper}](https://arxiv.org/abs/{number[1]})" if number else paper
 

@@ -38,6 +38,14 @@ class Attachments:
         """Call `hook(module, args, kwargs, output)` after each forward, also one that fails."""
         self._handles.append(module.register_forward_hook(hook, with_kwargs=True, always_call=True))
 
+    def change(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Let `hook(module, args, kwargs, output)` change what each forward gives.
+
+        It runs before all other hooks, so that these see the change: transformers collects hidden
+        states with hooks.
+        """
+        self._handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=True))
+
     def take_over(self, handles: list[RemovableHandle]) -> None:
         """Remove these hooks, too, when the time comes."""
         self._handles += handles

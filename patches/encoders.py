@@ -12,13 +12,21 @@ from torch import Tensor, nn
 from vlmcompress.errors import UnsupportedCallError
 
 
+def signals_of(*tower: str) -> frozenset[str]:
+    """All signals of a family whose tower gives some: what one layer gives, others do, too."""
+    layers = {f"layer_{name}" for name in tower if name in ("keys", "cls_attention")}
+    return frozenset({"text", "vocabulary", *tower, *layers})
+
+
 class Encoder:
     """What `signals.py` needs to know of the vision side of a family. This one gives no signals."""
 
-    signals: ClassVar[frozenset[str]] = frozenset({"text"})
+    signals: ClassVar[frozenset[str]] = signals_of()
     """Fields of `VisualTokens` beyond features and grid that can be collected."""
     towers: ClassVar[tuple[str, ...]] = ()
     """Vision towers in the base model."""
+    projector: ClassVar[str] = "multi_modal_projector"
+    """The projector in the base model, for families with `projection` among their signals."""
 
     def gives(self, base: Any) -> frozenset[str]:
         """The signals of this model: some families come with several kinds of tower."""
@@ -31,6 +39,10 @@ class Encoder:
     def whole(self, base: Any, depth: int) -> Sequence[int]:
         """Layers before `depth` whose attention spans an image or frame, not a window of it."""
         return range(depth)
+
+    def patches(self, base: Any) -> int:
+        """Of how many neighbouring patches the projector makes one feature."""
+        return 1
 
     def to_tokens(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
@@ -47,13 +59,34 @@ class Encoder:
         Returns:
             Per layout of the family [placeholders, C]; anything at separators.
         """
+        projected = self.projected(base, modality, values, call)
+        pieces = self.pieces(base, modality, projected, call)
+        packed = (self.packed(base, modality, p, call, n) for n, p in enumerate(pieces))
+        return list(packed)
+
+    def projected(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
+    ) -> Tensor:
+        """Values of patches as values of what the projector makes: [B, m, C] or [M, C]."""
         raise NotImplementedError
+
+    def pieces(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
+    ) -> Sequence[Tensor]:
+        """Those values taken apart: [m, C] or [tiles, m, C] for each layout of the family."""
+        return list(values)
+
+    def packed(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any], number: int
+    ) -> Tensor:
+        """The values of piece `number` as values of its placeholders [placeholders, C]."""
+        return values
 
 
 class PatchEncoder(Encoder):
     """One token for each patch of a CLIP or SigLIP tower (LLaVA-1.5)."""
 
-    signals = frozenset({"cls_attention", "encoder_attention", "keys", "relevance", "text"})
+    signals = signals_of("cls_attention", "encoder_attention", "keys", "relevance", "projection")
     towers: ClassVar[tuple[str, ...]] = ("vision_tower",)
 
     def gives(self, base: Any) -> frozenset[str]:
@@ -62,23 +95,26 @@ class PatchEncoder(Encoder):
         if kind == "clip_vision_model":
             return self.signals
         if kind == "siglip_vision_model":
-            return self.signals - {"cls_attention", "relevance"}
+            return self.signals - {"cls_attention", "layer_cls_attention", "relevance"}
         return Encoder.signals
 
     def depth(self, base: Any, layers: int) -> int:
+        return max(self.states(base, layers))
+
+    def states(self, base: Any, layers: int) -> list[int]:
+        """The hidden states that become the features; 0 is what enters the first layer."""
         chosen = self._chosen(base)
-        # hidden_states[0] is what enters the first layer.
         states = [chosen] if isinstance(chosen, int) else chosen
-        return max(state if state >= 0 else layers + 1 + state for state in states)
+        return [state if state >= 0 else layers + 1 + state for state in states]
 
     def _chosen(self, base: Any) -> Any:
         """The hidden state that becomes the features, or several."""
         return base.config.vision_feature_layer
 
-    def to_tokens(
+    def projected(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
-    ) -> list[Tensor]:
-        return list(self._selected(base, values, call))
+    ) -> Tensor:
+        return self._selected(base, values, call)
 
     def _selected(self, base: Any, values: Tensor, call: Mapping[str, Any]) -> Tensor:
         """Without CLS, where the model drops it."""
@@ -111,18 +147,30 @@ class TileEncoder(PatchEncoder):
     values as they happen to features.
     """
 
-    def to_tokens(
+    def projected(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
-    ) -> list[Tensor]:
-        values = self._selected(base, values, call)
+    ) -> Tensor:
+        values = super().projected(base, modality, values, call)
+        return self._frames(base, values) if modality == "video" else values
+
+    def pieces(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
+    ) -> Sequence[Tensor]:
         if modality == "video":
-            return self._frames(base, values, call["pixel_values_videos"].shape[:2])
-        tiles = torch.split(values, self._tiles(base, call))
+            return clips(values, call)
+        return torch.split(values, self._tiles(base, call))
+
+    def packed(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any], number: int
+    ) -> Tensor:
+        if modality == "video":
+            return self._clip(base, values)
         newline = values.new_full((values.shape[-1],), torch.nan)
+        sizes = call["image_sizes"][number : number + 1]
         packed: list[Tensor] = base.pack_image_features(
-            tiles, call["image_sizes"], image_newline=newline, **self._packing(base, call)
+            [values], sizes, image_newline=newline, **self._packing(base, call)
         )[0]
-        return packed
+        return packed[0]
 
     def _tiles(self, base: Any, call: Mapping[str, Any]) -> list[int]:
         """Tiles of each image."""
@@ -136,9 +184,13 @@ class TileEncoder(PatchEncoder):
     def _packing(self, base: Any, call: Mapping[str, Any]) -> dict[str, Any]:
         return {"vision_feature_select_strategy": base.config.vision_feature_select_strategy}
 
-    def _frames(self, base: Any, values: Tensor, shape: Sequence[int]) -> list[Tensor]:
-        pooled = block_means(values, int(base.config.spatial_pool_stride))
-        return list(pooled.unflatten(0, tuple(shape)).flatten(1, 2))  # type: ignore[no-untyped-call]
+    def _frames(self, base: Any, values: Tensor) -> Tensor:
+        """Frames before the projector."""
+        return block_means(values, int(base.config.spatial_pool_stride))
+
+    def _clip(self, base: Any, values: Tensor) -> Tensor:
+        """The frames [t, m, C] of a clip after the projector."""
+        return values.flatten(0, 1)
 
 
 class OneVisionEncoder(TileEncoder):
@@ -155,9 +207,12 @@ class OneVisionEncoder(TileEncoder):
         ratio = call.get("vision_aspect_ratio") or base.config.vision_aspect_ratio
         return {"vision_aspect_ratio": ratio}
 
-    def _frames(self, base: Any, values: Tensor, shape: Sequence[int]) -> list[Tensor]:
-        clips = base.apply_pooling(values).reshape(shape[0], -1, values.shape[-1])
-        return [torch.cat([clip, clip.new_full((1, clip.shape[-1]), torch.nan)]) for clip in clips]
+    def _frames(self, base: Any, values: Tensor) -> Tensor:
+        return values
+
+    def _clip(self, base: Any, values: Tensor) -> Tensor:
+        clip: Tensor = base.apply_pooling(values).flatten(0, 1)
+        return torch.cat([clip, clip.new_full((1, clip.shape[-1]), torch.nan)])
 
 
 class TwoTowerEncoder(PatchEncoder):
@@ -165,40 +220,53 @@ class TwoTowerEncoder(PatchEncoder):
 
     towers = ("image_tower", "video_tower")
 
-    def to_tokens(
+    def projected(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
-    ) -> list[Tensor]:
-        if modality == "image":
-            return super().to_tokens(base, modality, values, call)
-        clips = call["pixel_values_videos"].shape[0]
-        return list(values.reshape(clips, -1, values.shape[-1]))
+    ) -> Tensor:
+        return values if modality == "video" else super().projected(base, modality, values, call)
+
+    def pieces(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
+    ) -> Sequence[Tensor]:
+        return clips(values, call) if modality == "video" else list(values)
+
+    def packed(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any], number: int
+    ) -> Tensor:
+        return values.flatten(0, 1) if modality == "video" else values
 
 
 class InternVLEncoder(PatchEncoder):
     """InternVL: blocks of patches become one token, tile by tile; it has the mean of its block."""
 
-    signals = frozenset({"cls_attention", "encoder_attention", "keys", "text"})
+    signals = signals_of("cls_attention", "encoder_attention", "keys", "projection")
 
     def gives(self, base: Any) -> frozenset[str]:
         return self.signals
 
-    def to_tokens(
+    def projected(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
-    ) -> list[Tensor]:
-        block = round(1 / base.config.downsample_ratio)
-        return list(block_means(self._selected(base, values, call), block))
+    ) -> Tensor:
+        return block_means(self._selected(base, values, call), self._block(base))
+
+    def patches(self, base: Any) -> int:
+        return self._block(base) ** 2
+
+    def _block(self, base: Any) -> int:
+        block: int = round(1 / base.config.downsample_ratio)
+        return block
 
 
 class Idefics3Encoder(Encoder):
     """Idefics3 and SmolVLM: SigLIP, and blocks of patches as in InternVL."""
 
-    signals = frozenset({"encoder_attention", "keys", "text"})
+    signals = signals_of("encoder_attention", "keys")
     towers: ClassVar[tuple[str, ...]] = ("vision_model",)
 
-    def to_tokens(
+    def projected(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
-    ) -> list[Tensor]:
-        return list(block_means(values, self._block(base)))
+    ) -> Tensor:
+        return block_means(values, self._block(base))
 
     def _block(self, base: Any) -> int:
         return int(base.config.scale_factor)
@@ -214,56 +282,17 @@ class Gemma3Encoder(Idefics3Encoder):
         return int(vision.image_size // vision.patch_size // base.config.mm_tokens_per_image**0.5)
 
 
-class PackedEncoder(Encoder):
-    """All patches in one sequence, merged in groups of neighbours in it (Qwen2-VL, Qwen3-VL).
-
-    A token has the mean of its patches. Attention stays within a frame.
-    """
-
-    signals = frozenset({"encoder_attention", "keys", "text"})
-    towers = ("visual",)
-
-    def to_tokens(
-        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
-    ) -> list[Tensor]:
-        merge = base.config.vision_config.spatial_merge_size
-        grids = [(t, h // merge, w // merge) for t, h, w in call[f"{modality}_grid_thw"].tolist()]
-        means = values.view(-1, merge * merge, values.shape[-1]).mean(1)
-        images = torch.split(means, [t * h * w for t, h, w in grids])
-        return [self._raster(base, *one) for one in zip(images, grids, strict=True)]
-
-    def _raster(self, base: Any, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        return tokens
-
-
-class WindowEncoder(PackedEncoder):
-    """Qwen2.5-VL: the tower sees tokens window by window; most layers attend within a window.
-
-    The attention received in such a layer compares tokens of one window (its mean over a window of
-    n tokens is 1/n patches); `whole` names the others.
-    """
-
-    def whole(self, base: Any, depth: int) -> Sequence[int]:
-        full = base.config.vision_config.fullatt_block_indexes
-        return sorted(layer for layer in full if layer < depth)
-
-    def _raster(self, base: Any, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        config = base.config.vision_config
-        size = config.window_size // config.spatial_merge_size // config.patch_size
-        t, h, w = (torch.arange(n) for n in grid)
-        across = -(-grid[2] // size)
-        window = (h // size)[:, None] * across + (w // size)[None]
-        window = (t[:, None, None] * (window.max() + 1) + window).flatten()
-        raster = torch.empty_like(tokens)
-        raster[window.argsort(stable=True).to(tokens.device)] = tokens
-        return raster
-
-
 def block_means(values: Tensor, block: int) -> Tensor:
     """[B, n, C] on square grids -> [B, n / block**2, C], the mean of each block x block patches."""
     side = round(values.shape[1] ** 0.5)
     grid = values.view(len(values), side // block, block, side // block, block, -1)
     return grid.mean((2, 4)).flatten(1, 2)
+
+
+def clips(frames: Tensor, call: Mapping[str, Any]) -> list[Tensor]:
+    """[frames of all clips, m, C] -> [frames, m, C] of each."""
+    shape = call["pixel_values_videos"].shape[:2]
+    return list(frames.unflatten(0, tuple(shape)))  # type: ignore[no-untyped-call]
 
 
 def towers(encoder: Encoder, base: nn.Module) -> list[nn.Module]:

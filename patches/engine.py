@@ -8,7 +8,6 @@ hooks cannot reach. No family and no method is named here.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from vlmcompress.budget import Planner
 from vlmcompress.errors import CompositionError
+from vlmcompress.patches.activations import watch
 from vlmcompress.patches.attach import MARK, Attachments, engine_of
 from vlmcompress.patches.calls import by_name, carries_images
 from vlmcompress.patches.deepstack import follow
@@ -36,6 +36,7 @@ from vlmcompress.patches.signals import Signals
 from vlmcompress.patches.state import Slots, attach_state, state_of
 from vlmcompress.patches.threads import Current, Shared
 from vlmcompress.patches.trace import Trace, mark
+from vlmcompress.patches.upstream import check_handed_over, encode, upstream_of
 from vlmcompress.patches.view import CutContext, ranked
 
 
@@ -54,9 +55,11 @@ class Engine:
         self._now, self._shared = Current(), Shared()  # first, for it refuses to be pickled
         self.model, self.family, self.planner, self.signals = model, family, planner, signals
         self.positions, self.order = positions, order
+        self.collected = sorted(signals.collected)
         self.base = family.base(model)
         self.lm = family.language_model(self.base)
         self.layers = family.layers(self.base)
+        self.upstream = upstream_of(model, family, planner)
         self._attached = Attachments()
         self._kinds: dict[str, LayerKinds] = {}
 
@@ -96,6 +99,9 @@ class Engine:
         attached.before(self.lm, self._before_lm)
         attached.after(self.lm, self._after_lm)
         attached.take_over(self.signals.hooks())
+        if self.upstream is not None:
+            self.upstream.hook(attached)
+        attached.take_over(watch(self.planner.pipeline.decoder, self.layers, self._now))
         for number, layer in enumerate(self.layers):
             attached.before(layer, functools.partial(self._before_layer, number))
 
@@ -108,7 +114,7 @@ class Engine:
         self._attached.remove()
         self._now.end_forward()
         # A handle that is kept for its report keeps no weights alive.
-        for name in ("model", "base", "lm", "layers", "signals"):
+        for name in ("model", "base", "lm", "layers", "signals", "upstream"):
             vars(self).pop(name, None)
 
     @property
@@ -137,15 +143,7 @@ class Engine:
     def _encode(
         self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        device = next(self.base.parameters()).device
-        with self.signals.recording() as record:
-            if record is None:  # some encode clips by calling the method for images
-                return original(*args, **kwargs)
-            with self.trace.timed("encoder", device):
-                output = original(*args, **kwargs)
-        call = inspect.signature(original).bind_partial(*args, **kwargs).arguments
-        with self.trace.timed("signals", device):
-            encoded = self.signals.encoded(modality, call, output, record)
+        output, encoded = encode(self, modality, original, *args, **kwargs)
         if encoded is not None:
             self._now.encoded[modality] = encoded
         return output
@@ -162,6 +160,7 @@ class Engine:
         call = self._now.call = by_name(module, args, kwargs)
         check_modalities(self.family.name, self.family.feature_calls, call)
         self._now.encoded = self.signals.handed_over(call)
+        check_handed_over(self, self._now.encoded)
         state = state_of(call.get("past_key_values"))
         if state is None or not self.family.masks_in_base:
             return None

@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.methods.base import Stage
 from vlmcompress.patches.encoders import Encoder
 from vlmcompress.patches.state import CacheState
 from vlmcompress.tokens import Grid, Layout
@@ -32,7 +33,7 @@ class Family:
     """The transformers class that users hold."""
     images: ClassVar[bool] = True
     video: ClassVar[bool] = False
-    stages: ClassVar[tuple[str, ...]] = ("projector", "decoder")
+    stages: ClassVar[tuple[Stage, ...]] = ("projector", "decoder")
     renumbers: ClassVar[bool] = True
     """Whether positions are one number per token, so that their gaps can be closed."""
     encoder: ClassVar[Encoder] = Encoder()
@@ -42,6 +43,8 @@ class Family:
 
     text_module: ClassVar[str] = "language_model"
     """Name of the decoder stack in the base model."""
+    mergers: ClassVar[tuple[str, ...]] = ()
+    """Modules of the base model that make tokens out of patches, where pixels can be left out."""
     deepstack: ClassVar[str | None] = None
     """Method of the decoder stack that adds visual features after its first layers, if any."""
 
@@ -111,6 +114,24 @@ class Family:
     def fixed_grid(self, model: nn.Module) -> Grid | None:
         """The grid of every image where the family has only one, so that budgets fail early."""
         return None
+
+    def whole(
+        self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
+    ) -> Grid | None:
+        """The image or clip that a tile of the vision tower belongs to; None where sizes differ.
+
+        Only where methods act at the encoder stage.
+
+        Args:
+            model: the wrapped model.
+            modality: "image" or "video".
+            call: the arguments of the feature call by name.
+            tile: patches that the tower sees at once.
+
+        Raises:
+            UnsupportedCallError: the tokens of this modality are no patches.
+        """
+        return tile
 
     def check(self, model: nn.Module) -> None:
         """Raise unless every seam the engine hooks is where this version of the engine expects it.

@@ -68,6 +68,8 @@ class Flow:
     current: int = 0
     stash: Tensor | None = None
     """Input of the layer before a cut."""
+    fired: Tensor | None = None
+    """[B, Q, I]: what the neurons of that layer gave, where the method watches them."""
     _rows: dict[int, Slots] = field(default_factory=dict)
     _inputs: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
     embeddings: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -253,6 +255,7 @@ class Flow:
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
         self._rows[layer] = Slots(rows.index.gather(1, index), valid)
         self.move(slot_of(keep, size), kept)
+        self.stash = self.fired = None
         for span in self.spans:
             span.trace.cuts[layer] = span.index
             span.trace.separators[layer] = len(span.separators)

@@ -18,6 +18,7 @@ class Llava(Family):
     name = "llava"
     class_name = "LlavaForConditionalGeneration"
     encoder = PatchEncoder()
+    stages = ("encoder", "projector", "decoder")
 
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]

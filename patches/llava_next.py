@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.patches.encoders import TileEncoder
 from vlmcompress.patches.family import Family
 from vlmcompress.tokens import Grid, Layout, Separator
@@ -22,12 +23,22 @@ class LlavaNext(Family):
     name = "llava_next"
     class_name = "LlavaNextForConditionalGeneration"
     encoder = TileEncoder()
+    stages = ("encoder", "projector", "decoder")
 
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
     ) -> list[Layout]:
         newline: Any = self.base(model).get_parameter("image_newline")
         return [_with_newlines(tokens, newline, side(model)) for tokens in features]
+
+    def whole(
+        self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
+    ) -> Grid | None:
+        if modality == "video":
+            raise UnsupportedCallError(
+                f"{self.name} pools the patches of clips, so encoder-stage methods take images only"
+            )
+        return None
 
 
 def side(model: nn.Module) -> int:

@@ -117,7 +117,7 @@ def build(
     reached = chunk.columns.new_ones(batch, queries, cached, dtype=torch.bool)
     if window is not None:
         reached = chunk.columns[:, :, None] - past.columns[:, None] < window
-    allowed = torch.cat([reached, _inside(chunk.columns, given, start, window)], 2)
+    allowed = torch.cat([reached, inside(chunk.columns, given, start, window)], 2)
     if valid is not None:
         allowed = allowed & valid[:, None]
     if dtype is None:
@@ -126,15 +126,33 @@ def build(
     return closed.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
-def _inside(columns: Tensor, given: Tensor | None, start: int, window: int | None) -> Tensor:
-    """[B, Q, Q] bool: what the queries may see of their own chunk."""
+def inside(
+    columns: Tensor,
+    given: Tensor | None,
+    start: int,
+    window: int | None,
+    queries: Tensor | None = None,
+) -> Tensor:
+    """What the tokens of a chunk may see of their own chunk, padding aside.
+
+    Args:
+        columns: [B, Q] int64, of the unshortened sequence.
+        given: as for `build`.
+        start: as for `build`.
+        window: as for `build`.
+        queries: [R] int64 places in the chunk: only these rows; None for all.
+
+    Returns:
+        [B, Q or R, Q] bool.
+    """
+    order = torch.arange(columns.shape[1], device=columns.device)
+    queries = order if queries is None else queries
     if given is not None:
         mask = given if given.dtype == torch.bool else given > torch.finfo(given.dtype).min / 2
         mask = mask[:, 0, :, -mask.shape[2] :]
         places = columns - start
-        return take(take(mask, places).transpose(1, 2), places).transpose(1, 2)
-    order = torch.arange(columns.shape[1], device=columns.device)
-    causal = (order[:, None] >= order).expand(len(columns), -1, -1)
+        return take(take(mask, places[:, queries]).transpose(1, 2), places).transpose(1, 2)
+    causal = (queries[:, None] >= order).expand(len(columns), -1, -1)
     if window is None:
         return causal
-    return causal & (columns[:, :, None] - columns[:, None] < window)
+    return causal & (columns[:, queries, None] - columns[:, None] < window)

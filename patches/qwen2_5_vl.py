@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmcompress.patches.encoders import WindowEncoder
+from vlmcompress.patches.encoders_packed import WindowEncoder
 from vlmcompress.patches.qwen2_vl import Qwen2VL
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError
-from vlmcompress.patches.encoders import PackedEncoder
+from vlmcompress.patches.encoders_packed import PackedEncoder
 from vlmcompress.patches.family import IMAGES_AND_CLIPS, Family
 from vlmcompress.tokens import Grid, Layout
 
@@ -22,6 +22,8 @@ class Qwen2VL(Family):
     name = "qwen2_vl"
     class_name = "Qwen2VLForConditionalGeneration"
     encoder = PackedEncoder()
+    stages = ("pixels", "projector", "decoder")
+    mergers: ClassVar[tuple[str, ...]] = ("visual.merger",)
     video = True
     renumbers = False
     feature_calls = IMAGES_AND_CLIPS

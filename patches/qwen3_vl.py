@@ -16,6 +16,7 @@ class Qwen3VL(Qwen2VL):
     name = "qwen3_vl"
     class_name = "Qwen3VLForConditionalGeneration"
     deepstack: ClassVar[str | None] = "_deepstack_process"
+    mergers = ("visual.merger", "visual.deepstack_merger_list")
 
 
 class Qwen3VLMoe(Qwen3VL):

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import accumulate
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vlmcompress.errors import UnsupportedCallError
-from vlmcompress.methods.base import ProjectorMethod, Reducer, Selector
 from vlmcompress.methods.pipeline import ImagePlan
+from vlmcompress.methods.upstream import EncoderMethod
+from vlmcompress.patches.choose import Chosen, choose
 from vlmcompress.patches.deepstack import follow, merge
 from vlmcompress.patches.flow import Flow, Span
 from vlmcompress.patches.guard import two_dimensional
 from vlmcompress.patches.layout import pack, slot_of, take, take_positions
-from vlmcompress.patches.signals import Encoded, part_of
+from vlmcompress.patches.left import Left
+from vlmcompress.patches.signals import Encoded
 from vlmcompress.patches.spans import Located, Pieces, Separators, close, locate
 from vlmcompress.patches.state import Slots
 from vlmcompress.patches.trace import ImageTrace
-from vlmcompress.tokens import Reduction, VisualTokens
+from vlmcompress.tokens import Reduction
 
 if TYPE_CHECKING:
     from vlmcompress.patches.engine import Engine
@@ -55,10 +57,24 @@ class Reducing:
         family = engine.family
         layouts = {modality: found.layouts for modality, found in encoded.items()}
         self.images = locate(ids, family.placeholders(engine.model), layouts, family.continues)
-        self.plans = engine.planner([image.layout for image in self.images])
+        self.left = [self._left(image) for image in self.images]
+        """Per image: what a method before the projector left; None without such a method."""
+        self.plans = engine.planner(
+            [image.layout for image in self.images],
+            [None if left is None else left.grids for left in self.left],
+        )
         end = self.length if prompt is None else min(self.length, prompt - self.past)
         self.prompt_end = end
         self.valid = self._chunk_valid()
+
+    def _left(self, image: Located) -> Left | None:
+        pieces = []
+        for modality, number in image.pieces:
+            left = self.encoded[modality].left
+            if left is None:
+                return None
+            pieces.append(left[number])
+        return pieces[0] if len(pieces) == 1 else Left.join(pieces)
 
     def _chunk_valid(self) -> Tensor | None:
         """[B, L] bool of the chunk, None without padding."""
@@ -73,8 +89,10 @@ class Reducing:
         kept, reductions = self._select()
         self._record(kept, reductions)
         idle = all(
-            plan.keep >= len(image.layout) and not plan.schedule and reduction is None
-            for image, plan, reduction in zip(self.images, self.plans, reductions, strict=True)
+            len(indices) == len(image.layout) and not plan.schedule and reduction is None
+            for image, plan, indices, reduction in zip(
+                self.images, self.plans, kept, reductions, strict=True
+            )
         )
         if idle:
             return None
@@ -84,44 +102,47 @@ class Reducing:
         return self._inputs(embeds) | self._deepstack(reductions)
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
-        """Per image: raster indices [K] placed in the decoder, and the merge if there was one."""
-        method = self.engine.planner.pipeline.projector
-        done: dict[Pieces, tuple[Tensor, Reduction | None]] = {}
-        with self.engine.trace.timed("selection", self.embeds.device):
-            for image, plan in zip(self.images, self.plans, strict=True):
-                if image.pieces not in done:  # beams repeat a prompt, and so its choices
-                    indices, reduction = self._choose(method, image, plan)
-                    done[image.pieces] = indices.to(self.embeds.device), reduction
-        chosen = [done[image.pieces] for image in self.images]
-        return [kept for kept, _ in chosen], [reduction for _, reduction in chosen]
+        """Per image: raster indices [K] placed in the decoder, and the merge if there was one.
 
-    def _choose(
-        self, method: ProjectorMethod | None, image: Located, plan: ImagePlan
-    ) -> tuple[Tensor, Reduction | None]:
-        if method is None or plan.keep >= len(image.layout):
-            return torch.arange(len(image.layout)), None
-        whole = self.engine.signals.tokens(image, self)
-        starts = [0, *accumulate(len(grid) for grid, _ in plan.parts)][:-1]
-        chosen, reductions = [], []
-        for part, ((grid, keep), start) in enumerate(zip(plan.parts, starts, strict=True)):
-            tokens = part_of(whole, grid, start, part)
-            if isinstance(method, Reducer):
-                reductions.append(_reduce(method, tokens, keep))
-            else:
-                assert isinstance(method, Selector)
-                pick = method.pick if self.engine.order == "method" else method.select
-                chosen.append(_pick(pick, tokens, keep) + start)
-        if reductions:
-            joined = Reduction.join(reductions, starts)
-            return joined.anchors, joined
-        return torch.cat(chosen), None
+        Where a method keeps another number than was planned, the plan follows.
+        """
+        done: dict[Pieces, Chosen] = {}
+        with self.engine.trace.timed("selection", self.embeds.device):
+            for number, (image, plan) in enumerate(zip(self.images, self.plans, strict=True)):
+                if image.pieces not in done:  # beams repeat a prompt, and so its choices
+                    done[image.pieces] = self._choose(image, plan, self.left[number])
+                counts = done[image.pieces].counts
+                if counts != tuple(kept for _, kept in plan.parts):
+                    self.plans[number] = self.engine.planner.revised(plan, counts)
+        chosen = [done[image.pieces] for image in self.images]
+        return [one.kept for one in chosen], [one.merged for one in chosen]
+
+    def _choose(self, image: Located, plan: ImagePlan, left: Left | None) -> Chosen:
+        """The choice in raster indices of the image."""
+        planner, device = self.engine.planner, self.embeds.device
+        method = planner.pipeline.projector
+        alive = torch.arange(len(image.layout)) if left is None else left.alive
+        alive = alive.to(device)
+        free = method is not None and method.adaptive and planner.budget is None
+        if method is None or (plan.keep >= plan.given and not free):
+            return Chosen(alive, tuple(kept for _, kept in plan.parts))
+        whole, grids = self.engine.signals.tokens(image, self), image.layout.parts
+        if left is not None:
+            merges = isinstance(planner.pipeline.upstream, EncoderMethod)
+            sizes = left.sizes.to(device) if merges else None
+            whole, grids = replace(whole, features=whole.features[alive], sizes=sizes), left.grids
+        found = choose(method, plan, whole, grids, free, self.engine.order == "method")
+        kept, merged = alive[found.kept.to(device)], found.merged
+        if merged is not None:
+            merged = replace(merged, members=alive[merged.members.to(device)])
+        return Chosen(kept, found.counts, merged)
 
     def _record(self, kept: list[Tensor], reductions: list[Reduction | None]) -> None:
         trace, layers = self.engine.trace, len(self.engine.layers)
         self.traces = [
-            ImageTrace(image.row, image.layout, plan, layers, indices, reduction)
-            for image, plan, indices, reduction in zip(
-                self.images, self.plans, kept, reductions, strict=True
+            ImageTrace(image.row, image.layout, plan, layers, indices, reduction, left)
+            for image, plan, indices, reduction, left in zip(
+                self.images, self.plans, kept, reductions, self.left, strict=True
             )
         ]
         if not trace.prefilled:
@@ -240,15 +261,3 @@ class Reducing:
         merged = merge(mask, features, self.images, reductions)
         mask, features = follow(mask, merged, self.chunk)
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": features}
-
-
-def _pick(pick: Callable[[VisualTokens, int], Tensor], tokens: VisualTokens, count: int) -> Tensor:
-    if 0 < count < len(tokens.grid):
-        return pick(tokens, count)
-    return torch.arange(count, device=tokens.features.device)
-
-
-def _reduce(method: Reducer, tokens: VisualTokens, count: int) -> Reduction:
-    if 0 < count < len(tokens.grid):
-        return method.reduce(tokens, count)
-    return Reduction.identity(tokens.features[:count])

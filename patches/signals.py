@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
+from vlmcompress.methods.base import resolve
 from vlmcompress.methods.pipeline import Pipeline
 from vlmcompress.patches import text_tower
 from vlmcompress.patches.encoders import towers
 from vlmcompress.patches.family import Family
 from vlmcompress.patches.instruction import Instruction
+from vlmcompress.patches.left import Left, defined
+from vlmcompress.patches.projector import join_projections, parts_of, used_by
 from vlmcompress.patches.spans import Located
+from vlmcompress.patches.text_tower import TextTower
 from vlmcompress.patches.threads import PerThread
-from vlmcompress.patches.tower import FROM_TOWER, Record, Tap
-from vlmcompress.tokens import Grid, Layout, VisualTokens
+from vlmcompress.patches.tower import AT_FEATURE, PER_LAYER, WHILE_ENCODING, Record, Tap, width
+from vlmcompress.tokens import Grid, Layout, Projection, VisualTokens
 
 if TYPE_CHECKING:
     from vlmcompress.patches.reduce import Reducing
@@ -37,6 +41,8 @@ class Encoded:
     """What `Tap.collect` gave."""
     by: Signals
     """Who collected it."""
+    left: Sequence[Left] | None = None
+    """What a method before the projector left of each."""
 
 
 class Signals:
@@ -64,28 +70,51 @@ class Signals:
                 that is missing or unfit.
         """
         self._model, self._family, self._name = model, family, pipeline.name
-        base, needs = family.base(model), pipeline.needs
-        given = family.encoder.gives(base)
-        if needs - given:
-            raise UnsupportedModelError(
-                f"{pipeline.name} needs {', '.join(sorted(needs - given))}, which this "
-                f"{family.name} model does not give (it gives {', '.join(sorted(given))})"
-            )
-        self._needs = needs
+        base = family.base(model)
+        given = defined(pipeline, _given(family, base))
+        self.collected = self._resolved(pipeline, given)
+        """The signals that are collected: what the methods need, as this model can give it."""
+        found: TextTower | None = None
+        if "relevance" in self.collected:
+            found = self._find_text_tower(processor, tower, demanded="relevance" in pipeline.needs)
+            if found is None:
+                given -= {"relevance"}
+                self.collected = self._resolved(pipeline, given)
         self._thread = PerThread()
-        self._tap = Tap(family.encoder, base, pipeline) if needs & FROM_TOWER else None
-        if needs & {"text", "relevance"}:
+        encoding = self.collected & WHILE_ENCODING
+        self._tap = Tap(family.encoder, base, pipeline, given) if encoding else None
+        if self.collected & {"text", "relevance"}:
             self._instruction = Instruction.of(processor, _named_tokens(model, family))
-        if "relevance" in needs:
-            if processor is None:
-                raise CompositionError(
-                    f"{pipeline.name} compares images with the words of the prompt: "
-                    "give compress(..., processor=...)"
-                )
+        if found is not None:
             assert self._tap is not None
-            first = towers(family.encoder, base)[0]
-            self._text_tower = text_tower.find(tower, first, self._tap.width)
-            self._tap.text_tower = self._text_tower
+            self._text_tower = self._tap.text_tower = found
+
+    def _resolved(self, pipeline: Pipeline, given: frozenset[str]) -> frozenset[str]:
+        collected, missing = resolve(pipeline.needs, given)
+        if missing:
+            raise UnsupportedModelError(
+                f"{self._name} needs {', '.join(missing)}, which this {self._family.name} model "
+                f"does not give (it gives {', '.join(sorted(given))})"
+            )
+        return collected
+
+    def _find_text_tower(self, processor: Any, tower: Any, demanded: bool) -> TextTower | None:
+        """The text tower; None where there is none and a method can do without."""
+        optional = not demanded and text_tower.chosen(tower) is None
+        if processor is None:
+            if optional:
+                return None
+            raise CompositionError(
+                f"{self._name} compares images with the words of the prompt: "
+                "give compress(..., processor=...)"
+            )
+        first = towers(self._family.encoder, self._family.base(self._model))[0]
+        try:
+            return text_tower.find(tower, first, width(first))
+        except UnsupportedModelError:
+            if optional:
+                return None
+            raise
 
     def hooks(self) -> list[RemovableHandle]:
         """Hook the layers that are needed, and no others."""
@@ -115,17 +144,19 @@ class Signals:
         Args:
             modality: "image" or "video".
             call: its arguments by name.
-            output: what it returned. `generate()` encodes before the prefill and hands this over,
-                so the result travels with it.
+            output: what it returned.
             record: of `recording`.
         """
         features = getattr(output, "pooler_output", None)
         if features is None:
             return None
         layouts = self._family.layouts(self._model, modality, features, call)
-        found = self._encoded(modality, call, layouts, record)
-        setattr(output, _ENCODED, found)
-        return found
+        return self._encoded(modality, call, layouts, record)
+
+    @staticmethod
+    def hand_over(output: Any, encoded: Encoded) -> None:
+        """`generate()` encodes before the prefill, so what is known travels with the output."""
+        setattr(output, _ENCODED, encoded)
 
     def handed_over(self, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """Modality -> what was encoded before this forward of the base model.
@@ -141,8 +172,8 @@ class Signals:
             known: Encoded | None = getattr(output, _ENCODED, None)
             if self._tap is not None and (known is None or known.by is not self):
                 raise UnsupportedCallError(
-                    f"{self._name} needs {', '.join(sorted(self._needs & FROM_TOWER))}: encode the "
-                    f"{modality} after compress(), or give its pixels"
+                    f"{self._name} needs {', '.join(sorted(self.collected & WHILE_ENCODING))}: "
+                    f"encode the {modality} after compress(), or give its pixels"
                 )
             if known is None:
                 layouts = self._family.layouts(self._model, modality, features, call)
@@ -167,15 +198,17 @@ class Signals:
         embeds = prefill.embeds
         features = embeds[image.row, image.columns.to(embeds.device)]
         pieces = [prefill.encoded[modality].signals[number] for modality, number in image.pieces]
-        names = self._needs & pieces[0].keys()
+        names = self.collected & pieces[0].keys()
         fields = {name: _join([piece[name] for piece in pieces], embeds) for name in names}
-        if self._needs & {"text", "relevance"}:
+        if "vocabulary" in self.collected:
+            fields["vocabulary"] = _vocabulary(self._family.base(self._model))
+        if self.collected & {"text", "relevance"}:
             columns, words = self._words(image.row, prefill)
-            if "relevance" in self._needs:
+            if "relevance" in self.collected:
                 looked = fields["relevance"]
                 text = self._text_tower.read(self._instruction.text(words))
                 fields["relevance"] = looked @ text.to(looked.device)
-            if "text" in self._needs:
+            if "text" in self.collected:
                 fields["text"] = embeds[image.row, torch.tensor(columns, device=embeds.device)]
         return VisualTokens(features, image.layout.grid, index=image.ordinal, **fields)
 
@@ -196,27 +229,49 @@ class Signals:
         return [places[column] for column in columns], [ids[column] for column in columns]
 
 
+_PER_TOKEN = ("features", "relevance", "projection", "sizes", *AT_FEATURE, *PER_LAYER)
+"""Fields of `VisualTokens` that have a value for each token."""
+
+
 def part_of(tokens: VisualTokens, grid: Grid, start: int, part: int) -> VisualTokens:
     """The tokens of one of several grids of an image, which begins with token `start`."""
     own = slice(start, start + len(grid))
-    received = tokens.encoder_attention
-    return replace(
-        tokens,
-        features=tokens.features[own],
-        grid=grid,
-        part=part,
-        encoder_attention=received and {layer: values[own] for layer, values in received.items()},
-        cls_attention=None if tokens.cls_attention is None else tokens.cls_attention[own],
-        keys=None if tokens.keys is None else tokens.keys[own],
-        relevance=None if tokens.relevance is None else tokens.relevance[own],
-    )
+    if len(grid) == len(tokens.features):
+        return replace(tokens, grid=grid, part=part)
+    fields = {name: _cut(getattr(tokens, name), own) for name in _PER_TOKEN}
+    return replace(tokens, grid=grid, part=part, **fields)
+
+
+def _cut(value: Any, own: slice) -> Any:
+    if isinstance(value, Mapping):
+        return {layer: values[own] for layer, values in value.items()}
+    if isinstance(value, Projection):
+        return used_by(value, own)
+    return None if value is None else value[own]
 
 
 def _join(pieces: list[Any], like: Tensor) -> Any:
     """One field of the pieces of an image, on the device of `like`."""
     if isinstance(pieces[0], dict):
         return {layer: _join([piece[layer] for piece in pieces], like) for layer in pieces[0]}
+    if isinstance(pieces[0], Projection):
+        return pieces[0] if len(pieces) == 1 else join_projections(pieces)
     return torch.cat(pieces).to(like.device)
+
+
+def _given(family: Family, base: nn.Module) -> frozenset[str]:
+    """The signals that a model gives, whatever the text tower."""
+    encoder = family.encoder
+    given = encoder.gives(base)
+    if "projection" in given and parts_of(base.get_submodule(encoder.projector)) is None:
+        given -= {"projection"}
+    return given if not _vocabulary(base).is_meta else given - {"vocabulary"}
+
+
+def _vocabulary(base: Any) -> Tensor:
+    """[V, D] as stored; the embeddings of Gemma 3 are a multiple of it."""
+    weight: Tensor = base.get_input_embeddings().weight
+    return weight
 
 
 def _named_tokens(model: nn.Module, family: Family) -> set[int]:

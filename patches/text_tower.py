@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,36 @@ _HOW = (
 )
 
 
+_KEPT = 20
+"""Positions that stay as they were trained where a table of positions is stretched ..."""
+_STRETCH = 4
+"""... by this factor."""
+
+
+@dataclass(frozen=True)
+class LongText:
+    """A text tower that reads long questions to their end, rather than cut to what CLIP can read.
+
+    Of its table of positions the first 20 rows are kept and the others stretched four-fold by
+    linear interpolation, so that 77 positions become 248 and 64 become 196. Nothing is trained, and
+    the CLIP model is left as it is.
+
+    Source: PPLLaVA, arXiv 2411.02327, section 3.3.
+
+    Deviations:
+        Only a question that is too long for the original table is read with the stretched one.
+        The authors read all with it, and train.
+    """
+
+    tower: Any = None
+    """What `text_tower` takes otherwise; None for the model's own."""
+
+
 class TextTower:
     """A CLIP model and its tokenizer, on unit vectors in float32."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, long: bool = False) -> None:
+        self._model, self._tokenizer, self._long = model, tokenizer, long
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextTower:
         """A copy of a compressed model reads with the same tower: it is never changed."""
@@ -34,10 +61,15 @@ class TextTower:
     @torch.no_grad()
     def read(self, text: str) -> Tensor:
         """[C] unit embedding of `text`, which is cut to the length that the tower can read."""
-        longest = self._model.config.text_config.max_position_embeddings
-        given = self._tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")
-        ids, mask = (given[name].to(self._model.device) for name in ("input_ids", "attention_mask"))
-        found = self._model.get_text_features(input_ids=ids, attention_mask=mask)
+        model, options = self._model, {}
+        longest = model.config.text_config.max_position_embeddings
+        reach = _reach(longest) if self._long else longest
+        given = self._tokenizer(text, truncation=True, max_length=reach, return_tensors="pt")
+        ids, mask = (given[name].to(model.device) for name in ("input_ids", "attention_mask"))
+        if ids.shape[1] > longest:
+            model = _stretched_twin(model)
+            options["position_ids"] = torch.arange(ids.shape[1], device=ids.device)[None]
+        found = model.get_text_features(input_ids=ids, attention_mask=mask, **options)
         return normalize(found.pooler_output[0].float(), dim=-1)
 
     @torch.no_grad()
@@ -52,8 +84,9 @@ def find(given: Any, tower: nn.Module, width: int) -> TextTower:
     """The text tower for a vision tower.
 
     Args:
-        given: a folder, a Hugging Face id, "tiny-clip", a pair (CLIPModel, tokenizer) or None. None
-            finds tiny-clip, and only where the patch embedding of the vision tower is its own.
+        given: a folder, a Hugging Face id, "tiny-clip", a pair (CLIPModel, tokenizer), None, or a
+            `LongText` of one of these. None finds tiny-clip, and only where the patch embedding of
+            the vision tower is its own.
         tower: the vision tower of the model.
         width: of its hidden states.
 
@@ -61,6 +94,7 @@ def find(given: Any, tower: nn.Module, width: int) -> TextTower:
         UnsupportedModelError: there is none, or one for another vision tower.
         VLMCompressError: it cannot be loaded.
     """
+    long, given = isinstance(given, LongText), chosen(given)
     if given is None:
         if not _is_tiny(tower):
             raise UnsupportedModelError(
@@ -81,7 +115,44 @@ def find(given: Any, tower: nn.Module, width: int) -> TextTower:
         raise UnsupportedModelError(
             f"the text tower belongs to a vision tower of width {own}, this one has {width}: {_HOW}"
         )
-    return TextTower(model, tokenizer)
+    return TextTower(model, tokenizer, long)
+
+
+def chosen(given: Any) -> Any:
+    """What the user chose, None for the model's own tower."""
+    return given.tower if isinstance(given, LongText) else given
+
+
+def stretched(table: Tensor) -> Tensor:
+    """[L, D] -> [4 * L - 60, D] positions; see `LongText`. At most 20 stay as they are."""
+    kept, rest = table[:_KEPT], table[_KEPT:]
+    if not len(rest):
+        return table
+    step = torch.cat([rest.diff(dim=0), table[-1:] - table[-2:-1]])
+    share = torch.arange(_STRETCH, device=table.device)[:, None] / _STRETCH
+    return torch.cat([kept, (rest[:, None] + share * step[:, None]).flatten(0, 1)]).to(table)
+
+
+def _reach(longest: int) -> int:
+    return longest + (_STRETCH - 1) * max(0, longest - _KEPT)
+
+
+def _stretched_twin(model: Any) -> Any:
+    """A CLIP model that shares all weights with `model` but its table of text positions."""
+    end = "position_embedding"
+    names = [name for name, _ in model.text_model.named_modules() if name.endswith(end)]
+    path = ["text_model", *names[0].split(".")]
+    table = stretched(model.get_submodule(".".join(path)).weight)
+    return _replaced(model, path, nn.Embedding(len(table), table.shape[1], _weight=table))
+
+
+def _replaced(module: nn.Module, path: list[str], leaf: nn.Module) -> nn.Module:
+    """`module` with another submodule at `path`; the modules on the way there are copies."""
+    if not path:
+        return leaf
+    twin, (name, *rest) = copy.copy(module), path
+    twin._modules = {**module._modules, name: _replaced(module.get_submodule(name), rest, leaf)}
+    return twin
 
 
 def load(name_or_path: str | Path, tower: nn.Module) -> tuple[Any, Any]:

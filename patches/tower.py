@@ -9,28 +9,29 @@ from __future__ import annotations
 import functools
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
+from vlmcompress.methods.base import resolve
 from vlmcompress.methods.pipeline import Pipeline
 from vlmcompress.ops.score import attention_received, attention_received_packed, attention_rows
 from vlmcompress.patches.encoders import Encoder, towers
+from vlmcompress.patches.projector import only, projections
 from vlmcompress.patches.text_tower import TextTower
 from vlmcompress.patches.threads import PerThread
 from vlmcompress.tokens import Layout
 
-FROM_TOWER = frozenset({"cls_attention", "encoder_attention", "keys", "relevance"})
-"""Signals that come from a vision tower."""
-
 Record = defaultdict[tuple[str, int], list[Any]]
-"""("in", layer) -> calls of its attention module, ("out", layer) -> outputs of the layer."""
+"""("in", layer) -> calls of its attention module, ("out", layer) -> outputs of the layer,
+`_PROJECTOR` -> inputs of the projector."""
+_PROJECTOR = ("in", -1)
 
 
 def attention_layers(tower: nn.Module) -> list[tuple[nn.Module, Any]]:
@@ -62,7 +63,7 @@ class Seen:
         """[B, n] or [P] float32: attention received, mean over heads and the segment's queries."""
         q, k = self._heads(self._flat("q")), self._heads(self._flat("k"))
         if not self._packed:
-            return attention_received(q, k, self._scaling, valid=self._valid())
+            return attention_received(q, k, self.scaling, valid=self._valid())
         # The family's own rotary function, found where its attention class was written.
         rotate: Any = sys.modules[type(self.attention).__module__]
         q, k = rotate.apply_rotary_pos_emb_vision(
@@ -70,24 +71,29 @@ class Seen:
         )
         lengths = self.kwargs["cu_seqlens"].diff().tolist()
         return attention_received_packed(
-            q.transpose(0, 1), k.transpose(0, 1), self._scaling, lengths
+            q.transpose(0, 1), k.transpose(0, 1), self.scaling, lengths
         )
 
     def cls_row(self) -> Tensor:
         """[B, n] float32: attention of token 0 to all tokens, mean over heads."""
         q, k = self._heads(self._flat("q", rows=1)), self._heads(self._flat("k"))
-        return attention_rows(q, k, self._scaling).mean(1)[:, 0]
+        return attention_rows(q, k, self.scaling).mean(1)[:, 0]
 
     def keys(self) -> Tensor:
         """[B, n, Dk] or [P, Dk]: keys before rotary embedding, heads side by side."""
         return self._flat("k")
+
+    def heads(self, name: Literal["q", "k"]) -> Tensor:
+        """[..., H, n, d]: queries or keys after their norm, before rotary embedding."""
+        return self._heads(self._flat(name))
 
     @property
     def _packed(self) -> bool:
         return hasattr(self.attention, "qkv")
 
     @property
-    def _scaling(self) -> float:
+    def scaling(self) -> float:
+        """Factor of queries @ keys."""
         attention = self.attention
         return float(attention.scale if hasattr(attention, "scale") else attention.scaling)
 
@@ -116,13 +122,35 @@ class Seen:
         return mask.bool().expand(len(self.hidden), -1)
 
 
+AT_FEATURE: dict[str, Callable[[Seen], Tensor]] = {
+    "cls_attention": lambda seen: seen.cls_row()[..., None],
+    "keys": Seen.keys,
+}
+"""Signals of the feature layer."""
+PER_LAYER: dict[str, Callable[[Seen], Tensor]] = {
+    "encoder_attention": lambda seen: seen.received()[..., None],
+    **{f"layer_{name}": look for name, look in AT_FEATURE.items()},
+}
+"""Signals of the layers that a method asks for."""
+WHILE_ENCODING = frozenset({*AT_FEATURE, *PER_LAYER, "relevance", "projection"})
+"""Signals that are collected during a feature call."""
+
+
 class Tap:
     """Hooks on the layers of the vision towers that a pipeline needs to know of, and no others."""
 
     text_tower: TextTower
 
-    def __init__(self, encoder: Encoder, base: nn.Module, pipeline: Pipeline) -> None:
+    def __init__(
+        self, encoder: Encoder, base: nn.Module, pipeline: Pipeline, given: Collection[str]
+    ) -> None:
         """Find the layers.
+
+        Args:
+            encoder: describes the towers.
+            base: the base model.
+            pipeline: the methods.
+            given: the signals among which `Method.needs` may choose.
 
         Raises:
             UnsupportedModelError: the features come from before the first layer, or layers with
@@ -130,31 +158,24 @@ class Tap:
             CompositionError: a method asks for a layer that the features do not go through.
         """
         self._encoder, self._base = encoder, base
-        self._needs, self._name = pipeline.needs & FROM_TOWER, pipeline.name
+        self._needs, self._name = resolve(pipeline.needs, given)[0] & WHILE_ENCODING, pipeline.name
         self._thread = PerThread()
-        self._asked: list[int] = []
         self._layers = [attention_layers(tower) for tower in towers(encoder, base)]
         layers = min(map(len, self._layers))
         depth = encoder.depth(base, layers)
-        if not 1 <= depth <= layers:
+        if self._needs != {"projection"} and not 1 <= depth <= layers:
             raise UnsupportedModelError(
                 f"{self._name} needs the attention of a layer of the vision tower, but the "
                 f"features of this model come from after layer {depth} of {layers}"
             )
         self._feature = depth - 1
-        if "encoder_attention" in self._needs:
-            self._asked = _asked(pipeline, encoder.whole(base, depth), depth)
-
-    @property
-    def width(self) -> int:
-        """Of the hidden states of the tower."""
-        return int(self._layers[0][0][1].embed_dim)
+        self._asked = _asked(pipeline, given, encoder.whole(base, depth), depth)
 
     def hooks(self) -> list[RemovableHandle]:
         """Install them."""
         handles = []
-        inputs = set(self._asked)
-        if self._needs & {"cls_attention", "keys"}:
+        inputs = {layer for layers in self._asked.values() for layer in layers}
+        if self._needs & AT_FEATURE.keys():
             inputs.add(self._feature)
         for layers in self._layers:
             for number in sorted(inputs):
@@ -162,6 +183,9 @@ class Tap:
                 handles.append(layers[number][1].register_forward_pre_hook(enter, with_kwargs=True))
             if "relevance" in self._needs:
                 handles.append(layers[self._feature][0].register_forward_hook(self._leave))
+        if "projection" in self._needs:
+            projector = self._base.get_submodule(self._encoder.projector)
+            handles.append(projector.register_forward_pre_hook(self._project))
         return handles
 
     def _enter(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -175,6 +199,11 @@ class Tap:
         if record is not None:
             hidden = output[0] if isinstance(output, tuple) else output
             record["out", self._feature].append(hidden)
+
+    def _project(self, module: nn.Module, args: Any) -> None:
+        record = getattr(self._thread, "record", None)
+        if record is not None:
+            record[_PROJECTOR].append(args[0])
 
     @contextmanager
     def recording(self) -> Iterator[Record]:
@@ -191,47 +220,67 @@ class Tap:
         """The signals of each piece that a feature call encoded.
 
         Returns:
-            Field -> [N, ...], for `encoder_attention` layer -> [N]; without separators. Under
-            `relevance` still [N, C] unit vectors, to be multiplied with that of the text.
+            Field -> [N, ...], for signals of several layers layer -> [N, ...]; without separators.
+            Under `relevance` still [N, C] unit vectors, to be multiplied with that of the text.
         """
-
-        def tokens(values: list[Tensor]) -> list[Tensor]:
-            if not values:
-                raise UnsupportedCallError(
-                    f"{self._name} could not look into the vision tower: "
-                    "call compress() before torch.compile()"
-                )
-            pieces = self._encoder.to_tokens(self._base, modality, torch.cat(values), call)
-            return [_visual(*one) for one in zip(pieces, layouts, strict=True)]
-
         found: list[dict[str, Any]] = [{} for _ in layouts]
-        for layer in self._asked:
-            received = tokens([seen.received()[..., None] for seen in record["in", layer]])
-            for piece, values in zip(found, received, strict=True):
-                piece.setdefault("encoder_attention", {})[layer] = values[:, 0]
-        at_feature, after = record["in", self._feature], record["out", self._feature]
-        fields: dict[str, Callable[[], list[Tensor]]] = {
-            "cls_attention": lambda: [seen.cls_row()[..., None] for seen in at_feature],
-            "keys": lambda: [seen.keys() for seen in at_feature],
-            "relevance": lambda: [self.text_tower.look(hidden) for hidden in after],
-        }
-        for name in self._needs & fields.keys():
-            for piece, values in zip(found, tokens(fields[name]()), strict=True):
-                piece[name] = values[:, 0] if name == "cls_attention" else values
+
+        def tokens(name: str, values: list[Tensor]) -> Iterator[tuple[dict[str, Any], Tensor]]:
+            pieces = self._encoder.to_tokens(self._base, modality, self._joined(values), call)
+            for mine, piece, layout in zip(found, pieces, layouts, strict=True):
+                visual = _visual(piece, layout)
+                yield mine, visual[:, 0] if name.endswith("attention") else visual
+
+        for name, layers in self._asked.items():
+            for layer in layers:
+                looks = [PER_LAYER[name](seen) for seen in record["in", layer]]
+                for piece, values in tokens(name, looks):
+                    piece.setdefault(name, {})[layer] = values
+        for name in self._needs & AT_FEATURE.keys():
+            looks = [AT_FEATURE[name](seen) for seen in record["in", self._feature]]
+            for piece, values in tokens(name, looks):
+                piece[name] = values
+        if "relevance" in self._needs:
+            looks = [self.text_tower.look(hidden) for hidden in record["out", self._feature]]
+            for piece, values in tokens("relevance", looks):
+                piece["relevance"] = values
+        if "projection" in self._needs:
+            entered = self._joined(record[_PROJECTOR])
+            probed = projections(self._encoder, self._base, modality, call, entered)
+            for piece, projection, layout in zip(found, probed, layouts, strict=True):
+                piece["projection"] = only(projection, layout.visual)
         return found
 
+    def _joined(self, calls: list[Tensor]) -> Tensor:
+        """Values of all calls of a module; a feature call mostly makes one."""
+        if not calls:
+            raise UnsupportedCallError(
+                f"{self._name} could not look into the vision tower: "
+                "call compress() before torch.compile()"
+            )
+        return calls[0] if len(calls) == 1 else torch.cat(calls)
 
-def _asked(pipeline: Pipeline, whole: Sequence[int], depth: int) -> list[int]:
-    """The layers whose attention the methods want."""
-    asking = (method for method in pipeline.methods if "encoder_attention" in method.needs)
-    layers = sorted({layer for method in asking for layer in method.encoder_layers(depth, whole)})
-    for layer in layers:
+
+def width(tower: nn.Module) -> int:
+    """Of the hidden states of a tower."""
+    return int(attention_layers(tower)[0][1].embed_dim)
+
+
+def _asked(
+    pipeline: Pipeline, given: Collection[str], whole: Sequence[int], depth: int
+) -> dict[str, list[int]]:
+    """Signal -> the layers of which the methods want it."""
+    asked: dict[str, set[int]] = {}
+    for method in pipeline.methods:
+        for name in sorted(resolve(method.asks, given)[0] & PER_LAYER.keys()):
+            asked.setdefault(name, set()).update(method.encoder_layers(depth, whole))
+    for layer in sorted(set().union(*asked.values())):
         if not 0 <= layer < depth:
             raise CompositionError(
                 f"{pipeline.name} asks for ViT layer {layer}; the features of this model go "
                 f"through layers 0 to {depth - 1}"
             )
-    return layers
+    return {name: sorted(layers) for name, layers in asked.items()}
 
 
 def _visual(values: Tensor, layout: Layout) -> Tensor:

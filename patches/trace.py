@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlmcompress.methods.base import tokens_per_layer
 from vlmcompress.methods.pipeline import ImagePlan
+from vlmcompress.patches.left import Left
 from vlmcompress.report import ImageReport
 from vlmcompress.tokens import Grid, Layout, Reduction
 
@@ -53,6 +54,9 @@ class ImageTrace:
     layers: int
     kept: Tensor
     reduction: Reduction | None = None
+    """What a projector-stage method made of the tokens that it was given."""
+    left: Left | None = None
+    """What a method before the projector left."""
     cuts: dict[int, Tensor] = field(default_factory=dict)
     separators: dict[int, int] = field(default_factory=dict)
     """Decoder layer -> separators that enter it and the layers after it."""
@@ -67,14 +71,25 @@ class ImageTrace:
             grid=_shape(self.layout.grid),
             parts=[_shape(grid) for grid in self.layout.parts],
             before=len(self.layout),
+            given=self.plan.given,
             after=len(self.kept),
             kept=self.kept.tolist(),
-            groups=self.reduction.groups() if self.reduction else None,
+            groups=self._groups(),
             cuts={layer: kept.tolist() for layer, kept in self.cuts.items()},
             per_layer=per_layer,
             mean=sum(per_layer) / self.layers,
             separators=tokens_per_layer(self.layers, len(self.layout.separators), self.separators),
         )
+
+    def _groups(self) -> list[list[int]] | None:
+        """Whom each token stands for; None where nothing was merged."""
+        found = self.reduction
+        if self.left is None or not self.left.merged:
+            return None if found is None else found.groups()
+        if found is None:
+            kept = self.kept
+            found = Reduction(kept[:, None], kept, torch.arange(len(kept) + 1))
+        return self.left.whole(found).groups()
 
 
 def _shape(grid: Grid) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ class VideoLlava(Family):
     name = "video_llava"
     class_name = "VideoLlavaForConditionalGeneration"
     encoder = TwoTowerEncoder()
+    stages = ("encoder", "projector", "decoder")
     video = True
     feature_calls = IMAGES_AND_CLIPS
 
@@ -42,3 +43,9 @@ class VideoLlava(Family):
         starts = (t * frame for t in range(frames))
         separators = tuple(Separator(s + t, s, s + frame) for t, s in enumerate(starts))
         return [Layout((grid,), separators)] * clips
+
+    def whole(
+        self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
+    ) -> Grid | None:
+        frames = call["pixel_values_videos"].shape[1] if modality == "video" else 1
+        return Grid(frames, tile.h, tile.w)

@@ -6,6 +6,7 @@ Only the rows that are asked for are computed, so SDPA and FlashAttention stay o
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.errors import UnsupportedCallError, VLMCompressError
 from vlmcompress.methods.base import DecoderMethod
-from vlmcompress.ops.select import top_k
+from vlmcompress.ops.score import attention_rows, propagate
 from vlmcompress.patches.flow import Flow, Span
-from vlmcompress.patches.masks import Seen
+from vlmcompress.patches.masks import Seen, inside
 from vlmcompress.tokens import Grid
 
 Of = Literal["this", "next", "previous"]
@@ -32,7 +33,7 @@ class CutContext:
     flow: Flow
     hidden: Tensor
     """[B, Q, D]: input of `layer`."""
-    _keys: dict[tuple[Of, bool], Tensor] = field(default_factory=dict)
+    _heads: dict[tuple[str, Of, bool], Tensor] = field(default_factory=dict)
 
     def source(self, of: Of) -> tuple[Any, Tensor]:
         """The layer whose weights are used and the hidden states it is applied to."""
@@ -69,14 +70,20 @@ class CutContext:
 
     def chunk_keys(self, of: Of, rope: bool) -> Tensor:
         """[B, Hkv, Q, hd]: keys of the chunk's tokens at the current stage."""
-        if (of, rope) not in self._keys:
+        if ("k", of, rope) not in self._heads:
             cached = self._cached(of)
             if of == "previous" and rope and cached is not None:
                 # That layer has run, so its cache ends with the chunk's keys.
-                self._keys[of, rope] = cached[:, :, -self.hidden.shape[1] :]
+                self._heads["k", of, rope] = cached[:, :, -self.hidden.shape[1] :]
             else:
-                self._keys[of, rope] = self.heads(of, "k", None, rope)
-        return self._keys[of, rope]
+                self._heads["k", of, rope] = self.heads(of, "k", None, rope)
+        return self._heads["k", of, rope]
+
+    def chunk_queries(self, of: Of) -> Tensor:
+        """[B, H, Q, hd]: rotated queries of the chunk's tokens at the current stage."""
+        if ("q", of, True) not in self._heads:
+            self._heads["q", of, True] = self.heads(of, "q", None, True)
+        return self._heads["q", of, True]
 
     def past_keys(self, of: Of, rope: bool) -> tuple[Tensor, Seen] | None:
         """Keys [B, Hkv, past, hd] of earlier turns, and what they stand for."""
@@ -92,6 +99,26 @@ class CutContext:
         keys = cached[:, :, : self.flow.past_width(at)]
         return keys, self.flow.past_seen(at).last(keys.shape[2])
 
+    def all_keys(self, of: Of, rope: bool, row: int) -> Tensor:
+        """[Hkv, P + Q, hd]: keys of earlier turns and of the chunk, in one row of the batch."""
+        chunk, past = self.chunk_keys(of, rope)[row], self.past_keys(of, rope)
+        return chunk if past is None else torch.cat([past[0][row], chunk], 1)
+
+    def seen(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:
+        """[R, P + Q] bool: which of `all_keys` some slots [R] attend to; none where padding."""
+        chunk, window = self.flow.chunk_seen(), self.window(of)
+        given = self.flow.given_masks
+        given = given.get(self._kind(of)) if isinstance(given, Mapping) else given
+        given = given[row : row + 1] if given is not None and len(given) > 1 else given
+        columns = chunk.columns[row]
+        own = inside(columns[None], given, self.flow.past, window, queries)[0]
+        past = self.past_keys(of, rope)
+        reached = [] if past is None else [past[1].reached(row, columns[queries], window)]
+        if chunk.valid is not None:
+            own = own & chunk.valid[row]
+        seen = torch.cat([*reached, own], 1)
+        return seen if chunk.valid is None else seen & chunk.valid[row, queries, None]
+
     def _cached(self, of: Of) -> Tensor | None:
         """Keys in the cache of the layer that `of` names, if it stores them plainly."""
         layers: list[Any] = self.flow.cache.layers if self.flow.cache is not None else []
@@ -101,14 +128,17 @@ class CutContext:
 
     def _embeddings(self, of: Of) -> tuple[Tensor, Tensor]:
         """cos and sin [B, Q, hd] of the chunk's tokens for the layer that `of` names."""
-        kind = self.flow.kinds.names[self._number(of)]
+        kind = self._kind(of)
         if kind not in self.flow.embeddings:
             raise UnsupportedCallError(f"no layer before {self.layer} is of the kind {kind}")
         return self.flow.embeddings[kind]
 
     def window(self, of: Of) -> int | None:
         """The window of the layer that `of` names."""
-        return self.flow.kinds.window_of(self.flow.kinds.names[self._number(of)])
+        return self.flow.kinds.window_of(self._kind(of))
+
+    def _kind(self, of: Of) -> str:
+        return self.flow.kinds.names[self._number(of)]
 
     def _number(self, of: Of) -> int:
         return self.layer + {"previous": -1, "this": 0, "next": 1}[of]
@@ -124,6 +154,10 @@ class View:
     @property
     def layer(self) -> int:
         return self.context.layer
+
+    @property
+    def depth(self) -> int:
+        return len(self.context.layers)
 
     @property
     def grid(self) -> Grid:
@@ -156,47 +190,79 @@ class View:
         row, context = self.span.row, self.context
         assert context.flow.last is not None
         queries = context.flow.last[row : row + 1] if rows == "last" else self.text
-        q = context.heads(of, "q", (row, queries), rope)[0].float()
-        k = context.chunk_keys(of, rope)[row].float()
-        seen = None
-        if keys == "visual":
-            k = k[:, self.visual]
-        else:
-            seen = torch.arange(k.shape[1], device=k.device) <= queries[:, None]
-            chunk, window = context.flow.chunk_seen(), context.window(of)
-            seen = seen if chunk.valid is None else seen & chunk.valid[row]
-            columns = chunk.columns[row]
-            if window is not None:
-                seen = seen & (columns[queries][:, None] - columns < window)
-            past = context.past_keys(of, rope)
-            if past is not None:
-                k = torch.cat([past[0][row].float(), k], 1)
-                reached = past[1].reached(row, columns[queries], window)
-                seen = torch.cat([reached, seen], 1)
+        q = context.heads(of, "q", (row, queries), rope)[0]
         scaling = context.source(of)[0].self_attn.scaling
-        weights = _softmax(q, k, scaling, seen)
+        if keys == "visual":
+            return attention_rows(q, context.chunk_keys(of, rope)[row][:, self.visual], scaling)
+        seen = context.seen(of, rope, row, queries)
+        weights = attention_rows(q, context.all_keys(of, rope, row), scaling, seen)
         # Earlier turns take part in the softmax; only this chunk's columns are returned.
-        return weights if keys == "visual" else weights[..., -context.hidden.shape[1] :]
+        return weights[..., -context.hidden.shape[1] :]
+
+    def propagate(
+        self, mass: Tensor, *, temperature: float = 1.0, of: Literal["this", "previous"] = "this"
+    ) -> Tensor:
+        row, context = self.span.row, self.context
+        last = context.flow.last
+        assert last is not None
+        slots = torch.arange(context.hidden.shape[1], device=context.hidden.device)
+        # Answers so far hand nothing on: with a cache, the prefill does not know them.
+        mass = mass.to(slots.device) * (slots <= last[row])
+
+        def seen(start: int, stop: int) -> Tensor:
+            return context.seen(of, True, row, slots[start:stop])
+
+        found = propagate(
+            context.chunk_queries(of)[row],
+            context.all_keys(of, True, row),
+            context.source(of)[0].self_attn.scaling,
+            mass,
+            seen,
+            temperature=temperature,
+        )
+        return found[..., -len(slots) :]
+
+    def keys(self, *, rope: bool = True, of: Of = "this") -> Tensor:
+        return self.context.chunk_keys(of, rope)[self.span.row].detach().float()
+
+    @property
+    def hidden(self) -> Tensor:
+        return self.context.hidden[self.span.row].detach().float()
+
+    def activations(self, rows: Tensor, of: Literal["previous"] = "previous") -> Tensor:
+        fired = self.context.flow.fired
+        if fired is None or of != "previous":
+            raise UnsupportedCallError(
+                "activations are those of the layer that just ran, and only for a method whose "
+                f"class says watches = True; got of={of!r}"
+            )
+        return fired[self.span.row, rows].detach().float()
 
 
 def ranked(context: CutContext, method: DecoderMethod) -> list[Tensor]:
-    """Per image, ascending places of the tokens to keep among those that survive."""
-    kept = []
-    for span in context.flow.spans:
-        alive = len(span.slots)
-        count = span.trace.plan.schedule.get(context.layer, alive)
-        if 0 < count < alive:
-            kept.append(top_k(method.score(View(context, span)), count))
-        else:
-            kept.append(torch.arange(min(count, alive), device=context.hidden.device))
-    return kept
+    """Per image, ascending places of the tokens to keep among those that survive.
+
+    Raises:
+        VLMCompressError: the method gave no such places.
+    """
+    return [_kept(context, method, span) for span in context.flow.spans]
 
 
-def _softmax(q: Tensor, k: Tensor, scaling: float, seen: Tensor | None) -> Tensor:
-    """[H, R, K] attention of queries [H, R, hd] on keys [Hkv, K, hd]."""
-    # Query heads of one group share a key head.
-    grouped = q.view(k.shape[0], -1, *q.shape[1:])
-    scores = torch.einsum("hgrd,hkd->hgrk", grouped, k) * scaling
-    if seen is not None:
-        scores = scores.masked_fill(~seen, float("-inf"))
-    return scores.softmax(-1).flatten(0, 1)
+def _kept(context: CutContext, method: DecoderMethod, span: Span) -> Tensor:
+    alive, schedule = len(span.slots), span.trace.plan.schedule
+    if context.layer not in schedule:
+        return torch.arange(alive, device=context.hidden.device)
+    count = min(schedule[context.layer], alive)
+    kept = method.keep(View(context, span), count)
+    whole = isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 1
+    if whole and (method.adaptive or len(kept) == count):
+        kept = kept.to(context.hidden.device)
+        ends = kept.new_tensor([-1]), kept.new_tensor([alive])
+        if bool((torch.cat([ends[0], kept, ends[1]]).diff() > 0).all()):
+            return kept
+    given = kept.tolist() if isinstance(kept, Tensor) else kept
+    number = "" if method.adaptive else f"{count} "
+    raise VLMCompressError(
+        f"{method.name}: keep must give {number}ascending places of 0 to {alive - 1} (int64) "
+        f"before layer {context.layer}, got {given!r}"
+    )

@@ -12,3 +12,4 @@ class VipLlava(Family):
     name = "vipllava"
     class_name = "VipLlavaForConditionalGeneration"
     encoder = LayersEncoder()
+    stages = ("encoder", "projector", "decoder")

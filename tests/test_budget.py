@@ -4,7 +4,7 @@ import pytest
 
 from vlmcompress.budget import Budget, Planner
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods.pipeline import parse
+from vlmcompress.methods.spec import parse
 from vlmcompress.tokens import Grid, Layout
 
 

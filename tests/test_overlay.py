@@ -27,6 +27,7 @@ def report(kept, cuts=None, groups=None, grid=(1, 4, 4), layers=4):
         grid=grid,
         parts=[grid],
         before=count,
+        given=count,
         after=len(kept),
         kept=kept,
         groups=groups,

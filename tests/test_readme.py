@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from vlmcompress.cli import app
-from vlmcompress.eval import readme
+from vlmcompress.eval import methods_page, readme
+from vlmcompress.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -18,6 +19,32 @@ TEXT = (ROOT / "README.md").read_text()
 
 def test_generated_parts_are_up_to_date():
     assert readme.updated(TEXT) == TEXT, "run `make readme`"
+
+
+def test_the_page_of_methods_is_up_to_date():
+    assert methods_page.PAGE.read_text() == methods_page.page(), "run `make readme`"
+
+
+def test_the_page_tells_who_is_better_or_worse_than_random():
+    rows = [
+        {"method": "random", "budget": 9, "options": {"seed": seed}, "hits": hits}
+        for seed, hits in enumerate(["0101" * 20, "1010" * 20])
+    ]
+    rows += [
+        {"method": name, "budget": 9, "options": {}, "hits": hits}
+        for name, hits in {"good": "1" * 80, "bad": "0" * 80, "same": "0110" * 20}.items()
+    ]
+    rows = [row | {"accuracy": row["hits"].count("1") / 80, "kept_mean": 9.0} for row in rows]
+    rows.append({"method": "never", "budget": 9, "options": {}, "impossible": "no"})
+    lines = methods_page.by_budget(rows).splitlines()
+    assert lines[2:] == [
+        "| `random` | 50.0 | - |",
+        "| `good` | **100.0** | - |",
+        "| `bad` | *0.0* ↓ | - |",
+        "| `same` | 50.0 | - |",
+        "| `never` | - | - |",
+    ]
+    assert methods_page.losers(rows) == "**Lose to `random`**: `bad` (at 9)."
 
 
 def test_check_notices_an_old_part(monkeypatch, tmp_path):
@@ -93,7 +120,7 @@ def test_the_python_example(monkeypatch, capsys):
 def test_the_commands_parse():
     """Every `vlmcompress` line is made of options that exist."""
     lines = re.findall(r"^vlmcompress (\w+)(.*?)(?:\s#.*)?$", TEXT, re.MULTILINE)
-    assert {name for name, _ in lines} == {"ask", "ls"}
+    assert {name for name, _ in lines} == {"ask", "ls", "calibrate"}
     for name, rest in lines:
         command = typer.main.get_command(app).commands[name]
         known = {flag for parameter in command.params for flag in parameter.opts}
@@ -109,7 +136,7 @@ def test_targets_of_the_makefile_exist():
 
 
 def test_linked_files_exist():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", TEXT):
+    for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", TEXT):
         assert (ROOT / target).is_file(), target
 
 
@@ -121,5 +148,6 @@ def test_examples_run(example, monkeypatch, capsys):
     if "video" in example.name:
         asked = [str(min(samples.glob("*.mp4"))), "which way does the circle move ?"]
     monkeypatch.setattr(sys, "argv", [str(example), *asked])
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))  # one registers its own
     runpy.run_path(str(example), run_name="__main__")
     assert "144 -> 36 tokens" in capsys.readouterr().out

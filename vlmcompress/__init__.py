@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from vlmcompress.api import Compression, compress, list_models
     from vlmcompress.budget import Budget
     from vlmcompress.errors import VLMCompressError
+    from vlmcompress.flops import DecoderShape, kv_bytes, prefill_flops
     from vlmcompress.loading import load
     from vlmcompress.methods import get_method, list_methods, register_method
+    from vlmcompress.patches.text_tower import LongText
     from vlmcompress.report import Report
     from vlmcompress.tokens import Grid, Reduction, VisualTokens
     from vlmcompress.video import Video, read_video
@@ -24,7 +26,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "Compression",
+    "DecoderShape",
     "Grid",
+    "LongText",
     "Reduction",
     "Report",
     "VLMCompressError",
@@ -33,9 +37,11 @@ __all__ = [
     "__version__",
     "compress",
     "get_method",
+    "kv_bytes",
     "list_methods",
     "list_models",
     "load",
+    "prefill_flops",
     "read_video",
     "register_method",
 ]
@@ -43,7 +49,9 @@ __all__ = [
 _HOME = {
     "Budget": "budget",
     "Compression": "api",
+    "DecoderShape": "flops",
     "Grid": "tokens",
+    "LongText": "patches.text_tower",
     "Reduction": "tokens",
     "Report": "report",
     "VLMCompressError": "errors",
@@ -51,9 +59,11 @@ _HOME = {
     "VisualTokens": "tokens",
     "compress": "api",
     "get_method": "methods",
+    "kv_bytes": "flops",
     "list_methods": "methods",
     "list_models": "api",
     "load": "loading",
+    "prefill_flops": "flops",
     "read_video": "video",
     "register_method": "methods",
 }

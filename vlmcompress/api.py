@@ -13,11 +13,12 @@ from torch import nn
 from vlmcompress.budget import Budget, Planner
 from vlmcompress.errors import CompositionError, VLMCompressError
 from vlmcompress.methods.base import Method
-from vlmcompress.methods.pipeline import parse
+from vlmcompress.methods.spec import parse
 from vlmcompress.patches import FAMILIES, family_of
 from vlmcompress.patches.attach import check_compiled, engine_of
 from vlmcompress.patches.engine import Engine
 from vlmcompress.patches.signals import Signals
+from vlmcompress.patches.text_tower import LongText
 from vlmcompress.report import Report
 
 POSITIONS = ("keep", "renumber")
@@ -68,6 +69,7 @@ class Compression:
             milliseconds=trace.milliseconds(),
             decode_tokens=trace.decode_steps,
             engaged=any(image.mean < image.before for image in images),
+            signals=engine.collected,
         )
 
     def remove(self) -> None:
@@ -97,7 +99,7 @@ def compress(
     positions: Literal["keep", "renumber"] = "keep",
     order: Literal["raster", "method"] = "raster",
     processor: Any = None,
-    text_tower: str | Path | tuple[nn.Module, Any] | None = None,
+    text_tower: str | Path | tuple[nn.Module, Any] | LongText | None = None,
     **options: Any,
 ) -> Compression:
     """Drop or merge visual tokens of `model` until the handle is removed.
@@ -121,7 +123,8 @@ def compress(
             after the last picture but tokens that the model's configuration names.
         text_tower: for methods that compare pictures with the question (`relevance`): the CLIP
             model that the vision tower was taken from, as a folder, a Hugging Face id, "tiny-clip",
-            or a pair (CLIPModel, tokenizer). A question is cut to the length that it can read.
+            or a pair (CLIPModel, tokenizer). A question is cut to the length that it can read;
+            a `LongText` of one of these reads it to its end.
             tiny-llava finds its own.
         **options: fields of the method, for example `seed=1`.
 
@@ -146,6 +149,7 @@ def compress(
         raise CompositionError(
             f"positions='renumber' is not defined for {family.name}: its positions have three axes"
         )
+    pipeline = pipeline.for_stages(family.name, family.stages)
     planner = Planner(pipeline, parsed, len(family.layers(family.base(model))))
     grid = family.fixed_grid(model)
     if grid is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods.pipeline import ImagePlan, Pipeline, steps
+from vlmcompress.methods.pipeline import ImagePlan, Pipeline, each, steps
 from vlmcompress.tokens import Grid, Layout
 
 _ALLOWED = 'a count such as 64 or a share such as "25%", for each frame "16 per frame"'
@@ -76,16 +76,69 @@ class Planner:
     budget: Budget | None
     layers: int
 
-    def __call__(self, layouts: Sequence[Layout | Grid]) -> list[ImagePlan]:
+    def __call__(
+        self,
+        layouts: Sequence[Layout | Grid],
+        left: Sequence[Sequence[Grid] | None] | None = None,
+    ) -> list[ImagePlan]:
         """One plan per image.
+
+        Args:
+            layouts: of the images.
+            left: per image, what an upstream method left of each grid of its layout.
 
         Raises:
             BudgetError: the budget is above the tokens of every image, or out of the method's
                 reach.
         """
         budget = self.budget
+        left = [None] * len(layouts) if left is None else left
+        pairs = zip(layouts, left, strict=True)
         if budget is None:
-            return [self.pipeline.plan(layout, self.layers, None) for layout in layouts]
+            return [self.pipeline.plan(one, self.layers, None, left=grids) for one, grids in pairs]
+        self._check(budget, layouts)
+        return [
+            self.pipeline.plan(one, self.layers, budget.tokens(one), budget.per_frame, grids)
+            for one, grids in pairs
+        ]
+
+    def upstream(self, tile: Grid, whole: Layout | Grid | None) -> int:
+        """Tokens that a method before the projector leaves of a tile, known before it is encoded.
+
+        Args:
+            tile: one of the grids that the vision encoder is given.
+            whole: the image or clip that it belongs to; None where that is not known yet.
+
+        Raises:
+            BudgetError: a number of tokens without knowing of how many.
+        """
+        if self.budget is None:
+            return self.pipeline.upstream_count(tile, self.layers, None)
+        if whole is not None:
+            share = each(self.budget.tokens(whole), len(tile) / len(whole))
+            return self.pipeline.upstream_count(tile, self.layers, share)
+        if self.budget.unit != "percent":
+            raise BudgetError(
+                f"budget {self.budget} cannot be met inside the vision encoder, which does not "
+                'know the size of the image: give a share such as "25%"'
+            )
+        return self.pipeline.upstream_count(tile, self.layers, self.budget.tokens(tile))
+
+    def check(self, layouts: Sequence[Layout | Grid]) -> None:
+        """Raise what a call would, before anything is encoded.
+
+        Raises:
+            BudgetError: the budget is above the tokens of every image.
+        """
+        if self.budget is not None:
+            self._check(self.budget, layouts)
+
+    def revised(self, plan: ImagePlan, kept: Sequence[int]) -> ImagePlan:
+        """The plan of an image of which an adaptive method kept other counts."""
+        return self.pipeline.revised(plan, kept)
+
+    @staticmethod
+    def _check(budget: Budget, layouts: Sequence[Layout | Grid]) -> None:
         sizes = [len(one) // (steps(one) if budget.per_frame else 1) for one in layouts]
         largest = max(sizes, default=0)
         if budget.unit == "tokens" and layouts and budget.amount > largest:
@@ -94,7 +147,3 @@ class Planner:
                 f"budget {budget} is above the {largest} visual tokens of the {whole} "
                 f"({layouts[0]}): give 1 to {largest} or a share up to 100%"
             )
-        return [
-            self.pipeline.plan(layout, self.layers, budget.tokens(layout), budget.per_frame)
-            for layout in layouts
-        ]

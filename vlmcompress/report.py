@@ -28,6 +28,8 @@ class ImageReport:
     parts: list[tuple[int, int, int]]
     """These grids, whose tokens are counted one after the other; mostly one."""
     before: int
+    given: int
+    """Tokens that a pixel- or encoder-stage method left; `before` where there is none."""
     after: int
     """Tokens that enter the decoder."""
     kept: list[int]
@@ -70,6 +72,8 @@ class Report:
     """Decoder steps after the prefill."""
     engaged: bool
     """Whether any visual token was removed."""
+    signals: list[str]
+    """What was collected for the methods besides features."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain Python values, with `per_frame` of each image."""
@@ -89,7 +93,7 @@ class Report:
         for image in self.images:
             grid = "+".join(str(Grid(*part)) for part in image.parts)
             lines.append(
-                f"  image {image.index} ({grid}): {image.before} -> {image.after} tokens, "
+                f"  image {image.index} ({grid}): {_steps(image)} tokens, "
                 f"mean over layers {image.mean:g}, per layer {_runs(image.per_layer)}"
             )
             if image.grid[0] > 1:
@@ -97,6 +101,12 @@ class Report:
         times = ", ".join(f"{name} {value:.1f} ms" for name, value in self.milliseconds.items())
         lines.append(f"  {times} ({self.decode_tokens} decode steps)")
         return "\n".join(lines)
+
+
+def _steps(image: ImageReport) -> str:
+    """`576 -> 192 -> 64` where two stages before the decoder share the work."""
+    counts = [image.before, image.given, image.after]
+    return " -> ".join(map(str, counts if image.given not in counts[::2] else counts[::2]))
 
 
 def frame_counts(images: Sequence[ImageReport]) -> str:

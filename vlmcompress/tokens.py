@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
@@ -88,6 +88,23 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """The projector of a model, for methods that probe it.
+
+    It ends in a linear layer: projected = body(inputs) @ last.T, but for a constant.
+    """
+
+    inputs: Tensor
+    """[M, P, D]: the P patches that became each of M projected features."""
+    body: Callable[[Tensor], Tensor]
+    """[M, P, D] -> [M, K]: all but the last linear layer. Computes in the dtype it is given."""
+    last: Tensor
+    """[C, K]: weight of the last linear layer."""
+    to_tokens: Callable[[Tensor], Tensor]
+    """[M] values of projected features -> [N] values of tokens."""
+
+
+@dataclass(frozen=True)
 class VisualTokens:
     """What a projector-stage method may look at: one image or one clip.
 
@@ -115,6 +132,18 @@ class VisualTokens:
     relevance: Tensor | None = None
     """[N] cosine of each patch and the instruction in CLIP's space, float32: post-layernorm and
     visual projection of the features before the projector; mean over the patches of a token."""
+    layer_keys: Mapping[int, Tensor] | None = None
+    """ViT layer, 0-based -> [N, Dk] keys as in `keys`, of the layers that the method asks for."""
+    layer_cls_attention: Mapping[int, Tensor] | None = None
+    """ViT layer, 0-based -> [N] as in `cls_attention`, of the layers that the method asks for."""
+    vocabulary: Tensor | None = None
+    """[V, D] input embeddings of all words, in the model's dtype."""
+    projection: Projection | None = None
+    """The projector as a function of what entered it."""
+    sizes: Tensor | None = None
+    """[N] float32: patches that each token stands for, where an encoder-stage method merged."""
+    parts: tuple[Grid, ...] = ()
+    """The grids that the tokens lie on, for methods with `across_parts`; else empty."""
     index: int = field(default=0)
     """Which image of the call this is; seeds of random methods depend on it."""
     part: int = 0

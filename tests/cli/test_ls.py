@@ -27,7 +27,7 @@ def test_models(cli):
     assert (Path(tiny["folder"]) / "config.json").is_file()
     llava = next(entry for entry in found["families"] if entry["name"] == "llava")
     assert llava["classes"] == ["LlavaForConditionalGeneration"]
-    assert set(llava["stages"]) == {"projector", "decoder"}
+    assert llava["stages"] == ["encoder", "projector", "decoder"]
     text = cli("ls", "models").stdout
     assert "tiny-llava" in text
     assert "LlavaForConditionalGeneration" in text

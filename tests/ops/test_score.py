@@ -13,6 +13,7 @@ from vlmcompress.ops.score import (
     attention_received,
     attention_received_packed,
     attention_rows,
+    propagate,
 )
 
 SCALING = 0.5
@@ -149,3 +150,72 @@ def test_strided_input_and_gradients_make_no_difference():
     )
     assert not received.requires_grad
     assert (received - brute_received(q.transpose(1, 2), k.transpose(1, 2))).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_neighbouring_query_heads_share_a_key_head(groups):
+    q, k = pair(6, 5, 4)
+    rows = attention_rows(q, k[:groups], SCALING)
+    repeated = k[:groups].repeat_interleave(6 // groups, 0)
+    torch.testing.assert_close(rows, brute(q, repeated).float())
+    batch = attention_rows(torch.stack([q, k]), torch.stack([k, q])[:, :groups], SCALING)
+    assert (batch[0] - rows).abs().max() < 1e-6
+
+
+def brute_propagate(q, k, mass, allowed, temperature):
+    """[H, N] float64, entry by entry."""
+    total = torch.zeros(len(q), k.shape[1], dtype=torch.float64)
+    for head in range(len(q)):
+        key = k[head // (len(q) // len(k))].double()
+        for row in range(q.shape[1]):
+            columns = allowed[row].nonzero()[:, 0].tolist()
+            e = {
+                j: (SCALING / temperature * (q[head, row].double() @ key[j])).exp() for j in columns
+            }
+            for j in columns:
+                total[head, j] += mass[head, row].double() * e[j] / sum(e.values())
+    return total.float()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+@pytest.mark.parametrize("max_bytes", [1, 700, 2**20])
+def test_propagate_is_mass_times_the_attention_that_rows_may_give(temperature, max_bytes):
+    q, _ = pair(4, 7, 3)
+    _, k = pair(2, 9, 3, seed=1)
+    allowed = torch.ones(7, 9, dtype=torch.bool).tril(2)
+    allowed[3] = False  # padding attends to nothing
+    mass = torch.rand(4, 7, generator=torch.Generator().manual_seed(2))
+    passed = propagate(
+        q,
+        k,
+        SCALING,
+        mass,
+        lambda start, stop: allowed[start:stop],
+        temperature=temperature,
+        max_bytes=max_bytes,
+    )
+    expected = brute_propagate(q, k, mass, allowed, temperature)
+    torch.testing.assert_close(passed, expected, atol=1e-5, rtol=1e-4)
+    kept = mass.sum(1) - mass[:, 3]
+    torch.testing.assert_close(passed.sum(1), kept)
+    assert (passed - propagate(q, k, SCALING, mass, temperature=temperature)).abs().max() > 0.1
+
+
+def test_propagate_never_holds_the_matrix():
+    q, k = pair(2, 64, 3)
+    with Largest() as largest:
+        propagate(q, k, SCALING, torch.ones(64), max_bytes=2**11)
+    assert largest.values == 2 * 64 * 4
+
+
+def test_power_iteration_on_the_uniform_causal_graph_of_three():
+    """The hand example of AIM: early tokens soak up what text and image hand on."""
+    nothing, causal = torch.zeros(1, 3, 2), torch.ones(3, 3, dtype=torch.bool).tril()
+    mass, steps = torch.full((3,), 1 / 3), []
+    for _ in range(5):
+        mass = propagate(nothing, nothing, 1.0, mass, lambda a, b: causal[a:b], temperature=0.1)
+        steps.append(mass.square().mean(0).sqrt())
+    torch.testing.assert_close(steps[0], torch.tensor([0.6111, 0.2778, 0.1111]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        steps[4], torch.tensor([0.97012, 0.02851, 0.00137]), atol=1e-5, rtol=0
+    )

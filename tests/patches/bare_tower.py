@@ -48,8 +48,8 @@ class Bare:
 
     weights: list[list[torch.Tensor]]
     """Per layer the attention of each call: [B, H, n, n]."""
-    keys: torch.Tensor
-    """[P, D]: what the key projection of the feature layer gave for all places of the tower."""
+    keys: list[torch.Tensor]
+    """Per layer [P, D]: what its key projection gave for all places of the tower."""
     states: torch.Tensor
     """[P, D]: the output of the feature layer."""
     feature: int
@@ -63,9 +63,9 @@ class Bare:
         received: torch.Tensor = self.mixture @ torch.cat(places)
         return received
 
-    def cls(self) -> torch.Tensor:
+    def cls(self, layer: int) -> torch.Tensor:
         """[images, N]."""
-        return self.mixture @ self.weights[self.feature][0].mean(1)[:, 0].flatten()
+        return self.mixture @ self.weights[layer][0].mean(1)[:, 0].flatten()
 
 
 def look_at(subject: Any, inputs: dict[str, torch.Tensor], monkeypatch: Any) -> Bare:
@@ -74,7 +74,7 @@ def look_at(subject: Any, inputs: dict[str, torch.Tensor], monkeypatch: Any) -> 
     layers = attention_layers(tower)
     depth = feature_depth(subject, len(layers))
     states: list[torch.Tensor] = []
-    keys: list[torch.Tensor] = []
+    keys: dict[Any, torch.Tensor] = {}
 
     def leaf(module: Any, args: Any, output: Any) -> Any:
         states.append(output.detach().requires_grad_())
@@ -82,13 +82,13 @@ def look_at(subject: Any, inputs: dict[str, torch.Tensor], monkeypatch: Any) -> 
 
     def note(module: Any, args: Any, output: torch.Tensor) -> None:
         fused = output.shape[-1] == 3 * module.in_features
-        keys.append(output.chunk(3, -1)[1] if fused else output)
+        keys[module] = output.chunk(3, -1)[1] if fused else output
 
     attention = layers[depth - 1][1]
-    made = attention.qkv if hasattr(attention, "qkv") else attention.k_proj
+    made = [a.qkv if hasattr(a, "qkv") else a.k_proj for _, a in layers[:depth]]
     # Before the hooks with which transformers collects hidden states.
     made_leaf = layers[depth - 1][0].register_forward_hook(leaf, prepend=True)
-    handles = [made_leaf, made.register_forward_hook(note)]
+    handles = [made_leaf, *(module.register_forward_hook(note) for module in made)]
     subject.model.set_attn_implementation("eager")
     try:
         with eager_spy(monkeypatch, attention) as seen, torch.enable_grad():
@@ -102,7 +102,7 @@ def look_at(subject: Any, inputs: dict[str, torch.Tensor], monkeypatch: Any) -> 
     mixture = torch.stack(rows).view(-1, subject.placeholders, states[0][..., 0].numel())
     return Bare(
         [seen[module] for _, module in layers[:depth]],
-        keys[0].flatten(0, -2).detach(),
+        [keys[module].flatten(0, -2).detach() for module in made],
         states[0].flatten(0, -2).detach(),
         depth - 1,
         torch.stack([subject.visual(image) for image in mixture]),

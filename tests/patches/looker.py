@@ -42,7 +42,7 @@ def per_image(shown: list[VisualTokens], field: str) -> list[Any]:
         if tokens.part == 0:
             images.append([])
         images[-1].append(getattr(tokens, field))
-    if field == "encoder_attention":
+    if isinstance(images[0][0], dict):
         return [{n: torch.cat([part[n] for part in parts]) for n in parts[0]} for parts in images]
     return [torch.cat(parts) for parts in images]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from snapshots import snapshot
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from vlmcompress.api import Compression, compress, list_models
@@ -19,24 +20,6 @@ from vlmcompress.errors import (
     VLMCompressError,
 )
 from vlmcompress.methods import get_method
-
-
-def snapshot(model: Any) -> dict[str, Any]:
-    """Everything of every module that a patch could touch."""
-    found = {}
-    for name, module in model.named_modules():
-        state = {k: v for k, v in vars(module).items() if not k.startswith("_") or "hooks" in k}
-        found[name] = (
-            type(module),
-            {k: dict(v) if isinstance(v, dict) else _identity(v) for k, v in state.items()},
-            sorted(vars(module)),
-        )
-    return found
-
-
-def _identity(value: Any) -> Any:
-    # Qwen keeps the rope_deltas of its last prompt: as many after every call, but a new tensor.
-    return value.tolist() if isinstance(value, torch.Tensor) else id(value)
 
 
 def test_law_5_removing_equals_never_having_been_there(subject):

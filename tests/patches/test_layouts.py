@@ -13,7 +13,7 @@ from vlmcompress.api import compress
 from vlmcompress.budget import Budget, Planner
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.fastv import FastV
-from vlmcompress.methods.pipeline import parse
+from vlmcompress.methods.spec import parse
 from vlmcompress.patches import FAMILIES
 from vlmcompress.patches.idefics3 import until_overview
 from vlmcompress.patches.spans import Separators

@@ -9,10 +9,10 @@ import torch
 from bare_tower import look_at
 from looker import looker, per_image
 from PIL import Image
-from subject_models import CLIP
 from torch.nn.functional import normalize
+from toy_clip import random_clip
 from toy_tokenizer import make
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import AutoTokenizer, CLIPModel
 
 from vlmcompress.api import compress
 from vlmcompress.errors import (
@@ -24,6 +24,7 @@ from vlmcompress.errors import (
 from vlmcompress.eval.worlds import HELD_OUT_SEEDS, PLACES, make_scene, render
 from vlmcompress.loading import ASSETS
 from vlmcompress.patches import family_of
+from vlmcompress.patches.text_tower import LongText
 
 TOLERANCE = 1e-5
 QUESTION = "how many red circles are there"
@@ -159,15 +160,6 @@ def test_relevance_of_tiny_llava_is_that_of_its_own_clip(tiny_llava):
     assert swapped > 1e-2
 
 
-def random_clip(width: int = 32) -> Any:
-    """CLIP for the towers of the random models."""
-    torch.manual_seed(1)
-    text = {"vocab_size": 160, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    text |= {"num_attention_heads": 2, "max_position_embeddings": 8, "eos_token_id": 2}
-    vision = CLIP | {"hidden_size": width}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
-
-
 @torch.no_grad()
 def test_relevance_has_the_order_of_the_tokens_in_every_family(subject, monkeypatch):
     if "relevance" not in family_of(subject.model).encoder.gives(subject.model.model):
@@ -208,6 +200,19 @@ def test_a_long_question_is_cut_to_what_the_text_tower_reads(random_subject):
             random_subject.model, method, budget=4, processor=TOY, text_tower=(clip, TOY)
         ):
             random_subject.model(**batch)
+        found.append(shown[0].relevance)
+    assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_long_text_of_nothing_is_the_tower_of_tiny_llava(tiny_llava):
+    model, processor = tiny_llava
+    inputs = ask(processor, chat(processor, QUESTION))
+    found = []
+    for tower in (None, LongText()):
+        method, shown = looker("relevance")
+        with compress(model, method, budget=9, processor=processor, text_tower=tower):
+            model(**inputs)
         found.append(shown[0].relevance)
     assert torch.equal(*found)
 

@@ -9,10 +9,14 @@ import pytest
 import torch
 from looker import looker
 from subject_models import CLIP, IMAGE, LLAMA, SIGLIP, build
+from subjects import Subject
 
 from vlmcompress.api import compress, list_models
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.patches import family_of
+from vlmcompress.tokens import VisualTokens
+
+SIGNALS = frozenset().union(*(model.signals for model in list_models()))
 
 
 def tower_hooks(model: Any) -> list[str]:
@@ -24,6 +28,11 @@ def tower_hooks(model: Any) -> list[str]:
             hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
             found += [path for hook in hooks if "vlmcompress" in repr(hook)]
     return found
+
+
+def given(tokens: VisualTokens) -> set[str]:
+    """The signals that were collected."""
+    return {name for name in SIGNALS if getattr(tokens, name) is not None}
 
 
 def attached(model: Any) -> dict[str, Any]:
@@ -44,6 +53,10 @@ def attached(model: Any) -> dict[str, Any]:
         (("encoder_attention",), (1,)),
         (("encoder_attention",), (0,)),
         (("encoder_attention", "keys"), (0, 1)),
+        (("layer_keys",), (0,)),
+        (("layer_cls_attention", "layer_keys"), (1,)),
+        (("vocabulary",), ()),
+        (("projection",), ()),
     ],
     ids=str,
 )
@@ -60,8 +73,7 @@ def test_hooks_are_only_where_a_method_needs_them(random_subject, needs, layers)
         random_subject.generate(batch)
     assert tower_hooks(model) == before == []
     (tokens,) = shown
-    names = ("encoder_attention", "cls_attention", "keys", "text", "relevance")
-    assert {name for name in names if getattr(tokens, name) is not None} == set(needs)
+    assert given(tokens) == set(needs)
 
 
 @torch.no_grad()
@@ -108,22 +120,26 @@ def test_a_copy_of_the_model_collects_for_itself(random_subject, monkeypatch):
 
 def test_every_family_tells_which_signals_it_gives():
     found = {model.name: set(model.signals) for model in list_models()}
-    assert all("text" in signals for signals in found.values())
-    assert found["llava"] >= {"cls_attention", "encoder_attention", "keys", "relevance"}
-    assert found["qwen2_5_vl"] == {"encoder_attention", "keys", "text"}
-    assert found["internvl"] == {"cls_attention", "encoder_attention", "keys", "text"}
+    tower = {"encoder_attention", "keys", "layer_keys"}
+    cls = {"cls_attention", "layer_cls_attention"}
+    assert found["mistral3"] == {"text", "vocabulary"}
+    assert found["gemma3"] == found["mistral3"] | tower
+    assert found["qwen2_5_vl"] == found["gemma3"] | {"projection"}
+    assert found["internvl"] == found["qwen2_5_vl"] | cls
+    assert found["llava"] == found["internvl"] | {"relevance"}
 
 
-def test_a_tower_without_cls_gives_none():
+@pytest.mark.parametrize("need", ["cls_attention", "layer_cls_attention"])
+def test_a_tower_without_cls_gives_none(need):
     model = build("Llava", vision_config=SIGLIP, text_config=LLAMA, image_token_index=IMAGE)
-    with pytest.raises(UnsupportedModelError, match="needs cls_attention, which this llava model"):
-        compress(model, looker("cls_attention")[0], budget=4)
+    with pytest.raises(UnsupportedModelError, match=f"needs {need}, which this llava model"):
+        compress(model, looker(need)[0], budget=4)
 
 
-def test_an_unknown_tower_gives_only_text():
+def test_an_unknown_tower_gives_only_what_the_decoder_has():
     tower = {"model_type": "pixtral", "hidden_size": 32, "num_hidden_layers": 1}
     model = build("Llava", vision_config=tower, text_config=LLAMA, image_token_index=IMAGE)
-    with pytest.raises(UnsupportedModelError, match=r"does not give \(it gives text\)"):
+    with pytest.raises(UnsupportedModelError, match=r"does not give \(it gives text, vocab"):
         compress(model, looker("keys")[0], budget=4)
 
 
@@ -201,3 +217,76 @@ def test_features_of_another_layer_than_configured_are_refused(random_subject, o
         encode(batch["pixel_values"], vision_feature_layer=-2)
         with pytest.raises(UnsupportedCallError, match="differs from the model's configuration"):
             encode(batch["pixel_values"], **option)
+
+
+@pytest.mark.parametrize(
+    ("vision", "needs", "collected"),
+    [
+        ("clip", ["cls_attention|encoder_attention"], {"cls_attention"}),
+        ("siglip", ["cls_attention|encoder_attention"], {"encoder_attention"}),
+        ("siglip", ["cls_attention|"], set()),
+        ("clip", ["cls_attention|", "layer_cls_attention|layer_keys"], None),
+        ("siglip", ["layer_cls_attention|layer_keys", "keys"], {"layer_keys", "keys"}),
+        ("clip", ["relevance|text"], {"text"}),
+        ("siglip", ["relevance|text"], {"text"}),
+        ("clip", ["relevance|"], set()),
+        ("clip", ["text|relevance"], {"text"}),
+    ],
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
+)
+@torch.no_grad()
+def test_the_first_of_several_that_the_model_gives_is_collected(vision, needs, collected):
+    tower = {"clip": CLIP, "siglip": SIGLIP}[vision]
+    strategy = {"clip": "default", "siglip": "full"}[vision]
+    model = build(
+        "Llava",
+        vision_config=tower,
+        text_config=LLAMA,
+        image_token_index=IMAGE,
+        vision_feature_select_strategy=strategy,
+    )
+    subject = Subject(model, IMAGE, 36, (3, 24, 24))
+    method, shown = looker(*needs)
+    if collected is None:
+        collected = {need.partition("|")[0] for need in needs}
+    with compress(model, method, budget=4) as c:
+        model(**subject.batch(subject.prompt(1, 1)))
+        assert c._engine.signals.collected == collected
+    assert given(shown[0]) == collected
+
+
+def test_only_layers_of_the_signal_that_is_collected_are_asked_for(random_subject):
+    asked: list[int] = []
+    method, _ = looker(
+        "cls_attention|encoder_attention", layers=lambda depth, whole: asked.append(depth) or whole
+    )
+    with compress(random_subject.model, method, budget=4):
+        assert asked == []
+
+
+def test_alternatives_of_which_the_model_gives_none_are_all_named():
+    model = build("Llava", vision_config=SIGLIP, text_config=LLAMA, image_token_index=IMAGE)
+    method, _ = looker("cls_attention|relevance")
+    with pytest.raises(UnsupportedModelError, match="look needs cls_attention or relevance, which"):
+        compress(model, method, budget=4)
+
+
+def test_a_missing_text_tower_counts_among_the_alternatives(random_subject):
+    method, _ = looker("relevance|sizes")
+    with pytest.raises(UnsupportedModelError, match="look needs relevance or sizes, which"):
+        compress(random_subject.model, method, budget=4)
+
+
+@torch.no_grad()
+def test_the_vocabulary_is_that_of_the_decoder(subject):
+    method, shown = looker("vocabulary")
+    with compress(subject.model, method, budget="50%"):
+        subject.model(**subject.batch(subject.prompt(1, 1)))
+    assert shown[0].vocabulary is subject.model.get_input_embeddings().weight
+
+
+def test_weights_that_are_not_loaded_are_no_vocabulary():
+    model = build("Llava", vision_config=CLIP, text_config=LLAMA, image_token_index=IMAGE)
+    model.get_input_embeddings().to("meta")
+    with pytest.raises(UnsupportedModelError, match="needs vocabulary, which this"):
+        compress(model, looker("vocabulary")[0], budget=4)

@@ -23,6 +23,7 @@ from subjects import Subject, TileSubject
 
 from vlmcompress.api import compress
 from vlmcompress.patches import family_of
+from vlmcompress.patches.tower import AT_FEATURE, PER_LAYER
 from vlmcompress.tokens import VisualTokens
 
 TOLERANCE = 1e-5
@@ -31,7 +32,7 @@ TOLERANCE = 1e-5
 def tower_signals(subject: Any) -> list[str]:
     base = subject.model.model
     given = family_of(subject.model).encoder.gives(base)
-    return sorted(given & {"encoder_attention", "cls_attention", "keys"})
+    return sorted(given & (AT_FEATURE.keys() | PER_LAYER.keys()))
 
 
 @pytest.fixture
@@ -66,18 +67,21 @@ def check(subject: Any, shown: list[VisualTokens], bare: Bare) -> None:
         found = per_image(shown, field)
         assert len(found) == len(bare.mixture)
         for number, mine in enumerate(found):
-            if field == "encoder_attention":
+            if field in PER_LAYER:
                 assert list(mine) == list(range(bare.feature + 1))
-                for layer, values in mine.items():
-                    expected = bare.received(layer)[number]
-                    assert values.dtype == torch.float32
-                    assert (values - expected).abs().max() < TOLERANCE
-                    assert expected.std() > 10 * TOLERANCE, "uniform attention would pass"
-            elif field == "cls_attention":
-                assert (mine - bare.cls()[number]).abs().max() < TOLERANCE
-            else:
-                expected = bare.mixture[number] @ bare.keys
-                assert (mine - expected).abs().max() < TOLERANCE
+            layers = mine if field in PER_LAYER else {bare.feature: mine}
+            for layer, values in layers.items():
+                expected = of_layer(bare, field, layer)[number]
+                assert (values - expected).abs().max() < TOLERANCE
+                assert expected.std() > 10 * TOLERANCE, "uniform attention would pass"
+                assert values.dtype == torch.float32
+
+
+def of_layer(bare: Bare, field: str, layer: int) -> torch.Tensor:
+    """[images, N, ...] of a layer of the bare tower."""
+    if field.endswith("keys"):
+        return bare.mixture @ bare.keys[layer]
+    return bare.cls(layer) if field.endswith("cls_attention") else bare.received(layer)
 
 
 @torch.no_grad()
@@ -130,7 +134,7 @@ def test_under_autocast_scores_are_float32(random_subject, monkeypatch):
         random_subject.model(**batch)
     bare = look_at(random_subject, batch, monkeypatch)
     assert shown[0].cls_attention.dtype == torch.float32
-    assert (shown[0].cls_attention - bare.cls()[0]).abs().max() < 1e-2
+    assert (shown[0].cls_attention - bare.cls(bare.feature)[0]).abs().max() < 1e-2
 
 
 @torch.no_grad()

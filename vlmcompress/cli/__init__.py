@@ -1,4 +1,4 @@
-"""The command line: `vlmcompress ask` and `vlmcompress ls`.
+"""The command line: `vlmcompress ask`, `vlmcompress ls` and `vlmcompress calibrate`.
 
 Only typer is imported here and in the modules of the commands; torch and transformers come when a
 command runs.
@@ -13,6 +13,7 @@ import typer
 
 from vlmcompress import __version__
 from vlmcompress.cli.ask import ask
+from vlmcompress.cli.calibrate import calibrate
 from vlmcompress.cli.ls import ls
 
 # click's class, wherever the installed typer keeps click.
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(ls)
+app.command()(calibrate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -79,7 +79,7 @@ def check(
     resolve(model)
 
     from vlmcompress.budget import Budget
-    from vlmcompress.methods.pipeline import parse
+    from vlmcompress.methods.spec import parse
 
     pipeline = parse(method or _METHOD, **_options(options))
     if budget is None:

@@ -9,78 +9,19 @@ image; None asks for the paper's own setting.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
-from vlmcompress.errors import BudgetError
+from vlmcompress.errors import BudgetError, CompositionError
+from vlmcompress.methods.layer_view import LayerView
+from vlmcompress.ops.select import top_k
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 Stage = Literal["pixels", "encoder", "projector", "decoder"]
-
-
-class LayerView(Protocol):
-    """What a decoder-stage method sees of one image before the layer where tokens are dropped.
-
-    `n` counts the tokens of this forward that are still there (padding among them, always with
-    weight 0); `V` those of the image. Tokens of earlier turns take part in the softmax but have no
-    column.
-    """
-
-    @property
-    def layer(self) -> int:
-        """The first layer that will run on fewer tokens."""
-        ...
-
-    @property
-    def grid(self) -> Grid:
-        """The image's grid before anything was dropped; one row for several (`parts`)."""
-        ...
-
-    @property
-    def parts(self) -> tuple[Grid, ...]:
-        """The grids that the image is laid out as, one after the other; mostly one."""
-        ...
-
-    @property
-    def visual(self) -> Tensor:
-        """[V] int64: columns of the image's visual tokens among the n keys."""
-        ...
-
-    @property
-    def text(self) -> Tensor:
-        """[T] int64: columns of the prompt's text after its last visual token."""
-        ...
-
-    @property
-    def index(self) -> Tensor:
-        """[V] int64: raster index in `grid` of each surviving token."""
-        ...
-
-    def attention(
-        self,
-        rows: Literal["last", "text"] = "last",
-        keys: Literal["all", "visual"] = "all",
-        *,
-        rope: bool = True,
-        of: Literal["this", "next", "previous"] = "this",
-    ) -> Tensor:
-        """Softmax attention of the query rows, float32, per head.
-
-        Args:
-            rows: the last token, or the text after the last visual token.
-            keys: softmax over all keys the row may see, or over the image's visual tokens only.
-            rope: with or without rotary embedding of queries and keys.
-            of: the layer whose weights are used: "this" is `layer`, about to run, on its own input;
-                "previous" the layer that just ran, on its own input; "next" the weights of
-                `layer + 1` on the input of `layer`.
-
-        Returns:
-            [H, R, n] for `keys="all"`, [H, R, V] for `keys="visual"`.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -88,15 +29,50 @@ class Method(ABC):
     """Base of all methods; see `Selector`, `Reducer`, `DecoderMethod`."""
 
     name: ClassVar[str]
-    paper: ClassVar[str]
+    paper: ClassVar[str] = "-"
     """Where the algorithm is from; "-" for a baseline."""
     summary: ClassVar[str]
     """One line for tables."""
     stages: ClassVar[frozenset[Stage]]
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Fields of `VisualTokens`, beyond features and grid, that the engine has to collect."""
+    """Fields of `VisualTokens`, beyond features and grid, that the engine has to collect. "a|b"
+    asks for the first that the model gives, "a|" for a where the model gives it."""
     takes_budget: ClassVar[bool] = True
     """False for methods such as `full` whose count is their definition."""
+    adaptive: ClassVar[bool] = False
+    """Whether content decides how many tokens stay where no budget is given; the counts known
+    beforehand are then upper bounds."""
+    across_parts: ClassVar[bool] = False
+    """Whether the method needs all grids of an image at once, rather than one after the other."""
+    on_grid: ClassVar[bool] = False
+    """Whether it needs the neighbours of tokens on their grid, which an encoder-stage method breaks
+    up."""
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """`needs` of this very instance, whose options may leave out some."""
+        return self.needs
+
+    @property
+    def acts_at(self) -> Stage:
+        """The stage where it acts: one of `stages`."""
+        (stage,) = self.stages
+        return stage
+
+    def settled(self, family: str, stages: Collection[Stage]) -> Method:
+        """The method as it acts in a model that lets methods in at `stages`.
+
+        Raises:
+            CompositionError: not at the stage where it acts.
+        """
+        if self.acts_at in stages:
+            return self
+        other = next((stage for stage in stages if stage in self.stages), None)
+        way = f'; "{self.name}(stage={other!r})" is possible' if other else ""
+        raise CompositionError(
+            f"{self.name} acts at the {self.acts_at} stage, which {family} does not allow: "
+            f"it allows {', '.join(stages)}{way}"
+        )
 
     def encoder_layers(self, depth: int, whole: Sequence[int]) -> Collection[int]:
         """ViT layers whose attention a method with `encoder_attention` in `needs` asks for.
@@ -120,12 +96,12 @@ class ProjectorMethod(Method):
     def keep_count(self, grid: Grid, budget: float | None) -> int:
         """How many tokens of an image are kept; from the grid alone, so it is known beforehand.
 
+        Without a budget the share that a field `ratio` gives, rounded, at least 1.
+
         Raises:
             BudgetError: no budget was given and the method has no default.
         """
-        if budget is None:
-            raise BudgetError(f'{self.name} needs a budget, for example 64 or "25%"')
-        return max(0, min(len(grid), round(budget)))
+        return share_kept(self.name, grid, budget, getattr(self, "ratio", None))
 
 
 @dataclass(frozen=True)
@@ -155,6 +131,8 @@ class DecoderMethod(Method):
     """Drops tokens before some decoder layers."""
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"decoder"})
+    watches: ClassVar[bool] = False
+    """Whether it asks for `LayerView.activations`, which are then remembered."""
 
     @abstractmethod
     def schedule(self, layers: int, tokens: int, budget: float | None) -> dict[int, int]:
@@ -169,6 +147,48 @@ class DecoderMethod(Method):
     @abstractmethod
     def score(self, view: LayerView) -> Tensor:
         """[V] one score per surviving visual token of the image; higher is kept."""
+
+    def keep(self, view: LayerView, count: int) -> Tensor:
+        """Places among the V surviving tokens, ascending int64, that stay from `view.layer` on.
+
+        The `count` best by `score`; adaptive methods may keep fewer. Called at every layer of the
+        schedule, also where `count` is 0 or all.
+        """
+        alive = len(view.visual)
+        if 0 < count < alive:
+            return top_k(self.score(view), count)
+        return torch.arange(min(count, alive), device=view.visual.device)
+
+
+def share_kept(name: str, grid: Grid, budget: float | None, ratio: float | None = None) -> int:
+    """`budget` tokens, at most those of the grid; without a budget `ratio` of them, at least 1.
+
+    Raises:
+        BudgetError: there is neither.
+    """
+    if budget is None and ratio is not None:
+        return max(1, round(ratio * len(grid)))
+    if budget is None:
+        raise BudgetError(f'{name} needs a budget, for example 64 or "25%"')
+    return max(0, min(len(grid), round(budget)))
+
+
+def resolve(needs: Iterable[str], given: Collection[str]) -> tuple[frozenset[str], list[str]]:
+    """The signals to collect from a model that gives `given`, and the needs that it cannot meet.
+
+    Args:
+        needs: as in `Method.needs`.
+        given: what the model gives.
+    """
+    collected, missing = set(), []
+    for need in sorted(needs):
+        choices = need.split("|")
+        found = next((choice for choice in choices if not choice or choice in given), None)
+        if found is None:
+            missing.append(" or ".join(choices))
+        elif found:
+            collected.add(found)
+    return frozenset(collected), missing
 
 
 def tokens_per_layer(layers: int, tokens: int, schedule: Mapping[int, int]) -> list[int]:

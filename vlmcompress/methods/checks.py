@@ -27,6 +27,39 @@ def check_types(method: type[Method], values: Mapping[str, object]) -> None:
             )
 
 
+def check_fields(method: Method, **ranges: str) -> None:
+    """Types of all fields, and ranges of some: `check_fields(self, ratio="(0, 1]")`.
+
+    Args:
+        method: whose fields they are.
+        ranges: field -> interval in the usual notation, a round bracket for a bound that is itself
+            left out. What is infinite is never inside.
+
+    Raises:
+        VLMCompressError: a field is of another type or outside; the message names it.
+    """
+    check_types(type(method), vars(method))
+    for name, interval in ranges.items():
+        low, high = (float(bound) for bound in interval[1:-1].split(","))
+        value = getattr(method, name)
+        above = value > low if interval[0] == "(" else value >= low
+        below = value < high if interval[-1] == ")" else value <= high
+        if not (above and below):
+            raise VLMCompressError(
+                f"{method.name}: {name} must be {_words(interval, low, high)}, got {value}"
+            )
+
+
+def _words(interval: str, low: float, high: float) -> str:
+    if interval[0] + interval[-1] == "[]":
+        return f"from {low:g} to {high:g}"
+    lower = f"above {low:g}" if interval[0] == "(" else f"{low:g} or more"
+    if math.isinf(high):
+        return lower
+    upper = f"below {high:g}" if interval[-1] == ")" else f"at most {high:g}"
+    return f"{lower} and {upper}"
+
+
 def check_cuts(name: str, cuts: Sequence[int], layers: int) -> None:
     """Decoder layers before which tokens are dropped must be inside the decoder.
 

@@ -7,11 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_types
+from vlmcompress.methods.checks import check_fields
 from vlmcompress.ops.select import farthest_point
-from vlmcompress.tokens import Grid, VisualTokens
+from vlmcompress.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,7 @@ class DivPrune(Selector):
     """Share kept when no budget is given; in (0, 1]."""
 
     def __post_init__(self) -> None:
-        check_types(type(self), vars(self))
-        if not 0 < self.ratio <= 1:
-            raise VLMCompressError(
-                f"divprune: ratio must be above 0 and at most 1, got {self.ratio}"
-            )
-
-    def keep_count(self, grid: Grid, budget: float | None) -> int:
-        """round(ratio * N) without a budget, at least 1."""
-        if budget is None:
-            return max(1, round(self.ratio * len(grid)))
-        return super().keep_count(grid, budget)
+        check_fields(self, ratio="(0, 1]")
 
     def select(self, tokens: VisualTokens, count: int) -> Tensor:
         """[count] int64, ascending."""

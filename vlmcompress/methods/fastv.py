@@ -8,8 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import DecoderMethod, LayerView
-from vlmcompress.methods.checks import check_cuts, check_reachable, check_types
+from vlmcompress.methods.base import DecoderMethod
+from vlmcompress.methods.checks import check_cuts, check_types
+from vlmcompress.methods.layer_view import LayerView
+from vlmcompress.methods.schedules import one_cut
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,10 @@ class FastV(DecoderMethod):
 
     def schedule(self, layers: int, tokens: int, budget: float | None) -> dict[int, int]:
         """{k: keep}, or {} where that keeps all."""
+        if budget is not None:
+            return one_cut("fastv", self.k, layers, tokens, budget)
         check_cuts("fastv", [self.k], layers)
-        if budget is None:
-            keep = round(tokens * (1 - self.ratio))
-        elif budget >= tokens:
-            return {}
-        else:
-            check_reachable("fastv", self.k, layers, tokens, budget, earlier="k=1")
-            keep = max(0, round((layers * budget - self.k * tokens) / (layers - self.k)))
+        keep = round(tokens * (1 - self.ratio))
         return {self.k: keep} if keep < tokens else {}
 
     def score(self, view: LayerView) -> Tensor:

@@ -1,24 +1,32 @@
-"""Methods put together: what a spec such as "divprune+fastv(k=3)" means."""
+"""Methods put together: how a budget becomes counts, stage by stage."""
 
 from __future__ import annotations
 
-import ast
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
 
-from vlmcompress.errors import BudgetError, CompositionError, UnknownNameError, VLMCompressError
-from vlmcompress.methods import METHODS, DecoderMethod, Method, ProjectorMethod
-from vlmcompress.methods.base import mean_tokens, tokens_per_layer
-from vlmcompress.methods.checks import check_types
-from vlmcompress.registry import unknown
+from vlmcompress.errors import BudgetError, CompositionError
+from vlmcompress.methods.base import (
+    DecoderMethod,
+    Method,
+    ProjectorMethod,
+    Stage,
+    mean_tokens,
+    tokens_per_layer,
+)
+from vlmcompress.methods.upstream import EncoderMethod, PixelSelector, Resizer
 from vlmcompress.tokens import Grid, Layout
 
-_EXAMPLE = 'write for example "divprune", "divprune+fastv" or "divprune(ratio=0.1)+fastv(k=3)"'
-_PART = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+Upstream = Resizer | PixelSelector | EncoderMethod
+_CLASSES: dict[Stage, tuple[type[Method], ...]] = {
+    "pixels": (Resizer, PixelSelector),
+    "encoder": (EncoderMethod,),
+    "projector": (ProjectorMethod,),
+    "decoder": (DecoderMethod,),
+}
+"""In the order in which an image meets them; what a method must be to act at each."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,11 @@ class ImagePlan:
     """Decoder layer -> tokens that enter it and all later ones; empty without a decoder method."""
     layers: int
     """Decoder layers."""
+
+    @property
+    def given(self) -> int:
+        """Tokens that the projector method is given: all, or what an upstream method left."""
+        return sum(len(grid) for grid, _ in self.parts)
 
     @property
     def keep(self) -> int:
@@ -50,22 +63,65 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """At most one method per stage.
+    """At most one method per stage, and one of the pixel and encoder stages.
 
-    Composition rule: each method keeps the proportions of its paper's default. Let s be the mean
-    over layers of the share that the decoder method's default schedule keeps of the tokens it is
-    given. For a budget the projector method is asked for min(N, round(budget / s)) tokens, and the
-    decoder schedule is then solved for the budget from the number really kept. Without a budget
-    each method uses its own default.
+    Composition rule: the decoder method keeps the proportions of its paper's default, unless that
+    would leave the methods before it less than half of the way. Let s be the mean over layers of
+    the share that its default schedule keeps of the tokens it is given. For a budget the methods
+    before it are asked for k = round(min(budget / s, sqrt(N * budget))) tokens, and the decoder
+    schedule is then solved for the budget from the number really kept. An upstream method (pixels,
+    encoder) before a projector method goes half the way in proportion: it is asked for
+    round(sqrt(N * k)) tokens, the projector method for k of those. A decoder method
+    that decides by content (`adaptive`) follows its own rule then, and the budget is an upper
+    bound. Without a budget each method uses its own default.
     """
 
     projector: ProjectorMethod | None
     decoder: DecoderMethod | None
+    upstream: Upstream | None = None
+
+    @classmethod
+    def of(cls, methods: Sequence[Method]) -> Pipeline:
+        """Each method at its stage; the order does not matter.
+
+        Raises:
+            CompositionError: two methods at one stage, or methods that do not go together.
+        """
+        names = "+".join(method.name for method in methods)
+        at: dict[Stage, Method] = {}
+        for method in methods:
+            stage = getattr(method, "acts_at", None)  # none where a user's class names no stages
+            if stage not in _CLASSES or not isinstance(method, _CLASSES[stage]):
+                raise CompositionError(
+                    f"{names}: {method!r} is no method of one of the stages {', '.join(_CLASSES)}"
+                )
+            if len(methods) > 1 and not method.takes_budget:
+                raise CompositionError(
+                    f"{names}: {method.name} {method.summary}, so it goes with no other method"
+                )
+            if method.acts_at in at:
+                raise CompositionError(
+                    f"{names}: {at[method.acts_at].name} and {method.name} both act at the "
+                    f"{method.acts_at} stage; one is possible"
+                )
+            at[method.acts_at] = method
+        if "pixels" in at and "encoder" in at:
+            raise CompositionError(
+                f"{names}: {at['pixels'].name} acts on pixels and {at['encoder'].name} in the "
+                "encoder; one of the two is possible"
+            )
+        upstream, projector = at.get("pixels", at.get("encoder")), at.get("projector")
+        if upstream and projector and projector.on_grid and not isinstance(upstream, Resizer):
+            raise CompositionError(
+                f"{names}: {projector.name} needs tokens on their grid, and {upstream.name} leaves "
+                "none"
+            )
+        return cls(projector, at.get("decoder"), upstream)  # type: ignore[arg-type]
 
     @property
     def methods(self) -> tuple[Method, ...]:
         """In the order in which an image meets them."""
-        return tuple(m for m in (self.projector, self.decoder) if m is not None)
+        return tuple(m for m in (self.upstream, self.projector, self.decoder) if m is not None)
 
     @property
     def name(self) -> str:
@@ -74,11 +130,54 @@ class Pipeline:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Fields of `VisualTokens` that have to be collected."""
-        return frozenset().union(*(method.needs for method in self.methods))
+        """Signals that have to be collected, as methods name them (`Method.asks`)."""
+        return frozenset().union(*(method.asks for method in self.methods))
+
+    def for_stages(self, family: str, stages: Collection[Stage]) -> Pipeline:
+        """The same in a model that lets methods in at `stages`.
+
+        Raises:
+            CompositionError: a method acts at another stage, and cannot do otherwise.
+        """
+        return Pipeline.of([method.settled(family, stages) for method in self.methods])
+
+    def upstream_count(self, grid: Grid, layers: int, budget: float | None) -> int:
+        """Tokens that the upstream method leaves of an image or tile of the given grid.
+
+        Args:
+            grid: of its tokens.
+            layers: of the decoder.
+            budget: its share of the image's budget; None for the default.
+
+        Raises:
+            BudgetError: see `plan`.
+        """
+        assert self.upstream is not None
+        return self.upstream.keep_count(grid, self._upstream_ask(grid, layers, budget))
+
+    def _upstream_ask(self, grid: Grid, layers: int, budget: float | None) -> float | None:
+        if budget is None:
+            return None
+        self._check_budget(budget)
+        ask = self._before_decoder(len(grid), layers, budget)
+        return ask if self.projector is None else round(math.sqrt(len(grid) * ask))
+
+    def _left(self, grid: Grid, layers: int, budget: float | None) -> Grid:
+        """What the upstream method leaves of a grid, by its own rule."""
+        if isinstance(self.upstream, Resizer):
+            return self.upstream.shape(grid, self._upstream_ask(grid, layers, budget))
+        if isinstance(self.upstream, PixelSelector):
+            return Grid(1, 1, self.upstream_count(grid, layers, budget))
+        frame, share = Grid(1, grid.h, grid.w), each(budget, 1 / grid.t)
+        return Grid(grid.t, 1, self.upstream_count(frame, layers, share))
 
     def plan(
-        self, layout: Layout | Grid, layers: int, budget: float | None, per_frame: bool = False
+        self,
+        layout: Layout | Grid,
+        layers: int,
+        budget: float | None,
+        per_frame: bool = False,
+        left: Sequence[Grid] | None = None,
     ) -> ImagePlan:
         """Counts for one image. Several grids share a budget in proportion to their tokens.
 
@@ -88,6 +187,8 @@ class Pipeline:
             budget: mean over decoder layers of the image's visual tokens; None for the defaults.
             per_frame: the projector method meets each temporal step by itself and keeps the same
                 number of each. The decoder method ranks a clip as a whole all the same.
+            left: what the upstream method really left of each grid of the layout; None to take
+                what it was asked for.
 
         Raises:
             BudgetError: the budget is no finite number of 0 or more, cannot be met, is given to a
@@ -96,16 +197,49 @@ class Pipeline:
         if budget is not None:
             self._check_budget(budget)
         split = per_frame and steps(layout) > 1
-        grids, total, ask = _parts(layout, split), len(layout), budget
+        if split and isinstance(self.upstream, PixelSelector):
+            raise BudgetError(
+                f"{self.upstream.name} looks at a clip as a whole: give a budget for all of it, "
+                "not per frame"
+            )
+        grids, total = _parts(layout, split and self.upstream is None), len(layout)
+        if self.upstream is not None:
+            if left is None:
+                shares = _shares(budget, [len(grid) for grid in grids], even=False)
+                left = [self._left(g, layers, b) for g, b in zip(grids, shares, strict=True)]
+            grids = tuple(left)
+            grids = _parts(Layout(grids), split and self.projector is not None)
+        if self.projector is not None and self.projector.across_parts and len(grids) > 1:
+            grids = (Grid(1, 1, sum(map(len, grids))),)
         kept = [len(grid) for grid in grids]
         if self.projector is not None:
-            if budget is not None and self.decoder is not None:
-                default = self.decoder.schedule(layers, total, None)
-                ask = _before_decoder(budget, total, mean_tokens(layers, total, default))
-            shares = _shares(ask, kept, even=split)
-            kept = [self.projector.keep_count(*one) for one in zip(grids, shares, strict=True)]
-        schedule = {} if self.decoder is None else self.decoder.schedule(layers, sum(kept), budget)
+            ask = None if budget is None else self._before_decoder(total, layers, budget)
+            asked = _shares(ask, kept, even=split)
+            kept = [self.projector.keep_count(*one) for one in zip(grids, asked, strict=True)]
+        return self._plan(grids, kept, layers, budget)
+
+    def revised(self, plan: ImagePlan, kept: Sequence[int]) -> ImagePlan:
+        """The plan of an image of which an adaptive method kept other counts, without a budget."""
+        return self._plan([grid for grid, _ in plan.parts], kept, plan.layers, None)
+
+    def _plan(
+        self, grids: Sequence[Grid], kept: Sequence[int], layers: int, budget: float | None
+    ) -> ImagePlan:
+        schedule = {}
+        if self.decoder is not None:
+            # Behind another method, which meets the budget, content may only take more.
+            free = self.decoder.adaptive and len(self.methods) > 1
+            schedule = self.decoder.schedule(layers, sum(kept), None if free else budget)
         return ImagePlan(tuple(zip(grids, kept, strict=True)), schedule, layers)
+
+    def _before_decoder(self, tokens: int, layers: int, budget: float) -> float:
+        """Tokens to ask of the methods before the decoder, so that it can do its default."""
+        if self.decoder is None or not tokens:
+            return budget
+        if self.projector is None and self.upstream is None:
+            return tokens
+        default = mean_tokens(layers, tokens, self.decoder.schedule(layers, tokens, None))
+        return round(min(budget * tokens / default, math.sqrt(tokens * min(budget, tokens))))
 
     def _check_budget(self, budget: float) -> None:
         if not (math.isfinite(budget) and budget >= 0):
@@ -117,60 +251,18 @@ class Pipeline:
                 )
 
 
-def parse(spec: str | Method | Sequence[Method], /, **options: Any) -> Pipeline:
-    """The pipeline that `spec` describes.
-
-    Args:
-        spec: a text such as "divprune", "divprune+fastv" or "divprune(ratio=0.1)+fastv(k=3)" with
-            Python literals as values; a method; or several. The order does not matter.
-        options: each goes to the one method that has a field of this name.
-
-    Raises:
-        UnknownNameError: a method or option that does not exist; suggests the nearest.
-        CompositionError: two methods at one stage, a method that goes with no other, or an option
-            that several methods have.
-        VLMCompressError: a malformed spec, or a value of the wrong type or out of range.
-    """
-    if isinstance(spec, str):
-        parts = [_read(text) for text in _split(spec)]
-    else:
-        methods = [spec] if isinstance(spec, Method) else spec
-        if not isinstance(methods, Sequence) or not all(isinstance(m, Method) for m in methods):
-            raise VLMCompressError(f"{spec!r} is no method and no sequence of methods: {_EXAMPLE}")
-        parts = [_Part(type(method), {}, method) for method in methods]
-    _check_composition([part.method for part in parts])
-    for option, value in options.items():
-        part = _owner(parts, option)
-        if option in part.options:
-            raise CompositionError(f"{part.method.name}: {option} is given twice")
-        part.options[option] = value
-    built = [part.build() for part in parts]
-    return Pipeline(
-        next((method for method in built if isinstance(method, ProjectorMethod)), None),
-        next((method for method in built if isinstance(method, DecoderMethod)), None),
-    )
-
-
-@dataclass
-class _Part:
-    """A method of a spec before its options are complete."""
-
-    method: type[Method]
-    options: dict[str, Any]
-    instance: Method | None = None
-
-    def build(self) -> Method:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()}
-        check_types(self.method, values)
-        if self.instance is not None:
-            return replace(self.instance, **values)
-        return self.method(**values)
-
-
 def steps(layout: Layout | Grid) -> int:
     """Temporal steps of a clip; an image is one, in however many grids it is laid out."""
     times = [grid.t for grid in _parts(layout)]
     return sum(times) if max(times) > 1 else 1
+
+
+def each(budget: float | None, share: float) -> float | None:
+    """The budget of a tile or frame that is `share` of an image: whole tokens, at least one.
+
+    Rounded down, so that equal parts together stay within the budget.
+    """
+    return None if budget is None else max(1, math.floor(budget * share + 1e-9))
 
 
 def _parts(layout: Layout | Grid, split: bool = False) -> tuple[Grid, ...]:
@@ -189,95 +281,3 @@ def _shares(ask: float | None, sizes: Sequence[int], even: bool) -> Sequence[flo
         return [round(ask / len(sizes))] * len(sizes)
     ends = [round(ask * end / sum(sizes)) for end in accumulate(sizes)]
     return [end - start for start, end in pairwise([0, *ends])]
-
-
-def _before_decoder(budget: float, tokens: int, default_mean: float) -> int:
-    """Tokens to ask the projector method for, so that the decoder method can do its default."""
-    return min(tokens, round(budget * tokens / default_mean)) if tokens else 0
-
-
-def _check_composition(methods: Sequence[type[Method]]) -> None:
-    if not methods:
-        raise VLMCompressError(f"no method given: {_EXAMPLE}")
-    names = "+".join(str(getattr(method, "name", method)) for method in methods)
-    for method in methods:
-        if not issubclass(method, ProjectorMethod | DecoderMethod):
-            raise CompositionError(f"{names}: {method!r} is no projector or decoder method")
-        if len(methods) > 1 and not method.takes_budget:
-            raise CompositionError(
-                f"{names}: {method.name} {method.summary}, so it goes with no other method"
-            )
-    for base, stage in ((ProjectorMethod, "projector"), (DecoderMethod, "decoder")):
-        same = [method.name for method in methods if issubclass(method, base)]
-        if len(same) > 1:
-            raise CompositionError(
-                f"{names}: {' and '.join(same)} both act at the {stage} stage; one is possible"
-            )
-
-
-def _owner(parts: Sequence[_Part], option: str) -> _Part:
-    """The one part whose method has the option."""
-    owners = [part for part in parts if option in _options(part.method)]
-    if len(owners) > 1:
-        names = [part.method.name for part in owners]
-        raise CompositionError(
-            f"{' and '.join(names)} both have the option {option!r}: say which, for example "
-            f'"{names[0]}({option}=...)+{names[1]}"'
-        )
-    if not owners:
-        names = [part.method.name for part in parts]
-        raise _no_option(names, option, [o for part in parts for o in _options(part.method)])
-    return owners[0]
-
-
-def _options(method: type[Method]) -> list[str]:
-    return [field.name for field in fields(method) if field.init]
-
-
-def _no_option(names: list[str], option: str, known: list[str]) -> UnknownNameError:
-    if not known:
-        return UnknownNameError(f"{'+'.join(names)} has no options, got {option!r}")
-    return unknown(f"option of {'+'.join(names)}", option, list(dict.fromkeys(known)))
-
-
-def _split(spec: str) -> list[str]:
-    """The parts between the plus signs that are not inside parentheses."""
-    parts, depth = [""], 0
-    for letter in spec:
-        depth += {"(": 1, ")": -1}.get(letter, 0)
-        if letter == "+" and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
-
-
-def _read(text: str) -> _Part:
-    """A part such as "fastv(k=3)"."""
-    match = _PART.fullmatch(text)
-    if match is None:
-        raise VLMCompressError(f"cannot read the method {text.strip()!r}: {_EXAMPLE}")
-    method = METHODS.get(match[1])
-    options = _literals(match[2] or "", text)
-    for option in options:
-        if option not in _options(method):
-            raise _no_option([method.name], option, _options(method))
-    return _Part(method, options)
-
-
-def _literals(arguments: str, text: str) -> dict[str, Any]:
-    malformed = VLMCompressError(f"cannot read the options of {text.strip()!r}: {_EXAMPLE}")
-    try:
-        call = ast.parse(f"_({arguments})", mode="eval").body
-        # "a=1)(b=2" parses too, as a call of a call.
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
-            raise malformed
-        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
-        # Fewer where a name came twice or "**" hid one.
-        if len(options) != len(call.keywords):
-            raise malformed
-        return options
-    except VLMCompressError:
-        raise
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise malformed from error

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vlmcompress.errors import BudgetError, VLMCompressError
-from vlmcompress.methods.base import Reducer
+from vlmcompress.methods.shapes import Pooler
 from vlmcompress.ops.pool import window
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 
 @dataclass(frozen=True)
-class Pool(Reducer):
+class Pool(Pooler):
     """The mean of a x b windows of every frame.
 
     Only products a*b can be made. Of all a <= h, b <= w with a*b at most budget / t, and windows
@@ -28,43 +27,6 @@ class Pool(Reducer):
     paper: ClassVar[str] = "-"
     summary: ClassVar[str] = "averages windows of the grid"
 
-    def keep_count(self, grid: Grid, budget: float | None) -> int:
-        """t*a*b by the rule above, at most the budget."""
-        if budget is None:
-            return super().keep_count(grid, budget)
-        if budget < grid.t:
-            raise BudgetError(
-                f"pool makes at least one token per frame: the smallest budget for a grid of "
-                f"{grid} is {grid.t}, got {budget:g}"
-            )
-        a, b = _shape(grid, int(min(budget, len(grid)) / grid.t + 1e-9))
-        return grid.t * a * b
-
-    def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
-        """`count` means; `count` must be one that `keep_count` gives."""
-        grid = tokens.grid
-        possible = self.keep_count(grid, count)
-        if possible != count:
-            raise VLMCompressError(
-                f"pool cannot make {count} tokens of a grid of {grid}; the next smaller count "
-                f"is {possible}"
-            )
-        return window(tokens.features, grid, _shape(grid, count // grid.t))
-
-
-def _shape(grid: Grid, most: int) -> tuple[int, int]:
-    """(a, b) by the rule of `Pool`; `most` windows per frame, at least 1."""
-    shapes = [
-        (a, b)
-        for a in range(1, min(grid.h, most) + 1)
-        for b in range(1, min(grid.w, most // a) + 1)
-    ]
-
-    def length(shape: tuple[int, int]) -> float:
-        sides = grid.h * shape[1], grid.w * shape[0]
-        return max(sides) / min(sides)
-
-    near_square = [shape for shape in shapes if length(shape) <= 2]
-    if not near_square:
-        return min(shapes, key=lambda s: (length(s), -s[0] * s[1], -s[1]))
-    return min(near_square, key=lambda s: (-s[0] * s[1], length(s), -s[1]))
+    def pooled(self, tokens: VisualTokens, shape: Grid) -> Reduction:
+        """Means of adaptive windows."""
+        return window(tokens.features, tokens.grid, (shape.h, shape.w))

@@ -8,8 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import DecoderMethod, LayerView, mean_tokens
+from vlmcompress.methods.base import DecoderMethod
 from vlmcompress.methods.checks import check_cuts, check_reachable, check_types
+from vlmcompress.methods.layer_view import LayerView
+from vlmcompress.methods.schedules import falling, nearest
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class PyramidDrop(DecoderMethod):
             return {}
         earlier = f"layers={(1, *cuts[1:])}"
         check_reachable("pyramiddrop", cuts[0], layers, tokens, budget, earlier)
-        return _solve(cuts, layers, tokens, budget)
+        return nearest(lambda lam: _cut(cuts, tokens, lam), layers, tokens, budget)
 
     def score(self, view: LayerView) -> Tensor:
         """[V] attention of the last token in the layer about to run, mean over heads."""
@@ -71,23 +73,6 @@ class PyramidDrop(DecoderMethod):
 
 
 def _cut(cuts: tuple[int, ...], tokens: int, lam: float) -> dict[int, int]:
-    schedule, before = {}, tokens
-    for stage, layer in enumerate(cuts, start=1):
-        # 100 * 0.7**2 is 48.99... in floating point; the paper's table of ratios means 49.
-        keep = min(int(tokens * lam**stage + 1e-9), tokens)
-        if keep != before:
-            schedule[layer] = before = keep
-    return schedule
-
-
-def _solve(cuts: tuple[int, ...], layers: int, tokens: int, budget: float) -> dict[int, int]:
-    """The mean is a rising staircase in lam: close in on the step at the budget."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if mean_tokens(layers, tokens, _cut(cuts, tokens, middle)) <= budget:
-            low = middle
-        else:
-            high = middle
-    sides = [_cut(cuts, tokens, low), _cut(cuts, tokens, high)]
-    return min(sides, key=lambda side: abs(mean_tokens(layers, tokens, side) - budget))
+    # 100 * 0.7**2 is 48.99... in floating point; the paper's table of ratios means 49.
+    kept = (min(int(tokens * lam**stage + 1e-9), tokens) for stage, _ in enumerate(cuts, start=1))
+    return falling(dict(zip(cuts, kept, strict=True)), tokens)

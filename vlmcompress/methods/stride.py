@@ -27,6 +27,7 @@ class Stride(Selector):
     name: ClassVar[str] = "stride"
     paper: ClassVar[str] = "-"
     summary: ClassVar[str] = "keeps evenly spaced tokens"
+    on_grid: ClassVar[bool] = True
 
     def select(self, tokens: VisualTokens, count: int) -> Tensor:
         """[count] int64, ascending."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from vlmcompress.errors import VLMCompressError
 
 MAX_BYTES = 64 * 2**20
-"""Working memory of `attention_received`: one block of attention rows."""
+"""Working memory of `attention_received` and `propagate`: one block of attention rows."""
 
 
 def attention_rows(q: Tensor, k: Tensor, scaling: float, seen: Tensor | None = None) -> Tensor:
@@ -19,15 +19,19 @@ def attention_rows(q: Tensor, k: Tensor, scaling: float, seen: Tensor | None = N
 
     Args:
         q: [..., H, R, d] queries, any floating dtype; the softmax is float32 (also under autocast).
-        k: [..., H, N, d] keys, heads as in `q`.
+        k: [..., Hkv, N, d] keys; the H query heads share them in Hkv groups of neighbours.
         scaling: factor of q @ k before the softmax.
-        seen: bool, broadcast to [..., H, R, N]: what may be attended to; None for everything.
+        seen: bool, broadcast to [..., H, R, N]: what may be attended to; None for everything. A row
+            that may attend to nothing is NaN.
 
     Returns:
         [..., H, R, N] float32.
     """
     with torch.autocast(q.device.type, enabled=False):
-        logits = q.float() @ k.float().transpose(-1, -2) * scaling
+        # The heads of a group side by side, so that their key head is not repeated.
+        grouped = q.float().reshape(*k.shape[:-2], -1, q.shape[-1])
+        logits = grouped @ k.float().transpose(-1, -2) * scaling
+        logits = logits.view(*q.shape[:-1], k.shape[-2])
     if seen is not None:
         logits = logits.masked_fill(~seen, float("-inf"))
     return logits.softmax(-1)
@@ -102,3 +106,47 @@ def attention_received_packed(
         alike = [x[:, places].transpose(0, 1) for x in (q, k)]
         received[places] = attention_received(alike[0], alike[1], scaling, max_bytes=max_bytes)
     return received
+
+
+def propagate(
+    q: Tensor,
+    k: Tensor,
+    scaling: float,
+    mass: Tensor,
+    seen: Callable[[int, int], Tensor] | None = None,
+    *,
+    temperature: float = 1.0,
+    max_bytes: int = MAX_BYTES,
+) -> Tensor:
+    """One step of mass over the attention graph: mass @ softmax(logits / temperature).
+
+    Rows are computed in blocks, so memory grows with N and not with R x N. A row that may attend to
+    nothing hands nothing on.
+
+    Args:
+        q: [H, R, d] queries, any floating dtype.
+        k: [Hkv, N, d] keys, shared as in `attention_rows`.
+        scaling: factor of q @ k before the softmax.
+        mass: of the rows: [R], or [H, R] for each head its own.
+        seen: start, stop -> [stop - start, N] bool: what these rows may attend to; None for
+            everything.
+        temperature: above 0; the lower, the more goes to the largest logits.
+        max_bytes: working memory for a block of rows; a block has at least one.
+
+    Returns:
+        [H, N] float32.
+    """
+    heads, queries, _ = q.shape
+    q, k = q.detach(), k.detach().float()
+    mass = mass.detach().float().expand(heads, queries)
+    rows = max(1, max_bytes // max(1, 4 * heads * k.shape[-2]))
+    total = torch.zeros(heads, k.shape[-2], device=q.device)
+    for start in range(0, queries, rows):
+        stop = min(start + rows, queries)
+        allowed = None if seen is None else seen(start, stop)
+        weights = attention_rows(q[:, start:stop], k, scaling / temperature, allowed)
+        if allowed is not None:
+            weights = weights.masked_fill(~allowed.any(-1, keepdim=True), 0)
+        with torch.autocast(q.device.type, enabled=False):
+            total += torch.einsum("hr,hrn->hn", mass[:, start:stop], weights)
+    return total

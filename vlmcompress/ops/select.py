@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.similarity import unit_rows
 
 MATRIX_BYTES = 256 * 2**20
-"""Working memory of `farthest_point`: a distance matrix of up to 8192 tokens."""
+"""Working memory of `farthest_point` and `max_sum`: a distance matrix of up to 8192 tokens."""
 
 _ROWS = 1024
 # Below every cosine distance, above -inf: rows without a direction wait until all others are taken.
@@ -88,10 +89,59 @@ def farthest_point(
     with torch.autocast(features.device.type, enabled=False):
         for start in range(0, len(images), step):
             # Image by image: batched norms and products may round differently.
-            unit = [_unit(image) for image in images[start : start + step]]
+            unit = [unit_rows(image) for image in images[start : start + step]]
             picks.append(_greedy(distances(unit), unit, count, rows))
     found = torch.cat(picks).reshape(*batch, count)
     return found.sort(dim=-1).values if order == "raster" else found
+
+
+def max_sum(
+    features: Tensor,
+    count: int,
+    pivot: int,
+    *,
+    order: Literal["picked", "raster"] = "raster",
+    max_bytes: int = MATRIX_BYTES,
+) -> Tensor:
+    """Greedy max-sum diversity: each pick is the row with the largest summed distance to the picks.
+
+    Distance is 1 - cosine, so this is the row of the smallest summed similarity. Picked rows are
+    masked. A row whose float32 norm is 0 has no direction: unless it is the pivot it is picked
+    after all other rows, lowest index first.
+
+    Args:
+        features: [N, D] any dtype, compared in float32 (also under autocast).
+        count: how many to pick, clamped to [1, N].
+        pivot: the first pick, in 0..N-1.
+        order: "picked", or "raster" for ascending indices.
+        max_bytes: working memory for distances, as for `farthest_point`.
+
+    Returns:
+        [count] int64.
+
+    Raises:
+        VLMCompressError: there are no rows, the pivot is none of them, or a row is NaN, infinite or
+            too large for float32.
+
+    Source: ToDRE, arXiv 2505.18757, Algorithm 1.
+    """
+    tokens = len(features)
+    if not 0 <= pivot < tokens:
+        raise VLMCompressError(f"max_sum needs a pivot among its {tokens} rows, got {pivot}")
+    distances: type[_Matrix] | type[_Rows] = _Matrix if 4 * tokens**2 <= max_bytes else _Rows
+    with torch.autocast(features.device.type, enabled=False):
+        unit = [unit_rows(features)]
+        source = distances(unit)
+        # No sum of distances moves it, and it stays above the -inf of picked rows.
+        total = torch.where(unit[0].any(dim=-1), 0.0, -1e30)
+        pick, picks = torch.tensor([pivot], device=features.device), []
+        for _ in range(_clamp(count, tokens)):
+            picks.append(pick)
+            total = total + source.to(pick)[0]
+            total[pick] = -torch.inf
+            pick = total.argmax(-1, keepdim=True)
+    found = torch.cat(picks)
+    return found.sort().values if order == "raster" else found
 
 
 class _Distances(Protocol):
@@ -166,17 +216,6 @@ def _nearest(source: _Distances, image: int, lost: Tensor, rows: int) -> Tensor:
         nearest[start:] = torch.minimum(nearest[start:], block.amin(0))
         nearest[start:stop] = torch.minimum(nearest[start:stop], block.amin(1))
     return nearest.masked_fill_(lost, _LAST)
-
-
-def _unit(rows: Tensor) -> Tensor:
-    rows = rows.float()
-    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    if not bool(norm.isfinite().all()):
-        bad = int((~norm.isfinite()).sum())
-        raise VLMCompressError(
-            f"features must be finite: {bad} of {len(rows)} rows are NaN, infinite or too large"
-        )
-    return torch.where(norm > 0, rows / norm, 0.0)
 
 
 def _clamp(count: int, tokens: int) -> int:

@@ -1,0 +1,58 @@
+"""What one needs to know to make a table again."""
+
+import hashlib
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import transformers
+
+import vlmcompress
+from vlmcompress.eval.worlds import HELD_OUT_SEEDS, VERSION
+from vlmcompress.loading import resolve
+
+
+def provenance(module: str, model_name: str, last_seed: int) -> dict[str, Any]:
+    """Command, commit, weights, questions and versions.
+
+    Args:
+        module: that was run, with its command line.
+        model_name: built-in name or model folder.
+        last_seed: of the questions.
+    """
+    weights = Path(resolve(model_name)) / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {
+        "command": f"python -m vlmcompress.eval.{module} " + " ".join(sys.argv[1:]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit,
+        "model": model_name,
+        "weights_sha256": digest,
+        "worlds_version": VERSION,
+        "seeds": [HELD_OUT_SEEDS.start, last_seed],
+        "dtype": "float32",
+        "versions": {
+            "vlmcompress": vlmcompress.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+            "python": platform.python_version(),
+        },
+    }

@@ -1,0 +1,13 @@
+"""Schedules measured on a model: what `vlmcompress calibrate` runs."""
+
+from vlmcompress.calibrate.adaptinfer import calibrate_adaptinfer
+from vlmcompress.calibrate.gsearch import calibrate_gsearch
+from vlmcompress.calibrate.questions import Asked, read_questions, training_questions
+
+__all__ = [
+    "Asked",
+    "calibrate_adaptinfer",
+    "calibrate_gsearch",
+    "read_questions",
+    "training_questions",
+]

@@ -1,0 +1,120 @@
+"""What a model is calibrated on: pictures and a question about each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.eval.accuracy_table import chat_prompt
+from vlmcompress.eval.worlds import KINDS, TRAIN_SEEDS, ask, draw, make_scene
+from vlmcompress.media import check_file, read_image
+
+_STREAM = 3  # tells the random numbers of these questions from others of the same seed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture, or the file that it is in, and a question."""
+
+    picture: Image | Path
+    question: str
+
+
+def training_questions(limit: int, seed: int = 0) -> list[Asked]:
+    """Questions about synthetic scenes of training seeds, never of held-out ones; kinds in turn.
+
+    Args:
+        limit: how many.
+        seed: of the first scene; later scenes follow, from the start again after the last.
+    """
+    found: list[Asked] = []
+    for number in range(limit * 20):
+        if len(found) == limit:
+            break
+        world = TRAIN_SEEDS[(seed + number) % len(TRAIN_SEEDS)]
+        scene = make_scene(world)
+        kind = KINDS[len(found) % len(KINDS)]
+        question = ask(scene, kind, np.random.default_rng([world, _STREAM]))
+        if question is not None:
+            found.append(Asked(draw(scene), question.text))
+    return found
+
+
+def read_questions(path: str | Path, limit: int | None = None) -> list[Asked]:
+    """The lines of a JSONL file: {"image": a file, "question": a text}; other keys may be there.
+
+    Image files are looked for in the folder of the JSONL file.
+
+    Args:
+        path: the file; blank lines are skipped.
+        limit: the first so many; None for all.
+
+    Raises:
+        VLMCompressError: the file cannot be read, a line is malformed, an image is not there, or
+            there are no questions.
+    """
+    file = Path(path)
+    check_file(file, "data file")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VLMCompressError(f"data file {str(file)!r} cannot be read: {error}") from error
+    found = [
+        _parse(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()
+    ][:limit]
+    if not found:
+        raise VLMCompressError(f"data file {str(file)!r} has no questions")
+    return found
+
+
+def batches(
+    model: Any, processor: Any, asked: Sequence[Asked], size: int
+) -> Iterator[dict[str, Any]]:
+    """Inputs of the model for `size` questions at a time, each in the model's chat format.
+
+    Raises:
+        VLMCompressError: an image is damaged, or the processor does not take a chat.
+    """
+    for start in range(0, len(asked), size):
+        part = asked[start : start + size]
+        pictures = [
+            one.picture if isinstance(one.picture, Image) else read_image(one.picture)
+            for one in part
+        ]
+        try:
+            texts = [chat_prompt(processor, one.question) for one in part]
+            # One list of pictures for each prompt: some processors take a flat list for one prompt.
+            inputs = processor(
+                text=texts,
+                images=[[picture] for picture in pictures],
+                padding=True,
+                return_tensors="pt",
+            ).to(model.device)
+        except ValueError as error:
+            raise VLMCompressError(f"the model's processor refuses the input: {error}") from error
+        yield {
+            name: value.to(model.dtype) if name.startswith("pixel_values") else value
+            for name, value in inputs.items()
+        }
+
+
+def _parse(file: Path, number: int, line: str) -> Asked:
+    where = f"data file {str(file)!r}, line {number}"
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise VLMCompressError(f"{where} is not JSON: {error}") from error
+    picture, question = (
+        (entry.get("image"), entry.get("question")) if isinstance(entry, dict) else (None, None)
+    )
+    if not (isinstance(picture, str) and isinstance(question, str) and question.strip()):
+        raise VLMCompressError(f'{where} must be like {{"image": "a.png", "question": "what ?"}}')
+    check_file(file.parent / picture)
+    return Asked(file.parent / picture, question)

@@ -1,0 +1,62 @@
+"""Expedit: soft clusters on a coarser grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.checks import check_types
+from vlmcompress.methods.shapes import Pooler
+from vlmcompress.ops.cluster import soft_cluster
+from vlmcompress.ops.groups import Groups
+from vlmcompress.tokens import Grid, Reduction, VisualTokens
+
+
+@dataclass(frozen=True)
+class Expedit(Pooler):
+    """Windowed soft k-means; its centres are the new tokens, each frame for itself.
+
+    Centres start as the means of an a x b grid and move to the tokens that are like them nearby.
+    Counts are those of `pool`, a*b of each frame. A centre's group is the tokens to which it is the
+    nearest centre. Official code: Expedit-Vision-Models (SAM, SWAG).
+
+    Deviations:
+        After the projector instead of between layers of a ViT, and without reconstruction
+        (`vlmcompress.ops.cluster.rebuild_weights` has its weights): a decoder needs no full grid.
+        A centre that no token belongs to stays where it is, and one that is nobody's nearest takes
+        a token that another group can spare, so that it has a place.
+    """
+
+    name: ClassVar[str] = "expedit"
+    paper: ClassVar[str] = "arXiv 2210.01035"
+    summary: ClassVar[str] = "replaces tokens by soft clusters on a coarser grid"
+
+    temperature: float = 0.01
+    """Of the softmax over squared distances: the higher, the harder the clusters."""
+    iterations: int = 5
+    window: int = 5
+    """Cells, across, among which a token has shares."""
+
+    def __post_init__(self) -> None:
+        check_types(type(self), vars(self))
+        if not self.temperature > 0:
+            raise VLMCompressError(f"expedit: temperature must be above 0, got {self.temperature}")
+        if self.iterations < 0:
+            raise VLMCompressError(f"expedit: iterations must be 0 or more, got {self.iterations}")
+        if self.window < 1:
+            raise VLMCompressError(f"expedit: window must be at least 1, got {self.window}")
+
+    def pooled(self, tokens: VisualTokens, shape: Grid) -> Reduction:
+        """Centres, placed by their groups."""
+        grid, features = tokens.grid, tokens.features
+        centres, labels = soft_cluster(
+            features.reshape(grid.t, grid.h * grid.w, -1),
+            (grid.h, grid.w),
+            (shape.h, shape.w),
+            temperature=self.temperature,
+            iterations=self.iterations,
+            window=self.window,
+        )
+        made = Groups(labels, shape.h * shape.w).reduction(centres)
+        return replace(made, features=made.features.to(features.dtype))

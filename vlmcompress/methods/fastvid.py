@@ -1,0 +1,134 @@
+"""FastVID: segments of a clip, the salient tokens of each frame, and merged density peaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmcompress.methods.base import Reducer
+from vlmcompress.methods.checks import check_fields
+from vlmcompress.methods.saliency import NEED, check_features, saliency
+from vlmcompress.ops.density import absorb, density_peaks
+from vlmcompress.ops.provenance import grouped
+from vlmcompress.ops.select import top_k
+from vlmcompress.ops.share import apportion, even
+from vlmcompress.ops.similarity import unit_rows
+from vlmcompress.tokens import Grid, Reduction, VisualTokens
+
+
+@dataclass(frozen=True)
+class FastVID(Reducer):
+    """Keep each frame's salient tokens and merge the rest of a segment into its density peaks.
+
+    The clip is cut (DySeg) where neighbouring frames are less similar than `threshold`, and at the
+    `segments` - 1 least similar transitions anyway. Of each frame the tokens of the highest
+    attention stay as they are (ATS). The others of a segment are merged (DTM) into anchors, which
+    are density peaks of anchor frames: every `interval`-th, counted back from the segment's last.
+    Each goes into the anchor that it is most similar to. An anchor of n tokens, itself among them,
+    becomes w * anchor + (1 - w) * mean, w = max(beta, 1 / (n + 1)). Code: LunarShen/FastVID.
+
+    An image is one frame in one segment: salient tokens and merged density peaks.
+
+    Deviations:
+        A frame is described by the mean of its features, in the official code by the vision tower's
+        own pooling.
+        A token is merged once, into the best anchor of its segment; the official code merges it
+        once for each anchor frame. A merged token is placed at its first member.
+        The official code rounds down per frame. Here the counts add up: `merged` of the count goes
+        to the segments by length, the rest evenly to the frames, and what anchor frames cannot hold
+        to salient tokens. A segment too short for an anchor drops what is not salient.
+        Ties of density go to the lowest index; the official code adds random noise.
+    """
+
+    name: ClassVar[str] = "fastvid"
+    paper: ClassVar[str] = "arXiv 2503.11187"
+    summary: ClassVar[str] = "keeps salient tokens, merges a segment's rest"
+    needs: ClassVar[frozenset[str]] = frozenset({NEED})
+    on_grid: ClassVar[bool] = True
+
+    ratio: float = 0.1
+    """Share kept of each frame when no budget is given; in (0, 1]. r in the paper."""
+    segments: int = 8
+    """Segments of a clip that has as many frames, at least; 1 or more. c in the paper."""
+    threshold: float = 0.9
+    """Cosine of neighbouring frames below which a segment ends; -1 to 1. tau in the paper."""
+    merged: float = 0.4
+    """Share of the count for merged tokens; 0 to 1. d in the paper."""
+    interval: int = 4
+    """Frames per anchor frame; 1 or more. p in the paper."""
+    beta: float = 0.6
+    """Least weight of an anchor in its merged token; 0 to 1."""
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            ratio="(0, 1]",
+            merged="[0, 1]",
+            beta="[0, 1]",
+            threshold="[-1, 1]",
+            segments="[1, inf)",
+            interval="[1, inf)",
+        )
+
+    def keep_count(self, grid: Grid, budget: float | None) -> int:
+        """int(ratio * h * w) of each frame without a budget, at least 1 in all."""
+        if budget is None:
+            return max(1, grid.t * int(self.ratio * grid.h * grid.w))
+        return super().keep_count(grid, budget)
+
+    def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
+        """Salient tokens with the bits that they came with, merged ones in the same dtype."""
+        check_features(tokens)
+        grid, rows = tokens.grid, tokens.features.detach()
+        frame = grid.h * grid.w
+        attention = saliency(tokens)
+        ends = self._ends(rows.view(grid.t, frame, -1))
+        merged, salient = self._shares(ends, grid, max(0, min(count, len(grid))))
+        # The token that each one goes into: itself, an anchor, or nothing.
+        into = torch.full((len(grid),), -1, device=rows.device)
+        for start, size in zip(range(0, len(grid), frame), salient, strict=True):
+            if size:
+                kept = top_k(attention[start : start + frame], size) + start
+                into[kept] = kept
+        left = (into < 0).nonzero()[:, 0]
+        made = rows.clone()
+        for first, end in zip([0, *ends], ends, strict=False):
+            rest = left[(left >= first * frame) & (left < end * frame)]
+            anchors = [rest[:0]]
+            for t in range(first, end):
+                if merged[t]:
+                    free = rest[rest // frame == t]
+                    anchors.append(free[top_k(density_peaks(rows[free]), merged[t])])
+            anchor = torch.cat(anchors)
+            if len(anchor):
+                places = torch.searchsorted(rest, anchor)
+                nearest, absorbed = absorb(rows[rest], places, self.beta)
+                into[rest] = anchor[nearest]
+                made[anchor] = absorbed.to(made.dtype)
+        return grouped(made, into)
+
+    def _ends(self, frames: Tensor) -> list[int]:
+        """The frame after each segment of `frames` [T, F, D], ascending."""
+        means = unit_rows(frames.float().mean(dim=1))
+        likeness = (means[1:] * means[:-1]).sum(dim=-1)
+        cut = likeness < self.threshold
+        least = min(self.segments - 1, len(likeness))
+        if least:
+            cut[top_k(-likeness, least)] = True
+        return [*(cut.nonzero()[:, 0] + 1).tolist(), len(frames)]
+
+    def _shares(self, ends: list[int], grid: Grid, count: int) -> tuple[list[int], list[int]]:
+        """How many merged and how many salient tokens each frame has."""
+        frame = grid.h * grid.w
+        lengths = torch.tensor([end - first for first, end in zip([0, *ends], ends, strict=False)])
+        hosts = -(-lengths // self.interval)
+        total = min(int(self.merged * count), int(hosts.sum()) * frame)
+        merged = torch.zeros(grid.t, dtype=torch.long)
+        sizes = apportion(total * lengths.double() / grid.t, total, hosts * frame)
+        for end, size, host in zip(ends, sizes.tolist(), hosts.tolist(), strict=True):
+            merged[end - 1 - self.interval * torch.arange(host)] = even(size, host)
+        salient = apportion(even(count - total, grid.t), count - total, frame - merged)
+        return merged.tolist(), salient.tolist()

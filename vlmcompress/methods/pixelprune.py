@@ -1,0 +1,103 @@
+"""PixelPrune: what its neighbours already show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.base import share_kept
+from vlmcompress.methods.checks import check_types
+from vlmcompress.methods.upstream import PixelSelector, PixelTokens
+from vlmcompress.ops.select import top_k
+from vlmcompress.tokens import Grid
+
+
+@dataclass(frozen=True)
+class PixelPrune(PixelSelector):
+    """Drop blocks of pixels that an earlier neighbour predicts, before the vision encoder.
+
+    Predictive coding on the grid of visual tokens, after the LOCO-I predictor of JPEG-LS. With left
+    neighbour A, upper B and upper-left C the prediction is B where C looks like A but not like B,
+    and A otherwise; in the first row A, in the first column B. Two blocks look alike if no value of
+    their normalised pixels differs by more than `tolerance`. A block like its prediction is dropped
+    and from then on counts as equal to it, so that differences do not add up. The first block
+    always stays. Official code: OPPO-Mente-Lab/PixelPrune (its default metric, "max").
+
+    Deviations:
+        The paper is about images. Here a block of a clip may also be predicted by the same place of
+        the frame before, if that is closer; the first block of a later frame only by that.
+        The paper has no budget. Given one, the blocks with the largest differences from their
+        predictions stay, predicted from the picture as it is (ours).
+    """
+
+    name: ClassVar[str] = "pixelprune"
+    paper: ClassVar[str] = "arXiv 2604.00886"
+    summary: ClassVar[str] = "drops pixels that repeat their neighbours"
+    adaptive: ClassVar[bool] = True
+
+    tolerance: float = 0.0
+    """Largest difference of two values that look alike, in normalised pixels; 0 for equal ones."""
+
+    def __post_init__(self) -> None:
+        check_types(type(self), vars(self))
+        if not 0 <= self.tolerance < math.inf:
+            raise VLMCompressError(
+                f"pixelprune: tolerance must be a number of 0 or more, got {self.tolerance}"
+            )
+
+    def keep_count(self, grid: Grid, budget: float | None) -> int:
+        """All without a budget: at most so many stay."""
+        return len(grid) if budget is None else share_kept(self.name, grid, budget)
+
+    def select(self, tokens: PixelTokens, count: int, exact: bool) -> Tensor:
+        """[count] int64 ascending, or fewer where not `exact`."""
+        differences = self.differences(tokens, replaces=not exact)
+        if exact:
+            return top_k(differences, count)[:count]
+        return (differences > self.tolerance).nonzero()[:, 0][:count]
+
+    @torch.no_grad()
+    def differences(self, tokens: PixelTokens, replaces: bool) -> Tensor:
+        """[N] float32: how far each block is from its prediction; infinitely for the first.
+
+        Blocks of one wave t + h + w = const depend on earlier waves only and are done together.
+
+        Args:
+            tokens: of one image or clip.
+            replaces: whether dropped blocks count as equal to their predictions from then on.
+
+        Raises:
+            VLMCompressError: a pixel is NaN or infinite.
+        """
+        grid, pixels = tokens.grid, tokens.pixels.float()
+        if not bool(pixels.isfinite().all()):
+            raise VLMCompressError("pixelprune: pixels must be finite")
+        picture = pixels.view(grid.t, grid.h, grid.w, -1).clone()
+        found = picture.new_full((grid.t, grid.h, grid.w), math.inf)
+        frames, rows, columns = (torch.arange(n, device=pixels.device) for n in found.shape)
+        waves = frames[:, None, None] + rows[:, None] + columns
+        for wave in range(1, grid.t + grid.h + grid.w - 2):
+            f, r, c = (waves == wave).nonzero().unbind(1)
+            block, left, up = picture[f, r, c], picture[f, r, c - 1], picture[f, r - 1, c]
+            corner, before = picture[f, r - 1, c - 1], picture[f - 1, r, c]
+            edge = _apart(corner, left) <= self.tolerance
+            edge &= _apart(corner, up) > self.tolerance
+            upper = (c == 0) | ((r > 0) & edge)
+            guess = torch.where(upper[:, None], up, left)
+            near = _apart(block, guess).masked_fill((r == 0) & (c == 0), math.inf)
+            still = _apart(block, before).masked_fill(f == 0, math.inf)
+            guess = torch.where((still < near)[:, None], before, guess)
+            found[f, r, c] = difference = torch.minimum(near, still)
+            if replaces:
+                drop = (difference <= self.tolerance)[:, None]
+                picture[f, r, c] = torch.where(drop, guess, block)
+        return found.flatten()
+
+
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    return (one - other).abs().amax(-1)

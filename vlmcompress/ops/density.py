@@ -1,0 +1,85 @@
+"""Density peaks: rows in the middle of many, and what they become when they absorb these."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.similarity import unit_rows
+
+_DUPLICATE = 1e-5
+
+
+def density_peaks(rows: Tensor, neighbours: int = 4) -> Tensor:
+    """How much each row is the centre of a cluster (DPC-kNN).
+
+    rho * delta: rho = exp(-mean of the squared distances to the `neighbours` nearest rows, itself
+    among them); delta = distance to the nearest row of a higher rho or, for the highest of all, the
+    largest distance of any two rows. Of equal rho the lower index counts as higher. Distances are
+    Euclidean, divided by sqrt(D).
+
+    Args:
+        rows: [n, D] any dtype, compared in float32 (also under autocast).
+        neighbours: 1 or more; all where there are fewer rows.
+
+    Returns:
+        [n] float32: log(rho * delta), which ranks as rho * delta does and does not underflow; -inf
+        for the duplicate of an earlier row.
+
+    Raises:
+        VLMCompressError: a row is NaN, infinite or too large for float32.
+
+    Source: FastVID, arXiv 2503.11187, after Du, Ding and Jia, DPC-kNN, 2016.
+    """
+    rows = rows.detach().float()
+    with torch.autocast(rows.device.type, enabled=False):
+        # About their mean, where less cancels. What rounding leaves between duplicates goes.
+        rows = rows - rows.mean(dim=0)
+        squares = rows.square().sum(dim=-1)
+        sums = squares[:, None] + squares
+        if not bool(sums.isfinite().all()):
+            raise VLMCompressError("density peaks need finite rows, got NaN, infinite or too large")
+        apart = sums - 2 * rows @ rows.T
+    apart = torch.where(apart > _DUPLICATE * sums, apart / rows.shape[-1], 0.0).sqrt()
+    apart.fill_diagonal_(0)
+    count = len(rows)
+    nearest = apart.sort(dim=-1).values[:, : min(neighbours, count)]
+    log_rho = -nearest.square().mean(dim=-1)
+    earlier = torch.ones(count, count, dtype=torch.bool, device=rows.device).tril(-1)
+    denser = (log_rho > log_rho[:, None]) | ((log_rho == log_rho[:, None]) & earlier)
+    delta = torch.where(denser, apart, torch.inf).amin(dim=-1)
+    delta = torch.where(denser.any(dim=-1), delta, apart.max())
+    return log_rho + delta.log()
+
+
+def absorb(rows: Tensor, anchors: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Merge each row into the anchor of the highest cosine; of equals into the first.
+
+    An anchor goes into itself. With the n rows that went into it, itself among them, it becomes
+    w * anchor + (1 - w) * mean, w = max(beta, 1 / (n + 1)).
+
+    Args:
+        rows: [n, D] any dtype, compared and averaged in float32 (also under autocast).
+        anchors: [A] int64 unique, which rows are anchors; at least one.
+        beta: least weight of an anchor, from 0 to 1.
+
+    Returns:
+        [n] int64, places in `anchors`, and [A, D] float32, what the anchors became.
+
+    Raises:
+        VLMCompressError: a row is NaN, infinite or too large for float32.
+
+    Source: FastVID, arXiv 2503.11187, density-based token merging.
+    """
+    rows = rows.detach().float()
+    with torch.autocast(rows.device.type, enabled=False):
+        unit = unit_rows(rows)
+        nearest = (unit @ unit[anchors].T).argmax(dim=-1)
+        nearest[anchors] = torch.arange(len(anchors), device=rows.device)
+        own = one_hot(nearest, len(anchors)).float()
+        sizes = own.sum(dim=0)[:, None]
+        weight = (1 / (sizes + 1)).clamp(min=beta)
+        # A product, as sums by index are not deterministic on a GPU.
+        return nearest, weight * rows[anchors] + (1 - weight) * (own.T @ rows / sizes)

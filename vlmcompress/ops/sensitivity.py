@@ -1,0 +1,138 @@
+"""How strongly a function reacts to small changes of its input, and picks that weigh it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.similarity import unit_rows
+
+Probe = Literal["difference", "derivative", "sketch"]
+
+SKETCH_ROWS = 256
+"""Of the random sketch that stands for the last layer."""
+
+_NUMBERS = 2**24
+"""Of one block of outputs of the body: 64 MiB."""
+
+
+def sensitivity(
+    body: Callable[[Tensor], Tensor],
+    last: Tensor,
+    inputs: Tensor,
+    directions: Tensor,
+    *,
+    step: float,
+    probe: Probe = "difference",
+) -> Tensor:
+    """Mean slope of x -> body(x) @ last.T along some directions.
+
+    Args:
+        body: [M, P, D] -> [M, K], computes in the dtype that it is given.
+        last: [C, K]; a constant that is added after it makes no difference.
+        inputs: [M, P, D] any floating dtype.
+        directions: [m, D] of length 1, moved along in all P patches at once.
+        step: of the differences.
+        probe: "difference": |f(x + step * u) - f(x - step * u)| / (2 * step); "derivative": |J u|,
+            exact; "sketch": |R J u| with R a fixed random matrix of 256 rows, which keeps norms to
+            about 4 %.
+
+    Returns:
+        [M] float32, the mean over directions.
+
+    Raises:
+        VLMCompressError: a result is NaN or infinite.
+
+    Source: ZOO-Prune, arXiv 2509.24837, section 3.2, for the differences.
+    """
+    with torch.autocast(inputs.device.type, enabled=False):
+        x, last = inputs.detach().float(), last.detach().float()
+        directions = directions.to(x)
+        if probe == "sketch":
+            generator = torch.Generator().manual_seed(0)
+            sketch = torch.randn(SKETCH_ROWS, len(last), generator=generator) / SKETCH_ROWS**0.5
+            last = sketch.to(last) @ last
+        slopes = _differences if probe == "difference" else _derivatives
+        total = x.new_zeros(len(x))
+        block = max(1, _NUMBERS // max(1, len(x) * last.shape[1]))
+        for some in torch.split(directions, block):
+            # The last layer is linear: it is applied once to the slope of the body.
+            total += torch.linalg.vector_norm(slopes(body, x, some, step) @ last.T, dim=-1).sum(0)
+    if not bool(total.isfinite().all()):
+        bad = int((~total.isfinite()).sum())
+        raise VLMCompressError(
+            f"the projector must react with finite numbers: {bad} of {len(total)} are not"
+        )
+    return total / len(directions)
+
+
+def weighted_farthest_point(
+    features: Tensor,
+    weights: Tensor,
+    count: int,
+    *,
+    order: Literal["picked", "raster"] = "raster",
+) -> Tensor:
+    """Greedy picks of rows that weigh much and are far from all rows picked before.
+
+    The first pick is the heaviest row; each other has the largest product of its weight and its
+    distance (1 - cosine) to the nearest pick. Ties go to the lowest index, and picked rows are
+    masked. A row of zeros has the distance 1 to all.
+
+    Args:
+        features: [N, D] any dtype, compared in float32 (also under autocast).
+        weights: [N], 0 or more.
+        count: how many to pick, clamped to [1, N].
+        order: "picked", or "raster" for ascending indices.
+
+    Returns:
+        [count] int64.
+
+    Raises:
+        VLMCompressError: there are no rows, or a row is NaN, infinite or too large for float32.
+
+    Source: ZOO-Prune, arXiv 2509.24837, section 3.3.
+    """
+    if len(features) == 0:
+        raise VLMCompressError("weighted_farthest_point needs at least one row, got none")
+    weights = weights.to(features.device, torch.float32)
+    with torch.autocast(features.device.type, enabled=False):
+        unit = unit_rows(features)
+        distance = torch.full_like(weights, torch.inf)
+        taken = torch.zeros_like(weights, dtype=torch.bool)
+        pick, picks = weights.argmax(), []
+        for _ in range(max(1, min(count, len(unit)))):
+            picks.append(pick)
+            taken[pick] = True
+            # Of equal rows 1 - cosine may come out just below 0.
+            distance = torch.minimum(distance, (1 - unit @ unit[pick]).clamp_min(0))
+            pick = (weights * distance).masked_fill(taken, -torch.inf).argmax()
+    found = torch.stack(picks)
+    return found.sort().values if order == "raster" else found
+
+
+def _differences(
+    body: Callable[[Tensor], Tensor], x: Tensor, directions: Tensor, step: float
+) -> Tensor:
+    """[m, M, K] central differences of the body."""
+    moves = step * directions[:, None, None]
+    ahead, behind = (body((x + move).flatten(0, 1)) for move in (moves, -moves))
+    slopes = (ahead - behind) / (2 * step)
+    return slopes.view(len(directions), len(x), -1)
+
+
+def _derivatives(
+    body: Callable[[Tensor], Tensor], x: Tensor, directions: Tensor, step: float
+) -> Tensor:
+    """[m, M, K] directional derivatives of the body."""
+
+    def along(direction: Tensor) -> Tensor:
+        slope: Tensor = torch.func.jvp(body, (x,), (direction.expand_as(x),))[1]
+        return slope
+
+    found: Tensor = torch.func.vmap(along)(directions)
+    return found
