@@ -34,7 +34,14 @@ from vlmcompress.methods import COMPOSITIONS, METHODS
 
 COMPOSED = (
     *COMPOSITIONS,
+    "tome(stage='projector')",
+    "pitome(stage='projector')",
+    "mctf(stage='projector')",
     "cdpruner(negate=False)",
+    "zoo-prune(probe='sketch')",
+    "ppllava(repair='window')",
+    "ppllava(repair='count')",
+    "psigmoid(rows='last')",
     "divprune+fastv",
     "scope+adaptinfer",
     "pitome+divprune+adaptinfer",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.upstream import Merge
+from vlmcompress.ops.groups import Groups
 from vlmcompress.ops.score import attention_received
 from vlmcompress.patches.tower import Seen
 
@@ -73,25 +74,14 @@ class Tiles:
                 f"members, the first {first} tokens alone, and positive weights"
             )
 
-    def merge(self, hidden: Tensor, merge: Merge, count: int) -> Tensor:
+    def merge(self, hidden: Tensor, merge: Merge) -> Tensor:
         """[B, n, D] -> [B, count + protected, D], ordered by smallest member; weighted means."""
-        leader = merge.leader.to(self.slot.device)
-        places = torch.arange(self.left, device=leader.device).expand_as(leader)
-        smallest = torch.full_like(leader, self.left).scatter_reduce(1, leader, places, "amin")
-        first = smallest.gather(1, leader)
-        new = ((first == places).cumsum(1) - 1).gather(1, first)
-        # A product with a matrix: sums that scatter are in no fixed order on a GPU.
-        shares = torch.zeros(
-            len(leader), count + self.protected, self.left, dtype=torch.float32, device=new.device
-        )
-        counts = torch.zeros(shares.shape[:2], device=new.device)
-        weights = merge.weights.to(new.device, torch.float32)
-        shares = shares.scatter(1, new[:, None], weights[:, None])
-        shares = (shares / shares.sum(-1, keepdim=True)).to(hidden.device)
-        self.sizes = counts.scatter_add(1, new, self.sizes)
-        self.slot = new.gather(1, self.slot)
+        device = self.slot.device
+        groups = Groups.of(merge.leader.to(device))
+        self.sizes, self.slot = groups.sum(self.sizes), groups.slot.gather(1, self.slot)
         with torch.autocast(hidden.device.type, enabled=False):
-            return (shares @ hidden.float()).to(hidden.dtype)
+            means = groups.mean(hidden.to(device), merge.weights.to(device))
+        return means.to(hidden)
 
     def expanded(self, hidden: Tensor) -> Tensor:
         """[B, n, D] -> [B, T, D]: every token with the value of its group."""

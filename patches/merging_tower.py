@@ -231,7 +231,7 @@ class MergingTower:
             with torch.no_grad():
                 merge = self._method.merge(view, count)
                 tiles.check(self._method.name, merge, count)
-            hidden = tiles.merge(hidden, merge, count)
+            hidden = tiles.merge(hidden, merge)
         if number + 1 in self._states and tiles.merged:
             hidden = tiles.expanded(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

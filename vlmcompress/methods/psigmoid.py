@@ -13,7 +13,8 @@ from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.base import DecoderMethod
 from vlmcompress.methods.checks import check_cuts, check_types
 from vlmcompress.methods.layer_view import LayerView
-from vlmcompress.methods.shares import Calibrated, check_depth, cut, nearest
+from vlmcompress.methods.schedules import nearest
+from vlmcompress.methods.shares import Calibrated, check_depth, cut
 
 
 @dataclass(frozen=True)

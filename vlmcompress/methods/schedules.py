@@ -39,18 +39,23 @@ def falling(counts: Mapping[int, int], tokens: int) -> dict[int, int]:
 
 
 def nearest(
-    family: Callable[[float], dict[int, int]], layers: int, tokens: int, budget: float
+    family: Callable[[float], dict[int, int]],
+    layers: int,
+    tokens: int,
+    budget: float,
+    between: tuple[float, float] = (0.0, 1.0),
 ) -> dict[int, int]:
     """The schedule whose true mean over layers is nearest to the budget.
 
     Args:
-        family: number of [0, 1] -> schedule. The mean is a rising staircase of the number.
+        family: number -> schedule. The mean is a rising staircase of the number.
         layers: of the decoder.
         tokens: that enter the decoder.
         budget: mean over layers.
+        between: bounds of the number.
     """
-    low, high = 0.0, 1.0
-    for _ in range(60):
+    low, high = between
+    for _ in range(100):
         middle = (low + high) / 2
         if mean_tokens(layers, tokens, family(middle)) <= budget:
             low = middle

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import mean_tokens
 from vlmcompress.methods.checks import check_reachable
+from vlmcompress.methods.schedules import nearest
 
 VERSION = 1
 """Of the files that `vlmcompress calibrate` writes."""
@@ -145,33 +145,6 @@ def meet(
     return nearest(
         lambda scale: cut(shares, tokens, scale), len(shares), tokens, budget, (0.0, highest)
     )
-
-
-def nearest(
-    make: Callable[[float], dict[int, int]],
-    layers: int,
-    tokens: int,
-    budget: float,
-    between: tuple[float, float],
-) -> dict[int, int]:
-    """The schedule of a family, rising with one parameter, whose mean is nearest to `budget`.
-
-    Args:
-        make: gives the schedule of a parameter.
-        layers: of the decoder.
-        tokens: of the image.
-        budget: between the means at both ends.
-        between: the ends.
-    """
-    low, high = between
-    for _ in range(100):
-        middle = (low + high) / 2
-        if mean_tokens(layers, tokens, make(middle)) <= budget:
-            low = middle
-        else:
-            high = middle
-    sides = [make(low), make(high)]
-    return min(sides, key=lambda side: abs(mean_tokens(layers, tokens, side) - budget))
 
 
 def _first(shares: Sequence[float]) -> int:
