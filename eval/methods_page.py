@@ -43,7 +43,8 @@ Names of papers with several stages: {names}.
 _READING = """Right answers in %. **Bold** is better than `random` with the same budget, and *italic
 with a down arrow* (↓) is worse: the 95 % interval of the paired difference to the mean of three
 random seeds lies on one side of zero (not corrected for the number of comparisons). A dash is a
-budget that the method cannot meet; a count in brackets is what was kept where it differs from the
+budget that the method cannot meet with its default layers, or a stage or table that the model does
+not have; a count in brackets is what was kept where it differs from the
 budget by half a token or more. `default` is the method's own setting, without a budget."""
 
 
