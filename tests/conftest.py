@@ -1,10 +1,16 @@
 """Fixtures that several test folders share, and what the newest transformers is held to."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+
+# Triton reads it when it is first imported, which importing transformers does.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import transformers
 
 import vlmcompress
@@ -52,3 +58,27 @@ def tiny_llava():
 def tiny_qwen():
     """The built-in model of clips, likewise."""
     return vlmcompress.load("tiny-qwen", device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def device():
+    """Where ops are tested: a GPU if there is one, else the CPU with Triton's interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory that nothing was written to yet holds NaN, or a number that is no index."""
+
+    def poison(make):
+        def filled(*args, **kwargs):
+            made = make(*args, **kwargs)
+            if made.is_floating_point():
+                return made.fill_(torch.nan)
+            return made.fill_(True if made.dtype == torch.bool else torch.iinfo(made.dtype).max)
+
+        return filled
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))

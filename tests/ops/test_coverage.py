@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops.coverage import dpp_map, facility_location
+from vlmcompress.ops import coverage
+from vlmcompress.ops.coverage import dpp_map, facility_location, facility_location_of
 
 
 def normal(*shape, seed=0):
@@ -140,6 +141,49 @@ def test_facility_location_in_blocks_picks_the_same(max_bytes):
     similarity = uniform(50, 9, seed=3)
     whole = facility_location(similarity, 5, order="picked")
     assert torch.equal(facility_location(similarity, 5, order="picked", max_bytes=max_bytes), whole)
+
+
+@pytest.mark.parametrize("some", [1, 3, 64])
+@pytest.mark.parametrize("seed", range(3))
+def test_gains_put_off_change_no_pick(seed, some, monkeypatch):
+    """Whole numbers tie often, and no sum of them rounds."""
+    monkeypatch.setattr(coverage, "_SOME", some)
+    similarity = torch.randint(-2, 5, (60, 90), generator=torch.Generator().manual_seed(seed))
+    weights = torch.randint(3, (90,), generator=torch.Generator().manual_seed(seed)).float()
+    for given, plain in [(weights, weights.tolist()), (None, [1.0] * 90)]:
+        expected = best_cover(similarity.tolist(), plain, 30)
+        assert facility_location(similarity, 30, given, order="picked").tolist() == expected
+        monkeypatch.setattr(coverage, "_SMALL", 0)
+        for max_bytes in (0, 2**20):
+            found = facility_location(similarity, 30, given, order="picked", max_bytes=max_bytes)
+            assert found.tolist() == expected
+        monkeypatch.undo()
+    assert expected != sorted(expected)
+
+
+def test_columns_made_when_asked_for():
+    unit = torch.nn.functional.normalize(normal(80, 16), dim=-1)
+    weights, asked = uniform(80), []
+
+    def columns(index):
+        asked.append(len(index))
+        return unit[index] @ unit.T
+
+    expected = facility_location(unit @ unit.T, 20, weights, order="picked")
+    found = facility_location_of(columns, 80, 20, weights, order="picked", max_bytes=4 * 80 * 9)
+    assert torch.equal(found, expected)
+    assert max(asked) == 9
+    assert torch.equal(facility_location_of(columns, 80, 20, weights), expected.sort().values)
+    with pytest.raises(VLMCompressError, match="at least one token"):
+        facility_location_of(columns, 0, 1)
+    with pytest.raises(VLMCompressError, match="weights must be 0 or more"):
+        facility_location_of(columns, 80, 1, -weights)
+
+
+def test_dpp_map_with_and_without_a_matrix():
+    features = normal(50, 20)
+    expected = dpp_map(features, 15, uniform(50), order="picked")
+    assert torch.equal(dpp_map(features, 15, uniform(50), order="picked", max_bytes=0), expected)
 
 
 def test_equal_columns_go_to_the_lowest_index_and_never_twice():

@@ -105,3 +105,10 @@ def test_what_is_not_finite_is_one_clear_error(value):
         density_peaks(rows)
     with pytest.raises(VLMCompressError, match="must be finite"):
         absorb(rows, torch.tensor([0]), 0.5)
+
+
+def test_rows_whose_distances_are_too_large_are_refused():
+    rows = torch.zeros(3, 2)
+    rows[0, 0], rows[1, 1] = 2e19, 2e19  # each squared is a number, their sum is none
+    with pytest.raises(VLMCompressError, match="too large"):
+        density_peaks(rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops.groups import Groups, halvings, reduce
+from vlmcompress.ops.groups import Groups, halvings, reduce, segment_sum
 from vlmcompress.ops.merge import bipartite, ranked_bipartite
 
 SEEDS = range(25)
@@ -77,3 +77,32 @@ def test_rounds_halve_until_the_rest_is_less():
     assert halvings(576, 72) == [288, 144, 72]
     assert halvings(5, 5) == halvings(1, 0) == []
     assert halvings(7, 1) == [4, 2, 1]
+
+
+def test_with_a_known_count_nothing_waits_for_the_device():
+    """Tensors on "meta" have no data: whoever asks for some fails."""
+    leader, x = torch.zeros(2, 9, dtype=torch.long, device="meta"), torch.zeros(2, 9, 5).to("meta")
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        Groups.of(leader)
+    for groups in (Groups.of(leader, count=4), Groups.of(leader, leader[:, :4])):
+        means = groups.mean(x, x[..., 0])
+        assert means.shape == (2, 4, 5)
+        assert groups.sum(x[..., 0]).shape == (2, 4)
+        assert groups.reduction(means).members.shape == (18,)
+
+
+def test_a_known_count_changes_nothing():
+    x = randn(2, 9, 3)
+    leader = bipartite(x, 4)
+    assert torch.equal(Groups.of(leader, count=5).slot, Groups.of(leader).slot)
+    assert Groups.of(leader).count == 5
+
+
+def test_sums_of_segments_in_float32():
+    values = torch.tensor([[256.0], [1], [1], [1], [5]]).bfloat16()
+    members, offsets = torch.tensor([0, 1, 2, 3, 0, 4]), torch.tensor([0, 4, 4, 6])
+    assert segment_sum(values, members, offsets).flatten().tolist() == [259, 0, 261]
+    weights = torch.tensor([1, 0.5, 0.5, 1, 2, 3])
+    weighted = segment_sum(values, members, offsets, weights)
+    assert weighted.flatten().tolist() == [258, 0, 527]
+    assert segment_sum(values, members[:0], offsets[:1]).shape == (0, 1)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops import select
+from vlmcompress.ops import similarity
 from vlmcompress.ops.select import farthest_point, max_sum
-from vlmcompress.ops.similarity import cosines, unit_rows
+from vlmcompress.ops.similarity import cosines, self_cosines, unit_rows
 
 # A limit of 0 bytes forces the path without a matrix.
 PATHS = pytest.mark.parametrize("max_bytes", [2**28, 0], ids=["matrix", "rows"])
@@ -95,8 +95,10 @@ def test_length_and_precision_do_not_matter():
 def test_beyond_its_memory_it_works_without_a_matrix(monkeypatch):
     rows = normal(50, 8)
     expected = max_sum(rows, 20, 3, order="picked")
-    monkeypatch.setattr(select, "_Matrix", None)
+    monkeypatch.setattr(similarity, "self_cosines", None)
     assert torch.equal(max_sum(rows, 20, 3, order="picked", max_bytes=4 * 50 * 50 - 1), expected)
+    # Three rows are computed faster than all.
+    assert torch.equal(max_sum(rows, 3, 3, order="picked"), expected[:3])
     with pytest.raises(TypeError):
         max_sum(rows, 20, 3, max_bytes=4 * 50 * 50)
 
@@ -123,6 +125,23 @@ def test_cosines_are_float32_and_0_for_rows_of_zeros():
     assert found.dtype == torch.float32
     expected = torch.nn.functional.cosine_similarity(many[:, :, None], many[:, None, :4], dim=-1)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 9, 30])
+def test_half_a_product_is_the_whole_product(tokens, monkeypatch):
+    monkeypatch.setattr(similarity, "_BLOCK", 8)
+    unit = unit_rows(normal(tokens, 70))
+    found = self_cosines(unit)
+    torch.testing.assert_close(found, unit @ unit.T)
+    assert torch.equal(found, found.T)
+
+
+def test_what_is_given_stays_as_it_is():
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = normal(5, 3).to(dtype)
+        before = rows.clone()
+        unit_rows(rows)
+        assert torch.equal(rows, before)
 
 
 def test_directions_say_what_is_not_finite():

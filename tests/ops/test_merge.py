@@ -9,6 +9,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.ops import merge as ops
 from vlmcompress.ops.groups import Groups, reduce
 from vlmcompress.ops.merge import (
+    best_match,
     bipartite,
     energy,
     energy_matching,
@@ -236,6 +237,13 @@ def test_tokens_that_nobody_attends_to_are_no_error(attention):
     assert positive(torch.zeros(1, 2)).tolist() == [[1, 1]]
     alike = three_factor(x, torch.full((1, 8), attention), torch.ones(1, 8), 4)
     assert torch.equal(alike, three_factor(x, torch.ones(1, 8), torch.ones(1, 8), 4))
+
+
+def test_closed_columns_are_found_by_nobody():
+    x, y = torch.ones(1, 1, 1), torch.tensor([[[1.0], [-1], [-0.5]]])
+    assert [one.item() for one in best_match(x, y)] == [1, 0]
+    closed = torch.tensor([[True, False, False]])
+    assert [one.item() for one in best_match(x, y, closed=closed)] == [-0.5, 2]
 
 
 MATCHINGS = {

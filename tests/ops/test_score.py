@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops import score
 from vlmcompress.ops.score import (
     attention_received,
     attention_received_packed,
@@ -71,13 +72,13 @@ def test_received_is_the_column_mean_whatever_the_block(tokens, max_bytes):
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the number of values of the largest tensor that was made."""
+    """Remembers the number of values of the largest float32 tensor that was made."""
 
     values = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor):
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
             self.values = max(self.values, out.numel())
         return out
 
@@ -160,6 +161,51 @@ def test_neighbouring_query_heads_share_a_key_head(groups):
     torch.testing.assert_close(rows, brute(q, repeated).float())
     batch = attention_rows(torch.stack([q, k]), torch.stack([k, q])[:, :groups], SCALING)
     assert (batch[0] - rows).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_blocks_of_heads_make_no_difference(groups, rows, dtype, monkeypatch):
+    q, k = pair(2, 6, 9, 4, dtype=dtype)
+    q, k = q[:, :, :rows], k[:, :groups]
+    whole = attention_rows(q, k, SCALING)
+    assert whole.shape == (2, 6, rows, 9)
+    monkeypatch.setattr(score, "_CACHED_BYTES", 1)
+    torch.testing.assert_close(attention_rows(q, k, SCALING), whole)
+    for i, j in ((0, 0), (1, 5)) if rows else ():
+        alone = attention_rows(q[i, j : j + 1], k[i, j * groups // 6][None], SCALING)
+        torch.testing.assert_close(alone[0], whole[i, j])
+
+
+def test_the_mean_is_over_heads():
+    q, k = pair(2, 6, 5, 4)
+    each = attention_rows(q, k, SCALING)
+    torch.testing.assert_close(attention_rows(q, k, SCALING, mean=True), each.mean(1))
+    assert (each - each.mean(1, keepdim=True)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_row_that_may_attend_to_nothing_is_nan(rows):
+    q, k = pair(3, rows, 4)[0], pair(3, 7, 4)[1]
+    seen = torch.ones(rows, 7, dtype=torch.bool)
+    seen[0] = False
+    found = attention_rows(q, k, SCALING, seen)
+    assert found[:, 0].isnan().all()
+    assert found[:, 1:].isfinite().all()
+
+
+def test_keys_in_half_precision_are_copied_head_by_head():
+    q, k = pair(8, 1, 64)[0], pair(8, 32768, 64, dtype=torch.bfloat16)[1]
+    with Largest() as largest:
+        attention_rows(q.bfloat16(), k, SCALING)
+    assert largest.values == 32768 * 64
+
+
+def test_scores_carry_no_gradient():
+    q, k = (x.requires_grad_() for x in pair(3, 7, 4))
+    assert not attention_rows(q, k, SCALING).requires_grad
+    assert not propagate(q, k, SCALING, torch.ones(7)).requires_grad
 
 
 def brute_propagate(q, k, mass, allowed, temperature):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops import select
+from vlmcompress.ops import farthest, select
 from vlmcompress.ops.select import farthest_point, top_k
 
 
@@ -189,9 +189,8 @@ def test_a_batch_is_worked_off_in_pieces_that_fit():
 def test_with_and_without_the_matrix_keep_the_same_tokens(seed, monkeypatch):
     features = normal(300, 64, seed=seed) + 2 * normal(1, 64)
     expected = farthest_point(features, 60)
-    # Seven rows at a time: several blocks, the last one incomplete.
-    monkeypatch.setattr(select, "_Matrix", None)
-    assert torch.equal(farthest_point(features, 60, max_bytes=7 * 4 * 300), expected)
+    monkeypatch.setattr(select, "_dense", None)
+    assert torch.equal(farthest_point(features, 60, max_bytes=4 * 300**2 - 1), expected)
     with pytest.raises(TypeError):
         farthest_point(features, 60)
 
@@ -205,6 +204,62 @@ def test_half_precision_picks_are_those_of_the_same_numbers_in_float32(max_bytes
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = farthest_point(features.float(), 30, order="picked", max_bytes=max_bytes)
     assert torch.equal(found, expected)
+
+
+def exact_picks(rows, count):
+    """The definition for rows of 1 and -1, whose products are whole numbers."""
+    products = rows.long() @ rows.long().T
+    others = products - 1000 * torch.eye(len(rows), dtype=torch.long)
+    picked = [int(others.amax(1).argmin())]
+    while len(picked) < count:
+        near = products[picked].amax(0)
+        near[picked] = 1000
+        picked.append(int(near.argmin()))
+    return picked
+
+
+@pytest.mark.parametrize("width", [4, 16, 64])
+@pytest.mark.parametrize("tokens", [65, 200, 600, 1100])
+def test_many_exact_ties_go_to_the_lowest_index(tokens, width):
+    """Long enough for every block, refill and row that is left alone for a while."""
+    rows = normal(tokens, width, seed=width).sign()
+    count = tokens // 3
+    expected = exact_picks(rows, count)
+    for path in (select._sparse, lambda rows, count: select._dense(rows[None], count)[0]):
+        assert path(rows, count).tolist() == expected
+    assert expected != sorted(expected)
+
+
+def test_rows_that_cannot_be_picked_are_left_alone(monkeypatch):
+    """Near copies beside each other rule out all but the few rows without one."""
+    rows = normal(500, 64).repeat_interleave(4, 0) + 0.01 * normal(2000, 64, seed=1)
+    rows[::400] = normal(5, 64, seed=2)
+    compared, compare = [], farthest._compare
+
+    def counted(unit, rows, near, limit):
+        compared.append(len(rows))
+        return compare(unit, rows, near, limit)
+
+    monkeypatch.setattr(farthest, "_compare", counted)
+    found = select._sparse(rows, 40)
+    assert torch.equal(found, select._dense(rows[None], 40)[0])
+    assert sum(compared) <= 2 * 128
+    # Copies far apart are found by what was compared with them.
+    compared.clear()
+    select._sparse(rows[torch.randperm(2000, generator=torch.Generator().manual_seed(0))], 1)
+    assert sum(compared) <= 5 * 128
+    # Where all are equal the first one is enough.
+    compared.clear()
+    assert select._sparse(torch.ones(2000, 4), 3).tolist() == [0, 1, 2]
+    assert len(compared) == 1
+
+
+def test_zeros_wait_on_the_long_way_too():
+    rows = normal(900, 16)
+    rows[::3] = 0
+    found = select._sparse(rows, 700).tolist()
+    assert found == select._dense(rows[None], 700)[0].tolist()
+    assert found[600:] == list(range(0, 300, 3))
 
 
 def test_gradients_and_strides_are_no_obstacle():

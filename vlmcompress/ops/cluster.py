@@ -61,18 +61,19 @@ def soft_cluster(
     reach = window // 2
     rows = (row[:, None] - torch.arange(a, device=x.device)).abs() <= reach
     columns = (column[:, None] - torch.arange(b, device=x.device)).abs() <= reach
-    near = (rows[:, None, :, None] & columns[None, :, None, :]).reshape(h * w, a * b)
+    far = ~(rows[:, None, :, None] & columns[None, :, None, :]).reshape(h * w, a * b)
     centres = adaptive_avg_pool2d(x.mT.unflatten(-1, (h, w)), (a, b)).flatten(2).mT  # type: ignore[no-untyped-call]
     with torch.autocast(x.device.type, enabled=False):
+        lengths, twice = x.square().sum(-1, keepdim=True), 2 * x
         for _ in range(iterations):
-            logits = -temperature * _squares(x, centres)
-            shares = logits.masked_fill(~near, -torch.inf).softmax(-1).mT
+            logits = _squares(lengths, twice, centres).mul_(-temperature)
+            shares = logits.masked_fill_(far, -torch.inf).softmax(-1).mT
             total = shares.sum(-1, keepdim=True)
             means = shares @ x / total.clamp_min(1e-16)
             centres = torch.where(total >= 1e-16, means, centres)
-        distances = _squares(x, centres)
+        distances = _squares(lengths, twice, centres)
     home = (row[:, None] * b + column).flatten()
-    return centres + middle, torch.stack([_labels(frame, home) for frame in distances])
+    return centres + middle, _labels(distances, home)
 
 
 def rebuild_weights(
@@ -107,7 +108,8 @@ def rebuild_weights(
     """
     x, centres = finite(before), finite(centres)
     with torch.autocast(x.device.type, enabled=False):
-        distances, index = _squares(x, centres).sort(dim=-1, stable=True)
+        squares = _squares(x.square().sum(-1, keepdim=True), 2 * x, centres)
+        distances, index = squares.sort(dim=-1, stable=True)
     # A softmax, so that weights far away from all centres do not vanish together.
     weights = (-temperature * distances[:, :nearest]).softmax(-1)
     if norm == "l2":
@@ -119,19 +121,25 @@ def _homes(size: int, parts: int, device: torch.device) -> Tensor:
     return torch.arange(size, device=device) * parts // size
 
 
-def _squares(x: Tensor, centres: Tensor) -> Tensor:
-    """[..., n, K] squared distances."""
-    lengths = x.square().sum(-1)[..., None] + centres.square().sum(-1)[..., None, :]
-    return (lengths - 2 * x @ centres.mT).clamp_min(0)
+def _squares(lengths: Tensor, twice: Tensor, centres: Tensor) -> Tensor:
+    """[..., n, K] squared distances of points, of squared lengths [..., n, 1] and twice as long."""
+    sums = lengths + centres.square().sum(-1)[..., None, :]
+    return sums.sub_(twice @ centres.mT).clamp_min_(0)
 
 
 def _labels(distances: Tensor, home: Tensor) -> Tensor:
-    """[n] the nearest of K centres, every centre taken; `distances` [n, K], `home` [n]."""
-    labels, cells = distances.argmin(-1), distances.shape[1]
-    empty = torch.bincount(labels, minlength=cells) == 0
-    for cell in empty.nonzero()[:, 0]:
-        spare = torch.bincount(labels, minlength=cells)[labels] > 1
+    """[B, n] the nearest of K centres, every centre taken; `distances` [B, n, K], `home` [n]."""
+    labels = distances.argmin(-1)
+    sizes = torch.zeros_like(distances[:, 0], dtype=torch.long)
+    sizes.scatter_add_(1, labels, torch.ones_like(labels))
+    # Which are empty depends on the content: the only wait for the device.
+    for frame, cell in (sizes == 0).nonzero().tolist():
+        own, count = labels[frame], sizes[frame]
+        spare = count.gather(0, own) > 1
         mine = spare & (home == cell)
         able = torch.where(mine.any(), mine, spare)
-        labels[distances[:, cell].masked_fill(~able, torch.inf).argmin()] = cell
+        taken = distances[frame, :, cell].masked_fill(~able, torch.inf).argmin(-1, keepdim=True)
+        count.scatter_add_(0, own.gather(0, taken), torch.full_like(taken, -1))
+        own.scatter_(0, taken, cell)
+        count[cell] = 1
     return labels

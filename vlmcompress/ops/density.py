@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.places import ranks
 from vlmcompress.ops.similarity import unit_rows
 
 _DUPLICATE = 1e-5
@@ -38,20 +39,20 @@ def density_peaks(rows: Tensor, neighbours: int = 4) -> Tensor:
         # About their mean, where less cancels. What rounding leaves between duplicates goes.
         rows = rows - rows.mean(dim=0)
         squares = rows.square().sum(dim=-1)
-        sums = squares[:, None] + squares
-        if not bool(sums.isfinite().all()):
+        if not bool((squares + squares.amax()).isfinite().all()):
             raise VLMCompressError("density peaks need finite rows, got NaN, infinite or too large")
-        apart = sums - 2 * rows @ rows.T
-    apart = torch.where(apart > _DUPLICATE * sums, apart / rows.shape[-1], 0.0).sqrt()
-    apart.fill_diagonal_(0)
-    count = len(rows)
-    nearest = apart.sort(dim=-1).values[:, : min(neighbours, count)]
-    log_rho = -nearest.square().mean(dim=-1)
-    earlier = torch.ones(count, count, dtype=torch.bool, device=rows.device).tril(-1)
-    denser = (log_rho > log_rho[:, None]) | ((log_rho == log_rho[:, None]) & earlier)
-    delta = torch.where(denser, apart, torch.inf).amin(dim=-1)
-    delta = torch.where(denser.any(dim=-1), delta, apart.max())
-    return log_rho + delta.log()
+        sums = squares[:, None] + squares
+        apart = torch.sub(sums, 2 * rows @ rows.T).fill_diagonal_(0)
+    apart.masked_fill_(apart <= sums.mul_(_DUPLICATE), 0)
+    # Roots and quotients rise with the squares: they are taken of those that are looked at.
+    count, width = len(rows), rows.shape[-1]
+    nearest = apart.topk(min(neighbours, count), dim=-1, largest=False).values
+    log_rho = -(nearest / width).sqrt().square().mean(dim=-1)
+    rank = ranks(log_rho)
+    largest = apart.max()
+    apart.masked_fill_(rank <= rank[:, None], torch.inf)
+    delta = torch.where(rank < count - 1, apart.amin(dim=-1), largest)
+    return log_rho + (delta / width).sqrt().log()
 
 
 def absorb(rows: Tensor, anchors: Tensor, beta: float) -> tuple[Tensor, Tensor]:

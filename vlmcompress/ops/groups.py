@@ -6,11 +6,14 @@ Batches of B tiles with n tokens each, grouped by a matching of `vlmcompress.ops
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.backend import use_triton
 from vlmcompress.tokens import Reduction
 
 
@@ -24,32 +27,31 @@ class Groups:
     """K."""
 
     @classmethod
-    def of(cls, leader: Tensor, order: Tensor | None = None) -> Groups:
+    def of(cls, leader: Tensor, order: Tensor | None = None, count: int | None = None) -> Groups:
         """The groups of a matching.
 
         Args:
             leader: [B, n].
             order: [B, K] the leaders in the order of the outputs; by smallest member if None.
+            count: K, where the caller knows it: then nothing waits for the device.
 
         Raises:
             VLMCompressError: the tiles have different numbers of groups.
         """
         places = alone(leader)
-        if order is None:
-            first = torch.full_like(places, leader.shape[1])
-            first = first.scatter_reduce(1, leader, places, "amin").gather(1, leader)
-            rank = (first == places).cumsum(1) - 1
-            slot = rank.gather(1, first)
-            counts = rank[:, -1] + 1
-        else:
-            counts = torch.full_like(places[:, 0], order.shape[1])
+        if order is not None:
             slot = torch.zeros_like(places).scatter(1, order, alone(order)).gather(1, leader)
-        fewest, most = int(counts.min()), int(counts.max())
-        if fewest != most:
-            raise VLMCompressError(
-                f"all tiles must merge to the same number of tokens, got {fewest} to {most}"
-            )
-        return cls(slot, most)
+            return cls(slot, order.shape[1])
+        first = torch.full_like(places, leader.shape[1])
+        first = first.scatter_reduce(1, leader, places, "amin").gather(1, leader)
+        rank = (first == places).cumsum(1) - 1
+        if count is None:
+            fewest, count = (int(one) + 1 for one in rank[:, -1].aminmax())
+            if fewest != count:
+                raise VLMCompressError(
+                    f"all tiles must merge to the same number of tokens, got {fewest} to {count}"
+                )
+        return cls(rank.gather(1, first), count)
 
     @classmethod
     def single(cls, like: Tensor) -> Groups:
@@ -62,15 +64,9 @@ class Groups:
 
     def sum(self, values: Tensor) -> Tensor:
         """[B, K, ...] float32 sums of `values` [B, n, ...] over the members of each group."""
-        flat = self._flat()
-        # Unlike scattered additions this gives the same sums again on a GPU.
-        sums = torch.segment_reduce(
-            values.float().flatten(0, 1)[flat.argsort(stable=True)],
-            "sum",
-            lengths=torch.bincount(flat, minlength=len(values) * self.count),
-            axis=0,
-        )
-        return sums.reshape(len(values), self.count, *values.shape[2:])
+        shape = (len(values), self.count, *values.shape[2:])
+        rows = values.reshape(self.slot.numel(), -1)
+        return segment_sum(rows, *self._segments).reshape(shape)
 
     def mean(self, features: Tensor, weights: Tensor) -> Tensor:
         """[B, K, D] float32 means with weights; a token that is alone stays as it is, to the bit.
@@ -79,25 +75,63 @@ class Groups:
             features: [B, n, D] any floating dtype.
             weights: [B, n] positive.
         """
-        weights = weights.float()
-        shares = weights / self.sum(weights).gather(1, self.slot)
-        return self.sum(features.float() * shares[..., None])
+        members, offsets = self._segments
+        shares = (weights.float() / self.sum(weights).gather(1, self.slot)).flatten()[members]
+        means = segment_sum(features.flatten(0, 1), members, offsets, shares)
+        return means.view(len(features), self.count, -1)
 
     def reduction(self, features: Tensor) -> Reduction:
         """Outputs `features` [B, K, D] and their groups; the tiles are one after the other."""
-        flat = self._flat()
-        places = torch.arange(len(flat), device=flat.device)
-        first = places.new_full((len(features) * self.count,), len(flat))
-        order = first.scatter_reduce(0, flat, places, "amin").argsort()
-        flat = order.argsort()[flat]
-        ends = torch.bincount(flat, minlength=len(order)).cumsum(0)
-        offsets = torch.cat([ends.new_zeros(1), ends])
-        return Reduction(features.flatten(0, 1)[order], flat.argsort(stable=True), offsets)
+        members, offsets = self._segments
+        # Every output has a token, so the smallest member stands first.
+        order = members[offsets[:-1]].argsort()
+        slot = order.argsort()[self._flat]
+        return Reduction(features.flatten(0, 1)[order], *segments(slot, len(order)))
 
+    @cached_property
     def _flat(self) -> Tensor:
         """[B * n]: outputs counted through all tiles."""
         tiles = torch.arange(len(self.slot), device=self.slot.device)
         return (self.slot + self.count * tiles[:, None]).flatten()
+
+    @cached_property
+    def _segments(self) -> tuple[Tensor, Tensor]:
+        return segments(self._flat, len(self.slot) * self.count)
+
+
+def segments(slot: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Members and offsets, as in `Reduction`, of `count` outputs; `slot` [M] says each one's."""
+    ordered, members = slot.sort(stable=True)
+    return members, torch.searchsorted(ordered, torch.arange(count + 1, device=slot.device))
+
+
+def segment_sum(
+    values: Tensor, members: Tensor, offsets: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Weighted sums of rows, in the order of the members: the same bits on every run.
+
+    Args:
+        values: [N, D] any floating dtype; added up in float32.
+        members: [M] int64 rows of `values`.
+        offsets: [K + 1] int64, from 0 to M: output k is the sum of members offsets[k] to
+            offsets[k + 1].
+        weights: [M] float32, of members; 1 if None.
+
+    Returns:
+        [K, D] float32.
+    """
+    if use_triton("segment_sum", values):
+        from vlmcompress.ops._triton.merge import segment_sum as kernel
+
+        return kernel(values, members, offsets, weights)
+    return embedding_bag(
+        members,
+        values.float(),
+        offsets,
+        mode="sum",
+        per_sample_weights=weights,
+        include_last_offset=True,
+    )
 
 
 def reduce(features: Tensor, leader: Tensor, weights: Tensor) -> tuple[Tensor, Groups]:

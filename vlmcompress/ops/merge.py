@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import elu
+from torch.nn.functional import elu_
 
+from vlmcompress.ops.backend import use_triton
+from vlmcompress.ops.gather import take
 from vlmcompress.ops.groups import alone
-from vlmcompress.ops.select import MATRIX_BYTES
-from vlmcompress.ops.similarity import unit_rows
+from vlmcompress.ops.similarity import MATRIX_BYTES, unit_rows
 
 
 def bipartite(metric: Tensor, remove: int, protected: int = 0) -> Tensor:
@@ -50,7 +51,7 @@ def ranked_bipartite(metric: Tensor, remove: int, protected: int = 0) -> tuple[T
     if not remove:
         return leader, leader
     even, odd = _sides(protected)
-    similarity, found = _best(unit[:, even::2], unit[:, odd::2])
+    similarity, found = best_match(unit[:, even::2], unit[:, odd::2])
     rank = even + 2 * similarity.sort(dim=-1, descending=True, stable=True).indices
     # In the order of `rank`, the destination of each source.
     found = odd + 2 * found.gather(1, (rank - even) // 2)
@@ -75,7 +76,7 @@ def energy(metric: Tensor, margin: float) -> Tensor:
         unit = unit_rows(metric)
         size = _rows(unit.shape[1])
         blocks = [
-            elu(unit[:, start : start + size] @ unit.transpose(1, 2) - margin).mean(-1)
+            elu_((unit[:, start : start + size] @ unit.transpose(1, 2)).sub_(margin)).mean(-1)
             for start in range(0, unit.shape[1], size)
         ]
     return torch.cat(blocks, dim=1)
@@ -102,7 +103,7 @@ def energy_matching(metric: Tensor, remove: int, margin: float, protected: int =
         return leader
     order = energy(unit[:, protected:], margin).sort(dim=-1, descending=True, stable=True).indices
     sources, destinations = (order[:, side : 2 * remove : 2] + protected for side in (0, 1))
-    _, found = _best(_rows_of(unit, sources), _rows_of(unit, destinations))
+    _, found = best_match(take(unit, sources), take(unit, destinations))
     return leader.scatter(1, sources, destinations.gather(1, found))
 
 
@@ -149,12 +150,12 @@ def three_factor(
     gone = torch.zeros_like(strengths[0], dtype=torch.bool)
     first = remove // 2 if both_ways else remove
     if first:
-        weight, found = _best(*sides, strengths, similar)
+        weight, found = best_match(*sides, strengths, similar)
         merged = weight.sort(dim=-1, descending=True, stable=True).indices[:, :first]
         leader = leader.scatter(1, even + 2 * merged, odd + 2 * found.gather(1, merged))
         gone = gone.scatter(1, merged, True)
     if remove > first:
-        weight, found = _best(*sides[::-1], strengths[::-1], similar, closed=gone)
+        weight, found = best_match(*sides[::-1], strengths[::-1], similar, closed=gone)
         merged = weight.sort(dim=-1, descending=True, stable=True).indices[:, : remove - first]
         leader = leader.scatter(1, odd + 2 * merged, even + 2 * found.gather(1, merged))
     return leader.gather(1, leader)
@@ -170,28 +171,43 @@ def positive(values: Tensor) -> Tensor:
     return torch.where(top > 0, values / top, 1.0).clamp_min(1e-12)
 
 
-def _best(
+def best_match(
     rows: Tensor,
     columns: Tensor,
     strengths: tuple[Tensor, Tensor] | None = None,
     power: float = 1.0,
     closed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """[B, R] the highest weight of each row and [B, R] its column, in blocks of rows.
+    """The heaviest column of each row, without a matrix of all weights where that is large.
 
-    The weight is the cosine, or with `strengths` of rows and columns that of `three_factor`.
+    Args:
+        rows: [B, R, d] float32, at length 1.
+        columns: [B, C, d] likewise.
+        strengths: [B, R] and [B, C] float32; the weight of a pair is then ((cos + 1) / 2)^power
+            times both, else the cosine.
+        power: see `strengths`.
+        closed: [B, C] bool: columns that no row may have.
+
+    Returns:
+        [B, R] float32 weights and [B, R] int64 columns; ties go to the lowest.
     """
+    if use_triton("best_match", rows, columns):
+        from vlmcompress.ops._triton.merge import best_match as kernel
+
+        return kernel(rows, columns, strengths, power, closed)
     weights, found = [], []
     size = _rows(columns.shape[1])
     with torch.autocast(rows.device.type, enabled=False):
         for start in range(0, rows.shape[1], size):
             block = rows[:, start : start + size] @ columns.transpose(1, 2)
             if strengths is not None:
-                block = ((block + 1) / 2).clamp_min(0) ** power
-                block = block * strengths[0][:, start : start + size, None]
-                block = block * strengths[1][:, None]
+                block.add_(1).div_(2).clamp_min_(0)
+                if power != 1:  # the default, for which a power is most of the work
+                    block.pow_(power)
+                block.mul_(strengths[0][:, start : start + size, None])
+                block.mul_(strengths[1][:, None])
             if closed is not None:
-                block = block.masked_fill(closed[:, None], -torch.inf)
+                block.masked_fill_(closed[:, None], -torch.inf)
             best = block.max(dim=-1)
             weights.append(best.values)
             found.append(best.indices)
@@ -201,10 +217,6 @@ def _best(
 def _rows(columns: int) -> int:
     """Rows of a matrix of cosines that are computed together."""
     return max(1, MATRIX_BYTES // (4 * columns))
-
-
-def _rows_of(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _possible(remove: int, tokens: int) -> int:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool3d
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.backend import use_triton
 from vlmcompress.ops.finite import finite
+from vlmcompress.ops.groups import segment_sum
 from vlmcompress.tokens import Grid, Reduction
-
-_BYTES = 64 * 2**20
-"""Working memory of `strided` for the tokens of windows."""
 
 
 def window(features: Tensor, grid: Grid, shape: tuple[int, ...]) -> Reduction:
@@ -41,21 +40,11 @@ def window(features: Tensor, grid: Grid, shape: tuple[int, ...]) -> Reduction:
         raise VLMCompressError(
             f"cannot make {'x'.join(map(str, shape))} windows on a grid of {grid}"
         )
-    volume = finite(features).reshape(grid.t, grid.h, grid.w, -1).movedim(-1, 0)
-    means = adaptive_avg_pool3d(volume, (s, a, b)).movedim(0, -1).flatten(0, 2)
-    members, offsets = [], [0]
-    for frames in _spans(grid.t, s):
-        for rows in _spans(grid.h, a):
-            for columns in _spans(grid.w, b):
-                members += [
-                    (t * grid.h + r) * grid.w + c for t in frames for r in rows for c in columns
-                ]
-                offsets.append(len(members))
-    return Reduction(
-        means.to(features.dtype),
-        features.new_tensor(members, dtype=torch.long),
-        features.new_tensor(offsets, dtype=torch.long),
-    )
+    spans = [
+        _adaptive(*axis, features.device)
+        for axis in zip((grid.t, grid.h, grid.w), (s, a, b), strict=True)
+    ]
+    return _pooled(features, grid, spans, None)
 
 
 def geometry(
@@ -122,32 +111,68 @@ def strided(
                 f"{output} windows of {kernel}, {stride} apart, do not fit {size} tokens of a grid "
                 f"of {grid}"
             )
-    t, h, w = (
-        torch.arange(o, device=features.device)[:, None] * s
-        + torch.arange(k, device=features.device)
-        for k, s, o in axes
-    )
-    rows = t[:, None, None, :, None, None] * grid.h + h[None, :, None, None, :, None]
-    index = (rows * grid.w + w[None, None, :, None, None, :]).flatten(3).flatten(0, 2)
-    x, size = finite(features), index.shape[1]
-    if scores is None:
-        weights = torch.full(index.shape, 1 / size, device=x.device)
+    spans = []
+    for kernel, stride, output in axes:
+        starts = torch.arange(output, device=features.device) * stride
+        spans.append(_Spans(starts, torch.full_like(starts, kernel), kernel * output))
+    return _pooled(features, grid, spans, scores)
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """What the windows cover of one axis."""
+
+    starts: Tensor
+    """[P] int64."""
+    sizes: Tensor
+    """[P] int64, at least 1."""
+    total: int
+    """Sum of the sizes, known without asking the device."""
+
+
+def _adaptive(size: int, parts: int, device: torch.device) -> _Spans:
+    places = torch.arange(parts, device=device)
+    starts = places * size // parts
+    total = sum(-(-(i + 1) * size // parts) - i * size // parts for i in range(parts))
+    return _Spans(starts, -(-(places + 1) * size // parts) - starts, total)
+
+
+def _pooled(
+    features: Tensor, grid: Grid, spans: Sequence[_Spans], scores: Tensor | None
+) -> Reduction:
+    """Windows of all axes with each other; with `scores` all are of one size."""
+    x = finite(features)
+    members, offsets = _groups(grid, spans)
+    if use_triton("pool", x):
+        from vlmcompress.ops._triton.pool import pool as kernel
+
+        bounds = [torch.stack([axis.starts, axis.sizes], 1) for axis in spans]
+        pooled = kernel(features.detach(), grid, bounds, scores)
+    elif scores is None:
+        pooled = segment_sum(x, members, offsets) / offsets.diff()[:, None]
     else:
-        weights = scores.float()[index].softmax(-1)
-    step = max(1, _BYTES // (4 * size * x.shape[1]))
-    with torch.autocast(x.device.type, enabled=False):
-        pooled = [
-            (weights[i : i + step, None] @ x[index[i : i + step]])[:, 0]
-            for i in range(0, len(index), step)
-        ]
-    offsets = torch.arange(len(index) + 1, device=x.device) * size
-    return Reduction(torch.cat(pooled).to(features.dtype), index.flatten(), offsets)
+        weights = scores.float()[members].view(len(offsets) - 1, -1).softmax(-1).flatten()
+        pooled = segment_sum(x, members, offsets, weights)
+    return Reduction(pooled.to(features.dtype), members, offsets)
+
+
+def _groups(grid: Grid, spans: Sequence[_Spans]) -> tuple[Tensor, Tensor]:
+    """Members and offsets of all windows, as in `Reduction`."""
+    t, h, w = spans
+    sizes = (t.sizes[:, None, None] * h.sizes[:, None] * w.sizes).flatten()
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    windows, total = torch.arange(len(sizes), device=sizes.device), t.total * h.total * w.total
+    # Of each member: its window, that window's place on each axis, and its own in the window.
+    window = windows.repeat_interleave(sizes, output_size=total)
+    i, j, k = window // (len(h.sizes) * len(w.sizes)), window // len(w.sizes), window % len(w.sizes)
+    j = j % len(h.sizes)
+    place = torch.arange(total, device=sizes.device) - offsets[window]
+    line, column = place // w.sizes[k], place % w.sizes[k]
+    frame, row = line // h.sizes[j], line % h.sizes[j]
+    rows = (t.starts[i] + frame) * grid.h + h.starts[j] + row
+    return rows * grid.w + w.starts[k] + column, offsets
 
 
 def _check(features: Tensor, grid: Grid) -> None:
     if len(features) != len(grid):
         raise VLMCompressError(f"{len(features)} features do not fit a grid of {grid}")
-
-
-def _spans(size: int, parts: int) -> list[range]:
-    return [range(i * size // parts, -(-(i + 1) * size // parts)) for i in range(parts)]

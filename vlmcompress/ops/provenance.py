@@ -17,9 +17,8 @@ def grouped(made: Tensor, into: Tensor) -> Reduction:
     """
     members = (into >= 0).nonzero()[:, 0]
     into = into[members]
-    first = torch.full((len(made),), len(made), device=into.device)
-    place = first.scatter_reduce(0, into, members, "amin")[into]
-    order = place.argsort(stable=True)
-    sizes = place.bincount()
-    offsets = torch.cat([sizes.new_zeros(1), sizes[sizes > 0].cumsum(0)])
-    return Reduction(made[into[order][offsets[:-1]]], members[order], offsets)
+    first = into.new_full((len(made),), len(made)).scatter_reduce(0, into, members, "amin")
+    place, order = first[into].sort(stable=True)
+    heads = (first[into] == members).nonzero()[:, 0]
+    offsets = torch.searchsorted(place, torch.cat([members[heads], into.new_tensor([len(made)])]))
+    return Reduction(made[into[heads]], members[order], offsets)

@@ -9,32 +9,49 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.backend import use_triton
 
 MAX_BYTES = 64 * 2**20
 """Working memory of `attention_received` and `propagate`: one block of attention rows."""
 
+_CACHED_BYTES = 4 * 2**20
+# A block that a CPU need not fetch back from main memory; larger ones take 2 to 4 times as long.
 
-def attention_rows(q: Tensor, k: Tensor, scaling: float, seen: Tensor | None = None) -> Tensor:
-    """Softmax attention of some queries.
+
+def attention_rows(
+    q: Tensor, k: Tensor, scaling: float, seen: Tensor | None = None, *, mean: bool = False
+) -> Tensor:
+    """Softmax attention of some queries, without gradients.
 
     Args:
         q: [..., H, R, d] queries, any floating dtype; the softmax is float32 (also under autocast).
         k: [..., Hkv, N, d] keys; the H query heads share them in Hkv groups of neighbours.
         scaling: factor of q @ k before the softmax.
-        seen: bool, broadcast to [..., H, R, N]: what may be attended to; None for everything. A row
+        seen: bool [R, N], or broadcast to it: what may be attended to; None for everything. A row
             that may attend to nothing is NaN.
+        mean: over the heads.
 
     Returns:
-        [..., H, R, N] float32.
+        [..., H, R, N] float32, with `mean` [..., R, N].
     """
-    with torch.autocast(q.device.type, enabled=False):
-        # The heads of a group side by side, so that their key head is not repeated.
-        grouped = q.float().reshape(*k.shape[:-2], -1, q.shape[-1])
-        logits = grouped @ k.float().transpose(-1, -2) * scaling
-        logits = logits.view(*q.shape[:-1], k.shape[-2])
-    if seen is not None:
-        logits = logits.masked_fill(~seen, float("-inf"))
-    return logits.softmax(-1)
+    *batch, heads, rows, width = q.shape
+    *_, shared, tokens, _ = k.shape
+    if use_triton("attention_rows", q, k):
+        from vlmcompress.ops._triton.score import attention_rows as kernel
+
+        return kernel(q.detach(), k.detach(), scaling, seen, mean=mean)
+    # The heads of a group side by side, so that their key head is not repeated.
+    count = math.prod(batch) * shared
+    grouped = q.detach().reshape(count, heads // shared, rows, width)
+    k = k.detach().reshape(count, tokens, width)
+    found = q.new_empty(*grouped.shape[:-1], tokens, dtype=torch.float32)
+    copied = 0 if k.dtype == torch.float32 else width
+    step = max(1, _block(q, MAX_BYTES) // (4 * tokens * max(copied, heads // shared * rows, 1)))
+    for start in range(0, count, step):
+        own = slice(start, start + step)
+        _weights(grouped[own], k[own], scaling, seen, out=found[own])
+    found = found.view(*batch, heads, rows, tokens)
+    return found.mean(-3) if mean else found
 
 
 def attention_received(
@@ -60,17 +77,32 @@ def attention_received(
     Returns:
         [..., N] float32; sums to 1 over the valid tokens.
     """
-    *batch, heads, tokens, _ = q.shape
-    q, k = q.detach(), k.detach().float()
-    rows = max(1, max_bytes // max(1, 4 * math.prod(batch) * heads * tokens))
-    seen = None if valid is None else valid[..., None, None, :]
-    total = torch.zeros(*batch, tokens, device=q.device)
-    for start in range(0, tokens, rows):
-        weights = attention_rows(q[..., start : start + rows, :], k, scaling, seen)
-        if valid is not None:
-            weights = weights * valid[..., None, start : start + rows, None]
-        total += weights.sum(dim=(-3, -2))
-    queries = tokens if valid is None else valid.sum(-1, keepdim=True)
+    *batch, heads, tokens, width = q.shape
+    q, k = (x.detach().reshape(-1, tokens, width) for x in (q, k))
+    if valid is not None:
+        valid = valid.reshape(-1, 1, tokens).expand(-1, heads, -1).reshape(len(q), tokens)
+    if use_triton("attention_received", q, k):
+        from vlmcompress.ops._triton.score import attention_received as kernel
+
+        return kernel(q, k, scaling, [tokens], valid).view(*batch, heads, tokens).mean(-2)
+    block = _block(q, max_bytes)
+    rows = max(1, min(tokens, block // (4 * tokens)))
+    step = max(1, block // (4 * tokens * rows))
+    total = q.new_zeros(len(q), tokens, dtype=torch.float32)
+    for first in range(0, len(q), step):
+        own = slice(first, first + step)
+        keys, open_ = k[own].float(), None if valid is None else valid[own]
+        seen = None if open_ is None else open_[:, None, None]
+        for start in range(0, tokens, rows):
+            some = slice(start, start + rows)
+            weights = _weights(q[own, None, some], keys, scaling, seen)[:, 0]
+            if open_ is not None:
+                weights *= open_[:, some, None]
+            total[own] += weights.sum(-2)
+    total = total.view(*batch, heads, tokens).sum(-2)
+    queries = (
+        tokens if valid is None else valid.view(*batch, heads, tokens)[..., 0, :].sum(-1, True)
+    )
     return total / (heads * queries)
 
 
@@ -97,9 +129,13 @@ def attention_received_packed(
     """
     if sum(lengths) != q.shape[1]:
         raise VLMCompressError(f"sequences of {sum(lengths)} tokens do not fit {q.shape[1]} keys")
+    if use_triton("attention_received", q, k):
+        from vlmcompress.ops._triton.score import attention_received as kernel
+
+        return kernel(q.detach(), k.detach(), scaling, lengths, None).mean(0)
     each = torch.tensor(lengths)
     starts = each.cumsum(0) - each
-    received = torch.empty(q.shape[1], device=q.device)
+    received = q.new_empty(q.shape[1], dtype=torch.float32)
     for length in sorted(set(lengths)):
         # Sequences of one length go together: windows are many and mostly alike.
         places = (starts[each == length, None] + torch.arange(length)).to(q.device)
@@ -136,17 +172,50 @@ def propagate(
     Returns:
         [H, N] float32.
     """
-    heads, queries, _ = q.shape
-    q, k = q.detach(), k.detach().float()
-    mass = mass.detach().float().expand(heads, queries)
-    rows = max(1, max_bytes // max(1, 4 * heads * k.shape[-2]))
-    total = torch.zeros(heads, k.shape[-2], device=q.device)
+    (heads, queries, width), (shared, tokens, _) = q.shape, k.shape
+    grouped = q.detach().view(shared, heads // shared, queries, width)
+    k = k.detach().float()
+    mass = mass.detach().float().expand(heads, queries).view(grouped.shape[:-1])
+    block = _block(q, max_bytes)
+    rows = max(1, min(queries, block // (4 * heads // shared * tokens)))
+    step = max(1, block // (4 * heads // shared * tokens * rows))
+    total = q.new_zeros(*grouped.shape[:2], tokens, dtype=torch.float32)
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
         allowed = None if seen is None else seen(start, stop)
-        weights = attention_rows(q[:, start:stop], k, scaling / temperature, allowed)
+        some = mass[..., start:stop]
         if allowed is not None:
-            weights = weights.masked_fill(~allowed.any(-1, keepdim=True), 0)
-        with torch.autocast(q.device.type, enabled=False):
-            total += torch.einsum("hr,hrn->hn", mass[:, start:stop], weights)
-    return total
+            blind = ~allowed.any(-1)
+            some, allowed = some.masked_fill(blind, 0), allowed | blind[:, None]
+        for first in range(0, shared, step):
+            own = slice(first, first + step)
+            weights = _weights(grouped[own, :, start:stop], k[own], scaling / temperature, allowed)
+            total[own] += _product(some[own, :, None], weights)[:, :, 0]
+    return total.flatten(0, 1)
+
+
+def _block(like: Tensor, max_bytes: int) -> int:
+    """Bytes of logits that are best computed together."""
+    return min(max_bytes, _CACHED_BYTES) if like.device.type == "cpu" else max_bytes
+
+
+def _weights(
+    q: Tensor, k: Tensor, scaling: float, seen: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """[h, G, R, N] float32 softmax of queries [h, G, R, d] over keys [h, N, d], each head alone."""
+    flat = (q.float() * scaling).flatten(1, 2)
+    k = k.float()
+    if flat.shape[1] == 1:  # as a product with a vector, several times faster on a CPU
+        logits = _product(k, flat.transpose(1, 2)).transpose(1, 2)
+    else:
+        logits = _product(flat, k.transpose(1, 2))
+    logits = logits.view(*q.shape[:-1], k.shape[1])
+    if seen is not None:
+        logits.masked_fill_(~seen, float("-inf"))
+    return torch.softmax(logits, -1, out=out)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32, also under autocast."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b

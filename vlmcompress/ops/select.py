@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops.similarity import unit_rows
+from vlmcompress.ops.backend import use_triton
+from vlmcompress.ops.farthest import farthest
+from vlmcompress.ops.later import expect
+from vlmcompress.ops.similarity import (
+    MATRIX_BYTES,
+    Cosines,
+    check_norms,
+    directions,
+    self_cosines,
+    unit_rows,
+)
 
-MATRIX_BYTES = 256 * 2**20
-"""Working memory of `farthest_point` and `max_sum`: a distance matrix of up to 8192 tokens."""
-
-_ROWS = 1024
-# Below every cosine distance, above -inf: rows without a direction wait until all others are taken.
-_LAST = -3.0
+# Above every cosine, below +inf: rows without a direction wait until all others are taken.
+_LAST = 3.0
+# Up to this many tokens a CPU computes all distances faster than it finds out which ones matter.
+_SMALL = 768
 
 
 def top_k(scores: Tensor, count: int) -> Tensor:
@@ -35,13 +43,17 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     if scores.shape[-1] == 0:
         raise VLMCompressError("top_k needs at least one score, got none")
     scores = scores.detach().float()
-    if bool(scores.isnan().any()):
-        raise VLMCompressError(
-            f"top_k cannot rank NaN: {int(scores.isnan().sum())} of {scores.numel()} scores are NaN"
-        )
     # torch.topk leaves the order of ties open; a stable sort does not.
-    order = scores.sort(dim=-1, descending=True, stable=True).indices
-    return order[..., : _clamp(count, scores.shape[-1])].sort(dim=-1).values
+    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+    found = order[..., : _clamp(count, scores.shape[-1])].sort(dim=-1).values
+    # NaN sorts before everything. Asked last: a device has all its work by then.
+    expect(
+        ~ordered[..., 0].isnan().any(),
+        lambda: VLMCompressError(
+            f"top_k cannot rank NaN: {int(scores.isnan().sum())} of {scores.numel()} scores are NaN"
+        ),
+    )
+    return found
 
 
 def farthest_point(
@@ -58,14 +70,15 @@ def farthest_point(
     direction: it is nobody's neighbour and is picked after all other rows, lowest index first.
     Every image of a batch gives exactly the picks that it gives alone.
 
-    Where N x N float32 fits `max_bytes` the distances are computed once; beyond it row by row, in
-    O(N) memory. The two round differently: picks may differ where distances tie within 1e-7.
+    All distances are computed once where N x N float32 fits `max_bytes`, on a CPU only for few
+    rows; else only those that can decide a pick, in blocks. The two round differently: picks may
+    differ where distances tie within 1e-7.
 
     Args:
         features: [..., N, D] any dtype, compared in float32 (also under autocast).
         count: how many to pick, clamped to [1, N].
         order: "picked", or "raster" for ascending indices.
-        max_bytes: working memory for distances.
+        max_bytes: memory for distances.
 
     Returns:
         [..., count] int64.
@@ -80,18 +93,20 @@ def farthest_point(
         raise VLMCompressError("farthest_point needs at least one row, got none")
     count = _clamp(count, tokens)
     images = features.detach().reshape(math.prod(batch), tokens, width)
-    rows = max(1, min(_ROWS, max_bytes // (4 * tokens)))
     # The size of one image decides, not of the batch: a batch must equal its members.
     together = max_bytes // (4 * tokens * tokens)
-    distances: type[_Matrix] | type[_Rows] = _Matrix if together else _Rows
-    step = together or 1
-    picks = [torch.empty(0, count, dtype=torch.long, device=features.device)]
     with torch.autocast(features.device.type, enabled=False):
-        for start in range(0, len(images), step):
-            # Image by image: batched norms and products may round differently.
-            unit = [unit_rows(image) for image in images[start : start + step]]
-            picks.append(_greedy(distances(unit), unit, count, rows))
-    found = torch.cat(picks).reshape(*batch, count)
+        if len(images) == 0:
+            found = torch.empty(0, count, dtype=torch.long, device=features.device)
+        elif together and use_triton("farthest_point", images):
+            from vlmcompress.ops._triton.select import farthest_point as kernel
+
+            found = torch.cat([kernel(some, count) for some in torch.split(images, together)])
+        elif together and (tokens <= _SMALL or not images.is_cpu):
+            found = torch.cat([_dense(some, count) for some in torch.split(images, together)])
+        else:
+            found = torch.stack([_sparse(image, count) for image in images])
+    found = found.reshape(*batch, count)
     return found.sort(dim=-1).values if order == "raster" else found
 
 
@@ -114,7 +129,7 @@ def max_sum(
         count: how many to pick, clamped to [1, N].
         pivot: the first pick, in 0..N-1.
         order: "picked", or "raster" for ascending indices.
-        max_bytes: working memory for distances, as for `farthest_point`.
+        max_bytes: memory for distances: all are computed once where they fit and that is faster.
 
     Returns:
         [count] int64.
@@ -128,94 +143,62 @@ def max_sum(
     tokens = len(features)
     if not 0 <= pivot < tokens:
         raise VLMCompressError(f"max_sum needs a pivot among its {tokens} rows, got {pivot}")
-    distances: type[_Matrix] | type[_Rows] = _Matrix if 4 * tokens**2 <= max_bytes else _Rows
+    count = _clamp(count, tokens)
     with torch.autocast(features.device.type, enabled=False):
-        unit = [unit_rows(features)]
-        source = distances(unit)
-        # No sum of distances moves it, and it stays above the -inf of picked rows.
-        total = torch.where(unit[0].any(dim=-1), 0.0, -1e30)
-        pick, picks = torch.tensor([pivot], device=features.device), []
-        for _ in range(_clamp(count, tokens)):
-            picks.append(pick)
-            total = total + source.to(pick)[0]
-            total[pick] = -torch.inf
-            pick = total.argmax(-1, keepdim=True)
-    found = torch.cat(picks)
+        if 4 * tokens**2 <= max_bytes and use_triton("max_sum", features):
+            from vlmcompress.ops._triton.select import max_sum as kernel
+
+            found = kernel(features.detach(), count, pivot)
+        else:
+            found = _least_sum(features, count, pivot, max_bytes)
     return found.sort().values if order == "raster" else found
 
 
-class _Distances(Protocol):
-    def block(self, image: int, start: int, stop: int) -> Tensor:
-        """Distances of rows start..stop to rows start..N."""
-
-    def to(self, pick: Tensor) -> Tensor:
-        """[B, N] distances of all rows to row `pick` [B] of their image."""
-
-
-class _Matrix:
-    """All distances, computed once."""
-
-    def __init__(self, unit: list[Tensor]) -> None:
-        tokens = len(unit[0])
-        self._distances = unit[0].new_empty(len(unit), tokens, tokens)
-        for rows, distances in zip(unit, self._distances, strict=True):
-            torch.mm(rows, rows.T, out=distances)
-        self._distances.neg_().add_(1)
-        self._image = torch.arange(len(unit), device=unit[0].device)
-
-    def block(self, image: int, start: int, stop: int) -> Tensor:
-        return self._distances[image, start:stop, start:]
-
-    def to(self, pick: Tensor) -> Tensor:
-        return self._distances[self._image, pick]
-
-
-class _Rows:
-    """Distances computed when asked for."""
-
-    def __init__(self, unit: list[Tensor]) -> None:
-        self._unit = unit
-
-    def block(self, image: int, start: int, stop: int) -> Tensor:
-        x = self._unit[image]
-        return 1 - x[start:stop] @ x[start:].T
-
-    def to(self, pick: Tensor) -> Tensor:
-        return torch.stack(
-            [1 - x @ x.index_select(0, pick[i : i + 1])[0] for i, x in enumerate(self._unit)]
-        )
-
-
-def _greedy(source: _Distances, unit: list[Tensor], count: int, rows: int) -> Tensor:
-    lost = torch.stack([~x.any(dim=-1) for x in unit])
-    pick = torch.stack([_nearest(source, i, lost[i], rows) for i in range(len(unit))]).argmax(-1)
-    distance = torch.full(lost.shape, torch.inf, device=lost.device).masked_fill_(lost, _LAST)
-    picks = []
+def _least_sum(features: Tensor, count: int, pivot: int, max_bytes: int) -> Tensor:
+    unit, norms = directions(features)
+    cosines = Cosines(unit, count, max_bytes)
+    # No sum of cosines moves it, and it stays below the inf of picked rows.
+    total = torch.where(norms[:, 0] == 0, 1e30, 0.0)
+    pick, picks = torch.tensor([pivot], device=features.device), []
     for _ in range(count):
         picks.append(pick)
-        distance = torch.minimum(distance, source.to(pick))
-        distance.scatter_(-1, pick[:, None], -torch.inf)
-        pick = distance.argmax(-1)
+        total += cosines.to(pick)
+        total.index_fill_(0, pick, torch.inf)
+        pick = total.argmin(-1, keepdim=True)
+    check_norms(norms)
+    return torch.cat(picks)
+
+
+def _dense(images: Tensor, count: int) -> Tensor:
+    """[B, count] picks of [B, N, D], from all distances; waits for the device once, at the end."""
+    # Image by image: batched norms and products may round differently.
+    units, norms = zip(*(directions(image) for image in images), strict=True)
+    cosines = torch.stack([self_cosines(unit) for unit in units])
+    norm = torch.stack(norms)
+    lost = norm[..., 0] == 0
+    hidden = torch.eye(cosines.shape[-1], dtype=torch.bool, device=images.device) | lost[:, None]
+    pick = cosines.masked_fill(hidden, -torch.inf).amax(-1).masked_fill_(lost, _LAST).argmin(-1)
+    near = torch.where(lost, _LAST, -torch.inf)
+    image, picks = torch.arange(len(images), device=images.device), []
+    for _ in range(count):
+        picks.append(pick)
+        near = torch.maximum(near, cosines[image, pick])
+        near.scatter_(-1, pick[:, None], torch.inf)
+        pick = near.argmin(-1)
+    check_norms(norm)
     return torch.stack(picks, dim=-1)
 
 
-def _nearest(source: _Distances, image: int, lost: Tensor, rows: int) -> Tensor:
-    """[N] distance of each row to its nearest neighbour.
-
-    Each pair is read once, from above the diagonal: two rows that are nearest to each other tie
-    exactly, although a matrix product need not be symmetric to the last bit.
-    """
-    tokens = len(lost)
-    nearest = torch.full((tokens,), torch.inf, device=lost.device)
-    for start in range(0, tokens, rows):
-        stop = min(start + rows, tokens)
-        block = source.block(image, start, stop)
-        hidden = torch.ones_like(block, dtype=torch.bool).tril() | lost[start:]
-        hidden |= lost[start:stop, None]
-        block = block.masked_fill(hidden, torch.inf)
-        nearest[start:] = torch.minimum(nearest[start:], block.amin(0))
-        nearest[start:stop] = torch.minimum(nearest[start:stop], block.amin(1))
-    return nearest.masked_fill_(lost, _LAST)
+def _sparse(image: Tensor, count: int) -> Tensor:
+    """[count] picks of [N, D] without all distances."""
+    unit = unit_rows(image)
+    found = unit.any(dim=-1)
+    if bool(found.all()):
+        return farthest(unit, count)
+    some, rest = found.nonzero()[:, 0], (~found).nonzero()[:, 0]
+    if len(some):
+        some = some[farthest(unit[some], min(count, len(some)))]
+    return torch.cat([some, rest])[:count]
 
 
 def _clamp(count: int, tokens: int) -> int:

@@ -103,15 +103,16 @@ def weighted_farthest_point(
     with torch.autocast(features.device.type, enabled=False):
         unit = unit_rows(features)
         distance = torch.full_like(weights, torch.inf)
-        taken = torch.zeros_like(weights, dtype=torch.bool)
-        pick, picks = weights.argmax(), []
+        open_ = torch.zeros_like(weights)
+        pick, picks = weights.argmax(dim=0, keepdim=True), []
         for _ in range(max(1, min(count, len(unit)))):
             picks.append(pick)
-            taken[pick] = True
+            open_.index_fill_(0, pick, -torch.inf)
             # Of equal rows 1 - cosine may come out just below 0.
-            distance = torch.minimum(distance, (1 - unit @ unit[pick]).clamp_min(0))
-            pick = (weights * distance).masked_fill(taken, -torch.inf).argmax()
-    found = torch.stack(picks)
+            apart = (1 - unit @ unit.index_select(0, pick)[0]).clamp_min_(0)
+            distance = torch.minimum(distance, apart)
+            pick = (weights * distance + open_).argmax(dim=0, keepdim=True)
+    found = torch.cat(picks)
     return found.sort().values if order == "raster" else found
 
 

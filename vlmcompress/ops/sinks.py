@@ -33,7 +33,8 @@ def sinkness(hidden: Tensor, dims: Sequence[int]) -> Tensor:
         raise VLMCompressError(
             f"sink dimensions must be among 0 to {width - 1} of this decoder, got {tuple(dims)}"
         )
-    return _scaled(hidden)[..., list(dims)].amax(-1)
+    hidden = finite(hidden)
+    return _scaled(hidden[..., list(dims)], hidden).amax(-1)
 
 
 def sink_dimensions(states: Tensor, tau: float = 20.0, share: float = 0.5) -> Tensor:
@@ -58,11 +59,12 @@ def sink_dimensions(states: Tensor, tau: float = 20.0, share: float = 0.5) -> Te
     states = states.reshape(-1, states.shape[-1])
     if not len(states):
         raise VLMCompressError("sink_dimensions needs at least one hidden state, got none")
-    huge = (_scaled(states) > tau).float().mean(0)
+    states = finite(states)
+    huge = (_scaled(states, states) > tau).float().mean(0)
     return (huge >= share).nonzero()[:, 0]
 
 
-def _scaled(hidden: Tensor) -> Tensor:
-    hidden = finite(hidden)
+def _scaled(some: Tensor, hidden: Tensor) -> Tensor:
+    """`some` of the values of `hidden` as multiples of its root mean square."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return hidden.abs() * (hidden.square().mean(-1, keepdim=True) + _EPSILON).rsqrt()
+        return some.abs() * (hidden.square().mean(-1, keepdim=True) + _EPSILON).rsqrt()

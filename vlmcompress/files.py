@@ -1,0 +1,54 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlmcompress.errors import VLMCompressError
+
+
+def check_output(path: Path, suffixes: frozenset[str]) -> None:
+    """Raise unless a file with one of `suffixes` can be written at `path`."""
+    if path.suffix.lower() not in suffixes:
+        raise VLMCompressError(
+            f"cannot write {str(path)!r}: the name must end in {', '.join(sorted(suffixes))}"
+        )
+    if path.is_dir():
+        raise VLMCompressError(f"cannot write {str(path)!r}: it is a folder")
+    if not path.parent.is_dir():
+        raise VLMCompressError(
+            f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise VLMCompressError(f"cannot write {str(path)!r}: permission denied")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes `path` when the block ends well, and vanishes when not.
+
+    Raises:
+        VLMCompressError: it cannot be written.
+    """
+    draft = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    except OSError as error:
+        raise VLMCompressError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """A JSON document, for people to read as well.
+
+    Raises:
+        VLMCompressError: it cannot be written.
+    """
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(content, indent=1) + "\n")
