@@ -77,7 +77,7 @@ def test_a_shape_is_read_from_the_configuration():
     [
         (SimpleNamespace(), "SimpleNamespace is no text configuration: no hidden_size, inter"),
         (SimpleNamespace(text_config=SimpleNamespace(hidden_size=1)), "no intermediate_size, num"),
-        (Qwen3VLMoeTextConfig(), "num_experts=60: only decoders"),
+        (Qwen3VLMoeTextConfig(), "60 experts: only decoders"),
     ],
     ids=["nothing", "a part of it", "experts"],
 )

@@ -1,256 +1,232 @@
-"""What a prefill costs on paper: operations, as published tables count them, and KV bytes.
+"""What a call computes up to its first token, and what each token after it costs: exact FLOPs.
 
-Papers count in different ways, so a figure means something only together with its convention; see
-`CONVENTIONS`. The tokens that enter each layer are what `methods.base.tokens_per_layer`,
-`ImagePlan.per_layer` and `ImageReport.per_layer` say. Nothing here imports torch.
+2 per multiply-add; matrices, attention and patch embeddings, not what is elementwise (norms,
+activations, softmax, rotary embedding, adding DeepStack features). `patches.costs` reads a
+`ModelShape` from a model and a `Load` from plans; how papers count is in `flops_papers`. Nothing
+here imports torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.registry import unknown
+from vlmcompress.flops_papers import (
+    CONVENTIONS,
+    DecoderShape,
+    EncoderShape,
+    Shape,
+    c2,
+    c3,
+    calflops,
+    encoder_macs,
+    experts_of,
+    fastv,
+    kv_bytes,
+    llm_viewer,
+    matrix_macs,
+    prefill_flops,
+    windows_of,
+)
+
+__all__ = [
+    "CONVENTIONS",
+    "Costs",
+    "DecoderShape",
+    "EncoderShape",
+    "LayerShape",
+    "Load",
+    "ModelShape",
+    "Shape",
+    "c2",
+    "c3",
+    "calflops",
+    "decode_step",
+    "encoder_macs",
+    "experts_of",
+    "fastv",
+    "first_token",
+    "kv_bytes",
+    "llm_viewer",
+    "matrix_macs",
+    "prefill_flops",
+    "windows_of",
+]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The sizes that the cost of any transformer depends on."""
+class LayerShape:
+    """One transformer layer. Whatever its MLP and heads look like, these numbers are its cost."""
 
-    hidden: int
-    intermediate: int
-    layers: int
+    weights: int
+    """Multiply-adds of one token with all matrices it meets: of experts only the active ones."""
+    width: int
+    """All query heads together: heads * head_dim."""
+    cached: int = 0
+    """Keys and values that one token leaves in the cache: 2 * kv_heads * head_dim."""
+    window: int | None = None
+    """Tokens that a query sees, its own among them; None for all before it."""
 
-    def __post_init__(self) -> None:
-        for name, size in asdict(self).items():
-            if not _whole(size) or size < 1:
-                raise VLMCompressError(f"{name} must be a whole number above zero, got {size!r}")
+    def pairs(self, tokens: int, causal: bool = True) -> int:
+        """Pairs of query and key in a prefill of so many tokens."""
+        if not causal:
+            return tokens * tokens
+        full = min(tokens, self.window or tokens)
+        return full * (full + 1) // 2 + (tokens - full) * full
+
+    def flops(self, tokens: float, pairs: float) -> float:
+        """FLOPs of so many tokens, among which attention compares so many pairs."""
+        return 2 * (self.weights * tokens + 2 * self.width * pairs)
+
+    def kept(self, tokens: int) -> int:
+        """Tokens that a cache holds after so many: a sliding layer forgets what no later query
+        sees."""
+        return tokens if self.window is None else min(tokens, self.window - 1)
 
 
 @dataclass(frozen=True)
-class EncoderShape(Shape):
-    """A vision transformer whose MLP is two matrices."""
+class ModelShape:
+    """The sizes that cost depends on."""
+
+    embedding: int
+    """Multiply-adds of the embedding of one patch."""
+    encoder: tuple[LayerShape, ...]
+    """All layers of the vision tower that run, those behind the feature layer among them."""
+    projector: int
+    """Multiply-adds of one token that leaves the projector, with all its matrices (mergers too)."""
+    decoder: tuple[LayerShape, ...]
+    lm_head: int
+    """Multiply-adds of the logits of one position."""
+    pooler: tuple[int, int] = (0, 0)
+    """Of an attention pooling head behind the tower: multiply-adds per token (merged ones are put
+    back before it) and per image."""
+    value_bytes: int = 2
+    """Of one cached number."""
 
 
 @dataclass(frozen=True)
-class DecoderShape(Shape):
-    """A language model; its MLP is gated, three matrices."""
+class Load:
+    """What a call computes up to its first token."""
 
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
+    encoder: tuple[tuple[int, ...], ...]
+    """Per encoded image, tile or clip: tokens that each ViT layer computes, CLS among them."""
+    projected: int
+    """Tokens that leave the projector, all images together."""
+    rows: tuple[tuple[int, ...], ...]
+    """Per row of the batch: tokens that enter each decoder layer: text, visual and separators."""
+    selection: float = 0.0
+    """FLOPs of the selection itself, as the caller knows them."""
+    patches: int | None = None
+    """Patches that are embedded; None for all tokens of the first ViT layer."""
+    pairs: tuple[tuple[float, ...], ...] | None = None
+    """Pairs of query and key in each ViT layer, as `encoder`; None where all tokens of an entry
+    attend to one another. Frames and windows make them fewer."""
 
-    @classmethod
-    def of(cls, config: object) -> DecoderShape:
-        """Read from a Hugging Face text configuration, or from that of a whole model.
-
-        Raises:
-            VLMCompressError: a size is missing, or the model is a mixture of experts, whose tokens
-                do not all go through the same matrices.
-        """
-        text = getattr(config, "text_config", None) or config
-        kind = type(text).__name__
-        for name in ("num_experts", "num_local_experts", "n_routed_experts"):
-            if (getattr(text, name, None) or 0) > 1:
-                raise VLMCompressError(
-                    f"{kind} has {name}={getattr(text, name)}: only decoders whose tokens all go "
-                    "through the same MLP can be counted"
-                )
-        sizes = {ours: getattr(text, theirs, None) for ours, theirs in _THEIRS.items()}
-        if sizes["kv_heads"] is None:
-            sizes["kv_heads"] = sizes["heads"]
-        if sizes["head_dim"] is None and sizes["hidden"] and sizes["heads"]:
-            sizes["head_dim"] = sizes["hidden"] // sizes["heads"]
-        missing = [theirs for ours, theirs in _THEIRS.items() if sizes[ours] is None]
-        if missing:
-            raise VLMCompressError(f"{kind} is no text configuration: no {', '.join(missing)}")
-        return cls(**sizes)  # type: ignore[arg-type]
+    @property
+    def padded(self) -> Load:
+        """The same with all rows as long as the longest: what a padded batch computes."""
+        longest = tuple(max(layer) for layer in zip(*self.rows, strict=True))
+        return replace(self, rows=(longest,) * len(self.rows))
 
 
-_THEIRS = {
-    "hidden": "hidden_size",
-    "intermediate": "intermediate_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "vocabulary": "vocab_size",
-}
-"""Field of `DecoderShape` -> its name in transformers."""
+@dataclass(frozen=True)
+class Costs:
+    """FLOPs up to the first token, 2 per multiply-add, by where they are spent."""
+
+    encoder: float
+    """Vision tower with patch embedding."""
+    projector: float
+    selection: float
+    prefill: tuple[float, ...]
+    """Of each decoder layer."""
+    lm_head: float
+    """One position per row."""
+    kv_bytes: int
+    """That the prefill leaves in the cache; no FLOPs."""
+
+    @property
+    def total(self) -> float:
+        """All FLOPs up to the first token."""
+        parts = self.encoder + self.projector + self.selection + self.lm_head
+        return parts + sum(self.prefill)
 
 
-def c2(shape: Shape, lengths: Sequence[float]) -> float:
-    """4nd^2 + 2n^2d + 2ndm per layer, a multiply-add being 1: FastV (Eq. 5), DivPrune, FEATHER.
-
-    The MLP is taken for two matrices and all heads for full ones, whatever the model has.
-    """
-    return sum(_block(shape, n, n, 2) for n in lengths)
-
-
-def c3(shape: Shape, lengths: Sequence[float]) -> float:
-    """4nd^2 + 2n^2d + 3ndm per layer, a multiply-add being 1: PyramidDrop, AdaptInfer.
-
-    As `c2`, with the three matrices of a gated MLP.
-    """
-    return sum(_block(shape, n, n, 3) for n in lengths)
-
-
-def fastv(shape: Shape, lengths: Sequence[float]) -> float:
-    """The mean of `c2` over layers: the "FLOPs" column of FastV's tables."""
-    return c2(shape, lengths) / shape.layers
-
-
-def calflops(shape: DecoderShape, lengths: Sequence[float]) -> float:
-    """2 per multiply-add with a weight, none between queries, keys and values: HiPrune.
-
-    The head is applied to every token that leaves the last layer, as the tool of that name sees it
-    in a plain forward.
-    """
-    d, values = shape.hidden, shape.head_dim
-    weights = 2 * d * values * (shape.heads + shape.kv_heads) + 3 * d * shape.intermediate
-    return 2 * (weights * sum(lengths) + d * shape.vocabulary * lengths[-1])
-
-
-def llm_viewer(shape: DecoderShape, lengths: Sequence[float]) -> float:
-    """LLM-Viewer's count as AIM uses it.
-
-    2 per multiply-add with a weight or in attention, 5 per softmax entry and 17h per token and
-    layer for what is elementwise; the head once, at 1.
-
-    Deviations: for Llama the tool counts another h per token and layer, which no published digit
-    shows.
-    """
-    h = shape.hidden
-    weights = 2 * h * h + 2 * h * shape.kv_heads * shape.head_dim + 3 * h * shape.intermediate
-    pairs = 4 * shape.head_dim * shape.heads + 5 * shape.heads
-    return sum(2 * n * weights + n * n * pairs + 17 * h * n for n in lengths) + h * shape.vocabulary
-
-
-CONVENTIONS: Mapping[str, Callable[[DecoderShape, Sequence[float]], float]] = {
-    "c2": c2,
-    "c3": c3,
-    "fastv": fastv,
-    "calflops": calflops,
-    "llm-viewer": llm_viewer,
-}
-"""Name -> how a prefill is counted, given the tokens that enter each layer."""
-
-
-def prefill_flops(
-    shape: DecoderShape,
-    tokens_per_layer: Sequence[float],
-    other_tokens: float = 0,
-    convention: str = "c3",
-) -> float:
-    """Operations of one prefill through the decoder.
+def first_token(shape: ModelShape, load: Load, causal: bool = True) -> Costs:
+    """FLOPs of encoding the pictures, of the prefill and of the logits of its last position.
 
     Args:
-        shape: of the decoder.
-        tokens_per_layer: visual tokens that enter each layer; means over images may be fractions.
-        other_tokens: text, which enters every layer. Many papers leave it out.
-        convention: one of `CONVENTIONS`. "c2" and "c3" count multiply-adds, "fastv" too but per
-            layer; the others FLOPs.
+        shape: of the model.
+        load: what it computes.
+        causal: count the pairs of query and key that the mask of a decoder layer allows, which is
+            what FlashAttention and SDPA without a mask compute. False counts all n^2, which is what
+            eager attention and SDPA with a mask compute (padded batches, Gemma 3).
 
     Raises:
-        VLMCompressError: a count per layer is missing or negative, or nobody counts so.
+        VLMCompressError: counts are negative or not one per layer.
     """
-    if convention not in CONVENTIONS:
-        raise unknown("convention", str(convention), list(CONVENTIONS))
-    return CONVENTIONS[convention](shape, _lengths(shape, tokens_per_layer, other_tokens))
+    _check("ViT", shape.encoder, load.encoder)
+    _check("decoder", shape.decoder, load.rows)
+    pairs = [[n * n for n in image] for image in load.encoder] if load.pairs is None else load.pairs
+    _check("ViT", shape.encoder, pairs)
+    if len(pairs) != len(load.encoder):
+        raise VLMCompressError(f"{len(load.encoder)} images but pairs of {len(pairs)}")
+    tokens = sum(image[0] for image in load.encoder)
+    patches = tokens if load.patches is None else load.patches
+    _check_counts([load.projected, patches, load.selection])
+    layers = (
+        layer.flops(*counts)
+        for image, compared in zip(load.encoder, pairs, strict=True)
+        for layer, *counts in zip(shape.encoder, image, compared, strict=True)
+    )
+    per_token, per_image = shape.pooler
+    around = shape.embedding * patches + per_token * tokens + per_image * len(load.encoder)
+    by_layer = list(zip(shape.decoder, zip(*load.rows, strict=True), strict=False))
+    held = sum(layer.cached * layer.kept(n) for layer, counts in by_layer for n in counts)
+    return Costs(
+        encoder=2 * around + sum(layers),
+        projector=2 * shape.projector * load.projected,
+        selection=load.selection,
+        prefill=tuple(
+            sum(layer.flops(n, layer.pairs(n, causal)) for n in counts)
+            for layer, counts in by_layer
+        ),
+        lm_head=2 * shape.lm_head * len(load.rows),
+        kv_bytes=shape.value_bytes * held,
+    )
 
 
-def encoder_macs(
-    shape: EncoderShape,
-    tokens_per_layer: Sequence[float],
-    leaving: Sequence[float] | None = None,
-) -> float:
-    """Multiply-adds of the layers of a vision transformer, as `c2` counts; no patch embedding.
+def decode_step(shape: ModelShape, cached: Sequence[Sequence[int]]) -> float:
+    """FLOPs of one further token in each row, logits included.
 
     Args:
-        shape: of the encoder.
-        tokens_per_layer: tokens that enter each layer, CLS among them.
-        leaving: tokens that leave each layer, for a method that merges inside the layer: queries
-            and keys are those of the entering tokens; the attention map is merged with them, and
-            values, output projection and MLP run on what is left (MCTF). None for methods that
-            merge between layers.
+        shape: of the model.
+        cached: per row, tokens before the new one in each layer. Of a sliding layer all that have
+            entered it: the window is applied here.
 
     Raises:
-        VLMCompressError: a count is missing or negative.
+        VLMCompressError: counts are negative or not one per layer.
     """
-    entering = _lengths(shape, tokens_per_layer)
-    left = entering if leaving is None else _lengths(shape, leaving)
-    return sum(_block(shape, n, rest, 2) for n, rest in zip(entering, left, strict=True))
+    _check("decoder", shape.decoder, cached)
+    layers = (
+        layer.flops(1, min(n + 1, layer.window or n + 1))
+        for row in cached
+        for layer, n in zip(shape.decoder, row, strict=True)
+    )
+    return sum(layers) + 2 * shape.lm_head * len(cached)
 
 
-def matrix_macs(widths: Sequence[int], tokens: float) -> float:
-    """Multiply-adds of `tokens` vectors through a chain of matrices, such as a projector's MLP.
-
-    Args:
-        widths: of the vectors before, between and after the matrices: (1024, 4096, 4096) for the
-            projector of LLaVA-1.5-7B.
-        tokens: how many vectors.
-
-    Raises:
-        VLMCompressError: fewer than two widths, one below 1, or a negative number of tokens.
-    """
-    if len(widths) < 2 or min(widths) < 1:
-        raise VLMCompressError(
-            f"two widths or more, all above zero, make matrices, got {tuple(widths)}"
-        )
-    _check_counts([tokens])
-    return tokens * sum(a * b for a, b in pairwise(widths))
+def _check(name: str, layers: Sequence[LayerShape], rows: Iterable[Sequence[float]]) -> None:
+    for counts in rows:
+        if len(counts) != len(layers):
+            raise VLMCompressError(
+                f"{len(layers)} {name} layers need as many counts, got {len(counts)}"
+            )
+        _check_counts(counts)
 
 
-def kv_bytes(
-    shape: DecoderShape,
-    tokens_per_layer: Sequence[float],
-    other_tokens: float = 0,
-    bytes_per_value: int = 2,
-) -> int:
-    """Bytes of the keys and values that a prefill leaves in a cache without sliding windows.
-
-    Args:
-        shape: of the decoder.
-        tokens_per_layer: visual tokens that enter each layer; a layer caches all of them.
-        other_tokens: text, which enters every layer.
-        bytes_per_value: 2 for float16 and bfloat16.
-
-    Raises:
-        VLMCompressError: a count per layer is missing or negative, or a value has no bytes.
-    """
-    if not _whole(bytes_per_value) or bytes_per_value < 1:
-        raise VLMCompressError(f"bytes_per_value must be 1 or more, got {bytes_per_value!r}")
-    cached = sum(_lengths(shape, tokens_per_layer, other_tokens))
-    return round(2 * cached * shape.kv_heads * shape.head_dim * bytes_per_value)
-
-
-def _block(shape: Shape, n: float, rest: float, matrices: int) -> float:
-    """One layer: queries, keys and their products for `n` tokens, all that follows for `rest`."""
-    d = shape.hidden
-    before = 2 * n * d * d + n * n * d
-    after = 2 * rest * d * d + rest * rest * d + matrices * rest * d * shape.intermediate
-    return before + after
-
-
-def _lengths(shape: Shape, counts: Sequence[float], others: float = 0) -> list[float]:
-    """All tokens that enter each layer."""
-    if len(counts) != shape.layers:
-        raise VLMCompressError(
-            f"a model of {shape.layers} layers needs as many token counts, got {len(counts)}"
-        )
-    _check_counts([*counts, others])
-    return [count + others for count in counts]
-
-
-def _check_counts(counts: Sequence[float]) -> None:
+def _check_counts(counts: Iterable[float]) -> None:
     for count in counts:
         if not (math.isfinite(count) and count >= 0):
-            raise VLMCompressError(f"a number of tokens must be 0 or more, got {count}")
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+            raise VLMCompressError(f"a count must be 0 or more, got {count}")
