@@ -2,88 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from vlmcompress.methods import METHODS, get_method
-from vlmcompress.tokens import Grid, Projection, VisualTokens
+from vlmcompress.eval import stand_ins
+from vlmcompress.eval.stand_ins import LAYERS, Widths, asked_of, methods, tokens
+from vlmcompress.tokens import Grid
 
-LAYERS = 6
-"""Of the ViT."""
-WIDTH = 16
-
-
-def methods(base, *, leave=("full", "text-only")):
-    """Names of the registered methods of one kind."""
-    return [name for name, cls in METHODS.items() if issubclass(cls, base) and name not in leave]
+__all__ = ["LAYERS", "Layer", "asked_of", "make", "methods", "tokens", "told"]
 
 
 def make(name, folders):
     """A method as a user would make it; some must be told about the model."""
-    method = get_method(name, **told(name, folders))
-    return replace(method, stage="projector") if len(method.stages) > 1 else method
+    return stand_ins.make(name, folders.mktemp("tables"))
 
 
 def told(name, folders):
     """What a method must be told about a model that nobody has calibrated."""
-    if name == "var":
-        return {"dims": (1, 4)}
-    if name != "embedlens":
-        return {}
-    path = folders.mktemp("tables") / "words.json"
-    path.write_text(json.dumps({"origin": "a test", "sink": [7], "dead": [5, 9, 33]}))
-    return {"table": str(path)}
-
-
-def tokens(grid, seed=0, features=None, **changes):
-    """All signals, made from a generator; `features` and others may be given."""
-    g = torch.Generator().manual_seed(seed)
-    count = len(grid)
-
-    def randn(*shape):
-        return torch.randn(*shape, generator=g)
-
-    def spread(*shape):
-        return randn(*shape).mul(2).softmax(-1)
-
-    body, last = randn(WIDTH, 24), randn(WIDTH, 24)
-    shown = VisualTokens(
-        features=randn(count, WIDTH) if features is None else features,
-        grid=grid,
-        encoder_attention={layer: spread(count) for layer in range(LAYERS)},
-        cls_attention=spread(count),
-        keys=randn(count, 8),
-        text=randn(5, WIDTH),
-        relevance=randn(count).tanh(),
-        layer_keys={layer: randn(count, 8) for layer in range(LAYERS)},
-        layer_cls_attention={layer: spread(count) for layer in range(LAYERS)},
-        vocabulary=randn(40, WIDTH),
-        projection=Projection(
-            randn(count, 1, WIDTH),
-            lambda x: torch.nn.functional.gelu(x.flatten(1) @ body.to(x)),
-            last,
-            lambda values: values,
-        ),
-        parts=(grid,),
-    )
-    return replace(shown, **changes)
-
-
-def asked_of(method, shown):
-    """Only the signals that the method names, of each "a|b" the first."""
-    wanted = {need.split("|")[0] for need in method.asks} - {""}
-    fields = ("encoder_attention", "cls_attention", "keys", "text", "relevance")
-    fields += ("layer_keys", "layer_cls_attention", "vocabulary", "projection")
-    shown = replace(shown, **dict.fromkeys(set(fields) - wanted))
-    if shown.encoder_attention is not None or shown.layer_keys is not None:
-        layers = method.encoder_layers(LAYERS, range(LAYERS))
-        for name in ("encoder_attention", "layer_keys", "layer_cls_attention"):
-            values = getattr(shown, name)
-            if values is not None:
-                shown = replace(shown, **{name: {n: values[n] for n in sorted(layers)}})
-    return shown if method.across_parts else replace(shown, parts=())
+    return stand_ins.told(name, folders.mktemp("tables"))
 
 
 @dataclass
@@ -109,8 +46,8 @@ class Layer:
         self.visual = torch.arange(self.before, n - self.words)
         self.text = torch.arange(n - self.words, n)
         self.logits = torch.randn(3, n, n, generator=g)
-        self.hidden = torch.randn(n, WIDTH, generator=g)
-        self.gates = torch.randn(n, 24, generator=g)
+        self.hidden = torch.randn(n, Widths().hidden, generator=g)
+        self.gates = torch.randn(n, Widths().inner, generator=g)
         if self.constant:
             self.logits, self.hidden, self.gates = (
                 torch.ones_like(x) for x in (self.logits, self.hidden, self.gates)

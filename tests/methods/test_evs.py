@@ -72,21 +72,6 @@ def test_counts():
     assert EVS().keep_count(Grid(64, 14, 14), 100) == 100
 
 
-def test_it_looks_at_the_features():
-    first, second = (EVS().select(clip(Grid(4, 4, 4), seed), 24) for seed in (0, 1))
-    assert not torch.equal(first, second)
-    assert not torch.equal(first, Stride().select(clip(Grid(4, 4, 4)), 24))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("count", [1, 10])
-def test_features_that_are_not_finite_are_one_clear_error(count, bad):
-    shown = clip(Grid(3, 2, 2))
-    shown.features[5, 2] = bad
-    with pytest.raises(VLMCompressError, match="features must be finite: 1 of 12"):
-        EVS().select(shown, count)
-
-
 @pytest.mark.parametrize("ratio", [0, 1.1, math.nan])
 def test_the_ratio_is_checked(ratio):
     with pytest.raises(VLMCompressError, match="evs: ratio must be above 0 and at most 1, got"):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from shown import Layer
 
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.feather import Feather
@@ -113,6 +114,7 @@ def test_where_nothing_is_left_nothing_is_ranked(fixed):
 
 
 def test_only_the_union_is_adaptive_and_takes_no_budget():
+    assert not Feather.adaptive
     assert not Feather().adaptive
     assert Feather(fixed=False).adaptive
     assert Feather(fixed=False).schedule(32, 100, 100) == {}
@@ -135,3 +137,9 @@ def test_only_the_union_is_adaptive_and_takes_no_budget():
 def test_options_are_checked(make, message):
     with pytest.raises(VLMCompressError, match=message):
         make()
+
+
+def test_an_attention_of_nan_is_refused_at_the_first_cut_as_well():
+    view = Layer(Grid(1, 4, 4), layer=1, nan=True)
+    with pytest.raises(VLMCompressError, match="NaN"):
+        Feather().keep(view, 5)

@@ -5,6 +5,7 @@ from itertools import chain
 
 import pytest
 import torch
+from mergers import AFTER, GRIDS, MERGERS, by_name, randn
 
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.aim_merge import AimMerge
@@ -15,15 +16,6 @@ from vlmcompress.methods.tome import ToMe
 from vlmcompress.ops.groups import reduce
 from vlmcompress.ops.merge import bipartite, energy_matching, three_factor
 from vlmcompress.tokens import Grid, VisualTokens
-
-MERGERS = [ToMe(), PiToMe(), MCTF()]
-AFTER = [replace(merger, stage="projector") for merger in MERGERS]
-GRIDS = [Grid(1, 1, 1), Grid(1, 4, 4), Grid(1, 3, 5), Grid(1, 1, 7), Grid(4, 3, 3)]
-by_name = {"ids": lambda value: getattr(value, "name", None)}
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def image(grid, seed=0, **changes):

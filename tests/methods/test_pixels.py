@@ -163,3 +163,10 @@ def test_downsample_needs_a_budget_that_can_be_met():
         Downsample().keep_count(Grid(1, 4, 4), None)
     with pytest.raises(BudgetError, match="at least one token per frame"):
         Downsample().shape(Grid(4, 4, 4), 3)
+
+
+def test_pixels_stay_as_they_were():
+    tokens = blocks([0, 0.1, 0.2, 0.3], Grid(1, 2, 2))
+    before = tokens.pixels.clone()
+    assert len(PixelPrune(0.15).select(tokens, 4, False)) < 4
+    assert torch.equal(tokens.pixels, before)

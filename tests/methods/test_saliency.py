@@ -7,7 +7,7 @@ from shown import tokens
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods import get_method
 from vlmcompress.methods.frames import frame_quotas, select_by_frame
-from vlmcompress.methods.saliency import check_features, saliency
+from vlmcompress.methods.saliency import saliency
 from vlmcompress.tokens import Grid, VisualTokens
 
 
@@ -59,14 +59,6 @@ def test_picks_of_frames_are_numbered_through_and_sorted():
     assert asked == [(0, 4, 1), (4, 8, 2), (8, 12, 2)]
     assert found.tolist() == [3, 5, 7, 9, 11]
     assert select_by_frame(grid, 0, last_first, torch.device("cpu")).tolist() == []
-
-
-def test_features_are_checked_where_a_method_does_not_look_at_them():
-    features = torch.zeros(4, 2)
-    check_features(VisualTokens(features, Grid(1, 2, 2)))
-    features[1, 0] = torch.inf
-    with pytest.raises(VLMCompressError, match="features must be finite: 1 of 4 rows"):
-        check_features(VisualTokens(features, Grid(1, 2, 2)))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import torch
 from plain import CLIPS, clip, dealt, frames_of, mean, ranked
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.stride import Stride
 from vlmcompress.methods.vidcom2 import VidCom2
 from vlmcompress.tokens import Grid, VisualTokens
 
@@ -96,21 +95,6 @@ def test_counts():
     assert VidCom2(ratio=0.15).keep_count(Grid(1, 10, 10), None) == 15
     assert VidCom2().keep_count(Grid(1, 1, 1), None) == 1
     assert VidCom2().keep_count(Grid(2, 2, 2), 5) == 5
-
-
-def test_it_looks_at_the_features():
-    first, second = (VidCom2().select(clip(Grid(4, 4, 4), seed), 24) for seed in (0, 1))
-    assert not torch.equal(first, second)
-    assert not torch.equal(first, Stride().select(clip(Grid(4, 4, 4)), 24))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("count", [1, 10])
-def test_features_that_are_not_finite_are_one_clear_error(count, bad):
-    shown = clip(Grid(3, 2, 2))
-    shown.features[5, 2] = bad
-    with pytest.raises(VLMCompressError, match="features must be finite: 1 of 12"):
-        VidCom2().select(shown, count)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -16,6 +15,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.base import DecoderMethod
 from vlmcompress.methods.checks import check_cuts, check_types
 from vlmcompress.methods.layer_view import LayerView
+from vlmcompress.methods.published import published
 from vlmcompress.methods.shares import Calibrated, check_depth, cut, meet, scaled_cuts, stairs
 from vlmcompress.ops.text_prior import weigh_by_text
 
@@ -86,16 +86,11 @@ class AdaptInfer(DecoderMethod):
     def _shares(self) -> tuple[float, ...]:
         """What `table` says, read once."""
         assert self.table is not None
-        published = _published()
-        if self.table not in published:
-            return Calibrated.read(self.table, "adaptinfer", "adaptinfer", list(published)).shares
-        cuts, kept, depth = _stages(published[self.table])
+        known = published(PUBLISHED)
+        if self.table not in known:
+            return Calibrated.read(self.table, "adaptinfer", "adaptinfer", list(known)).shares
+        cuts, kept, depth = _stages(known[self.table])
         return stairs(cuts, kept, depth)
-
-
-def _published() -> dict[str, Any]:
-    tables: dict[str, Any] = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    return tables
 
 
 def _stages(table: dict[str, Any]) -> tuple[list[int], list[float], int]:
@@ -106,6 +101,6 @@ def _stages(table: dict[str, Any]) -> tuple[list[int], list[float], int]:
     return cuts, [count / table["tokens"] for count in table["counts"]], table["layers"]
 
 
-def _default(layers: int, published: bool) -> tuple[float, ...]:
-    cuts, kept, depth = _stages(_published()[_DEFAULT])
-    return stairs(scaled_cuts(cuts, depth, layers), kept if published else _PROPORTIONS, layers)
+def _default(layers: int, as_published: bool) -> tuple[float, ...]:
+    cuts, kept, depth = _stages(published(PUBLISHED)[_DEFAULT])
+    return stairs(scaled_cuts(cuts, depth, layers), kept if as_published else _PROPORTIONS, layers)

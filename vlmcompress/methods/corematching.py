@@ -14,7 +14,6 @@ from vlmcompress.methods.checks import check_cuts, check_types
 from vlmcompress.methods.layer_view import LayerView
 from vlmcompress.methods.schedules import one_cut
 from vlmcompress.ops.elbow import elbow
-from vlmcompress.ops.finite import finite
 from vlmcompress.ops.select import top_k
 
 _ROWS = 256
@@ -64,15 +63,26 @@ class CoreMatching(DecoderMethod):
 
     def score(self, view: LayerView) -> Tensor:
         """[V] number of neurons that fire for the token and for the last of the prompt."""
-        asked = (finite(view.activations(view.text[-1:]))[0] > 0).float()
-        blocks = torch.split(view.visual, _ROWS)
-        return torch.cat([(finite(view.activations(b)) > 0).float() @ asked for b in blocks])
+        bounds: list[Tensor] = []
+
+        def firing(rows: Tensor) -> Tensor:
+            activations = view.activations(rows)
+            bounds.extend(activations.aminmax())
+            return (activations > 0).float()
+
+        asked = firing(view.text[-1:])[0]
+        scores = torch.cat([firing(rows) @ asked for rows in torch.split(view.visual, _ROWS)])
+        # Once for all blocks: each look waits for the device.
+        if not bool(torch.stack(bounds).isfinite().all()):
+            raise VLMCompressError("corematching: neurons must be finite, got NaN or infinite ones")
+        return scores
 
     def keep(self, view: LayerView, count: int) -> Tensor:
         """The `count` best, or those above the elbow where all may stay."""
         alive = len(view.visual)
         if count < alive or not alive:
             return super().keep(view, count)
-        scores = self.score(view)
+        # The number depends on the content: all that asks for it is done on the CPU.
+        scores = self.score(view).cpu()
         above = scores > elbow(scores)
-        return top_k(scores, int(above.sum()) or alive)
+        return top_k(scores, int(above.sum()) or alive).to(view.visual.device)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.base import DecoderMethod
-from vlmcompress.methods.checks import check_cuts, check_types
+from vlmcompress.methods.checks import check_types
 from vlmcompress.methods.layer_view import LayerView
 from vlmcompress.methods.schedules import one_cut
+from vlmcompress.ops.places import best, marked
 from vlmcompress.ops.select import top_k
 from vlmcompress.ops.similarity import unit_rows
 
@@ -62,11 +63,7 @@ class DART(DecoderMethod):
 
     def schedule(self, layers: int, tokens: int, budget: float | None) -> dict[int, int]:
         """{k: keep}, or {} where that keeps all."""
-        if budget is not None:
-            return one_cut("dart", self.k, layers, tokens, budget)
-        check_cuts("dart", [self.k], layers)
-        keep = round(tokens * (1 - self.ratio))
-        return {self.k: keep} if keep < tokens else {}
+        return one_cut("dart", self.k, layers, tokens, budget, dropped=self.ratio)
 
     def score(self, view: LayerView) -> Tensor:
         """[V] how little a token is like the pivot that it is most like; inf for visual pivots.
@@ -88,8 +85,8 @@ class DART(DecoderMethod):
         for number, pivot in enumerate(pivots):
             if quota := share + (number < more):
                 unlike = (-(unit @ pivot)).masked_fill(~free, -torch.inf)
-                free[top_k(unlike, quota)] = False
-        return (~free).nonzero()[:, 0]
+                free[best(unlike, quota)] = False
+        return marked(~free, count)
 
     def _pivots(self, view: LayerView, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """[V, D] visual tokens and [P, D] pivots, rows of length 1; places of those in V."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.base import Selector, share_kept
 from vlmcompress.methods.checks import check_fields
+from vlmcompress.methods.published import published
 from vlmcompress.ops.nearest import nearest_rows
 from vlmcompress.tokens import Grid, VisualTokens
 
@@ -41,14 +43,14 @@ class WordTable:
         Raises:
             VLMCompressError: there is none, or it is no such table.
         """
-        published = json.loads(PUBLISHED.read_text())
-        if name in published:
-            return cls.parse(published[name])
+        known = published(PUBLISHED)
+        if name in known:
+            return cls.parse(known[name])
         try:
             return cls.parse(json.loads(Path(name).read_text()))
         except OSError:
             raise VLMCompressError(
-                f"embedlens: table {name!r} is neither {' nor '.join(published)} nor a readable "
+                f"embedlens: table {name!r} is neither {' nor '.join(known)} nor a readable "
                 f"file: {_HOW}"
             ) from None
         except (ValueError, TypeError, KeyError) as error:
@@ -108,12 +110,12 @@ class EmbedLens(Selector):
     def __post_init__(self) -> None:
         check_fields(self, nearest="[1, inf)")
         if self.table is None:
-            names = " or ".join(json.loads(PUBLISHED.read_text()))
+            names = " or ".join(published(PUBLISHED))
             raise VLMCompressError(
                 "embedlens needs the ids of dead and sink words of the model: "
                 f"give table={names}, or {_HOW}"
             )
-        WordTable.read(self.table)
+        _ = self._table
 
     def keep_count(self, grid: Grid, budget: float | None) -> int:
         """All tokens without a budget, of which `select` drops those that are not alive."""
@@ -128,10 +130,15 @@ class EmbedLens(Selector):
         order = by_likeness[classes[by_likeness].argsort(stable=True)]
         return order[: max(0, count)].sort().values
 
+    @cached_property
+    def _table(self) -> WordTable:
+        """What `table` says, read once."""
+        assert self.table is not None
+        return WordTable.read(self.table)
+
     def _classes(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
         """[N] 0 alive, 1 sink, 2 dead, and [N] cosine to the nearest word."""
-        assert self.table is not None
-        table, words = WordTable.read(self.table), tokens.vocabulary
+        table, words = self._table, tokens.vocabulary
         if words is None:
             raise VLMCompressError("embedlens needs the vocabulary of the model, got none")
         known = len(words) if table.words is None else table.words

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.base import DecoderMethod
-from vlmcompress.methods.checks import check_cuts, check_types
+from vlmcompress.methods.checks import check_types
 from vlmcompress.methods.layer_view import LayerView
 from vlmcompress.methods.schedules import one_cut
 
@@ -44,11 +44,7 @@ class FastV(DecoderMethod):
 
     def schedule(self, layers: int, tokens: int, budget: float | None) -> dict[int, int]:
         """{k: keep}, or {} where that keeps all."""
-        if budget is not None:
-            return one_cut("fastv", self.k, layers, tokens, budget)
-        check_cuts("fastv", [self.k], layers)
-        keep = round(tokens * (1 - self.ratio))
-        return {self.k: keep} if keep < tokens else {}
+        return one_cut("fastv", self.k, layers, tokens, budget, dropped=self.ratio)
 
     def score(self, view: LayerView) -> Tensor:
         """[V] attention of the last token in the layer before the cut, mean over heads."""

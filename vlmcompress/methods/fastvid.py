@@ -10,8 +10,10 @@ from torch import Tensor
 
 from vlmcompress.methods.base import Reducer
 from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.saliency import NEED, check_features, saliency
+from vlmcompress.methods.saliency import NEED, saliency
 from vlmcompress.ops.density import absorb, density_peaks
+from vlmcompress.ops.finite import check_finite
+from vlmcompress.ops.places import best, marked
 from vlmcompress.ops.provenance import grouped
 from vlmcompress.ops.select import top_k
 from vlmcompress.ops.share import apportion, even
@@ -81,8 +83,8 @@ class FastVID(Reducer):
 
     def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
         """Salient tokens with the bits that they came with, merged ones in the same dtype."""
-        check_features(tokens)
         grid, rows = tokens.grid, tokens.features.detach()
+        check_finite(rows)
         frame = grid.h * grid.w
         attention = saliency(tokens)
         ends = self._ends(rows.view(grid.t, frame, -1))
@@ -91,17 +93,17 @@ class FastVID(Reducer):
         into = torch.full((len(grid),), -1, device=rows.device)
         for start, size in zip(range(0, len(grid), frame), salient, strict=True):
             if size:
-                kept = top_k(attention[start : start + frame], size) + start
+                kept = best(attention[start : start + frame], size) + start
                 into[kept] = kept
-        left = (into < 0).nonzero()[:, 0]
+        left = [frame - size for size in salient]
+        free = torch.split(marked(into < 0, sum(left)), left)
         made = rows.clone()
         for first, end in zip([0, *ends], ends, strict=False):
-            rest = left[(left >= first * frame) & (left < end * frame)]
+            rest = torch.cat(free[first:end])
             anchors = [rest[:0]]
             for t in range(first, end):
                 if merged[t]:
-                    free = rest[rest // frame == t]
-                    anchors.append(free[top_k(density_peaks(rows[free]), merged[t])])
+                    anchors.append(free[t][best(density_peaks(rows[free[t]]), merged[t])])
             anchor = torch.cat(anchors)
             if len(anchor):
                 places = torch.searchsorted(rest, anchor)

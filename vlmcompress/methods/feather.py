@@ -14,7 +14,15 @@ from vlmcompress.methods.base import DecoderMethod
 from vlmcompress.methods.checks import check_cuts, check_reachable, check_types
 from vlmcompress.methods.layer_view import LayerView
 from vlmcompress.methods.schedules import falling, nearest
+from vlmcompress.ops.places import ranks
 from vlmcompress.ops.select import top_k
+
+
+class _Union:
+    """`adaptive`: of the class False, of an instance whether it keeps the union."""
+
+    def __get__(self, method: Feather | None, owner: type[Feather]) -> bool:
+        return method is not None and not method.fixed
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Feather(DecoderMethod):
     paper: ClassVar[str] = "arXiv 2412.13180"
     summary: ClassVar[str] = "drops by attention without rotary embedding, keeps a coarse grid"
 
+    adaptive = _Union()
+
     layers: tuple[int, ...] | None = None
     """The two layers before which tokens are dropped; None for L/4 and L/2."""
     ratio: float = 0.7
@@ -49,11 +59,6 @@ class Feather(DecoderMethod):
     """Of the grid that the first cut keeps."""
     fixed: bool = True
     """Whether the number is known beforehand."""
-
-    @property
-    def adaptive(self) -> bool:  # type: ignore[override]
-        """Only the union depends on the content."""
-        return not self.fixed
 
     def __post_init__(self) -> None:
         check_types(type(self), vars(self))
@@ -109,9 +114,8 @@ class Feather(DecoderMethod):
             return super().keep(view, count)
         scores, grid = self.score(view), _lattice(view, self.stride)
         if self.fixed:
-            if int(grid.sum()) <= count:
-                return top_k(scores.masked_fill(grid, torch.inf), count)
-            return top_k(scores.masked_fill(~grid, -torch.inf), count)
+            # The grid before the others, however much of it is left. NaN has no rank: it stays NaN.
+            return top_k(ranks(scores) + alive * grid + 0 * scores, count)
         best = _floor(alive * (1 - self.ratio))
         if best:
             grid[top_k(scores, best)] = True

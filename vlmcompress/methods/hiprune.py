@@ -13,8 +13,9 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.base import Selector
 from vlmcompress.methods.checks import check_fields
 from vlmcompress.methods.frames import select_by_frame
-from vlmcompress.methods.saliency import check_features, check_signal
-from vlmcompress.ops.select import top_k
+from vlmcompress.methods.saliency import check_signal
+from vlmcompress.ops.finite import check_finite
+from vlmcompress.ops.places import best, marked, ranks
 from vlmcompress.tokens import Grid, VisualTokens
 
 # LLaVA takes the output of layer 23 of CLIP-L; the paper's object layer there.
@@ -87,12 +88,12 @@ class HiPrune(Selector):
         keep = self._keeper(tokens)
         device = tokens.features.device
         return select_by_frame(
-            tokens.grid, count, lambda own, quota: keep(own, quota).nonzero()[:, 0], device
+            tokens.grid, count, lambda own, quota: marked(keep(own, quota), quota), device
         )
 
     def _keeper(self, tokens: VisualTokens) -> Callable[[slice, int], Tensor]:
         """(tokens of a frame, its quota) -> [h * w] bool: those kept."""
-        check_features(tokens)
+        check_finite(tokens.features)
         received = tokens.encoder_attention
         if not received:
             raise VLMCompressError(f"{self.name} needs encoder_attention, these tokens have none")
@@ -104,20 +105,17 @@ class HiPrune(Selector):
         def keep(own: slice, quota: int) -> Tensor:
             anchors = min(quota, round(quota * self.alpha / 5))
             kept = add_best(torch.zeros_like(deep[own], dtype=torch.bool), middle[own], anchors)
-            near = _neighbours(kept.view(tokens.grid.h, -1)).flatten() & ~kept
-            room = min(quota - anchors, int(near.sum()))
-            kept = add_best(kept, middle[own].masked_fill(~near, -torch.inf), room)
-            return add_best(kept, deep[own], quota - anchors - room)
+            near = _neighbours(kept.view(tokens.grid.h, -1)).flatten()
+            # Buffers before registers, however many there are.
+            order = torch.where(near, len(near) + ranks(middle[own]), ranks(deep[own]))
+            return add_best(kept, order.float(), quota - anchors)
 
         return keep
 
 
 def add_best(kept: Tensor, scores: Tensor, count: int) -> Tensor:
     """[n] bool: `kept` and the `count` others with the highest of `scores` [n]."""
-    if count == 0:
-        return kept
-    best = top_k(scores.masked_fill(kept, -torch.inf), count)
-    return kept.index_fill(0, best, True)
+    return kept.index_fill(0, best(scores.masked_fill(kept, -torch.inf), count), True)
 
 
 def _neighbours(marked: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vlmcompress.methods.base import Selector
 from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.frames import select_by_frame
+from vlmcompress.methods.frames import frame_quotas, select_by_frame
 from vlmcompress.methods.saliency import NEED, saliency
-from vlmcompress.ops.select import top_k
+from vlmcompress.ops.places import best
 from vlmcompress.ops.similarity import unit_rows
 from vlmcompress.tokens import Grid, VisualTokens
 
@@ -65,15 +65,25 @@ class HoloV(Selector):
         attention, unit = saliency(tokens), unit_rows(tokens.features)
         crops = [crop.to(unit.device) for crop in _crops(tokens.grid, self.side)]
 
-        def choose(own: slice, quota: int) -> Tensor:
-            scores = [self._scores(attention[own][crop], unit[own][crop]) for crop in crops]
-            means = torch.stack([score.mean() for score in scores]).tolist()
-            quotas = _quotas(means, [len(crop) for crop in crops], quota)
-            dealt = zip(crops, scores, quotas, strict=True)
-            return torch.cat([crop[top_k(score, most)] for crop, score, most in dealt if most])
+        def score(own: slice) -> list[Tensor]:
+            return [self._scores(attention[own][crop], unit[own][crop]) for crop in crops]
 
         with torch.autocast(unit.device.type, enabled=False):
-            return select_by_frame(tokens.grid, count, choose, unit.device)
+            scores = {own.start: score(own) for own, _ in frame_quotas(tokens.grid, count)}
+        if not scores:
+            return torch.empty(0, dtype=torch.long, device=unit.device)
+        # Quotas are dealt on the CPU: one wait for the device for all frames.
+        means = torch.stack(
+            [torch.stack([one.mean() for one in found]) for found in scores.values()]
+        )
+        weights = dict(zip(scores, means.tolist(), strict=True))
+
+        def choose(own: slice, quota: int) -> Tensor:
+            quotas = _quotas(weights[own.start], [len(crop) for crop in crops], quota)
+            dealt = zip(crops, scores[own.start], quotas, strict=True)
+            return torch.cat([crop[best(score, most)] for crop, score, most in dealt if most])
+
+        return select_by_frame(tokens.grid, count, choose, unit.device)
 
     def _scores(self, attention: Tensor, unit: Tensor) -> Tensor:
         """[n] scores of the tokens of a crop: [n] attention, [n, D] features of length 1."""

@@ -16,6 +16,9 @@ from vlmcompress.methods.upstream import PixelSelector, PixelTokens
 from vlmcompress.ops.select import top_k
 from vlmcompress.tokens import Grid
 
+_BLOCK = 256
+"""Blocks of pixels that are predicted together, for memory."""
+
 
 @dataclass(frozen=True)
 class PixelPrune(PixelSelector):
@@ -65,7 +68,8 @@ class PixelPrune(PixelSelector):
     def differences(self, tokens: PixelTokens, replaces: bool) -> Tensor:
         """[N] float32: how far each block is from its prediction; infinitely for the first.
 
-        Blocks of one wave t + h + w = const depend on earlier waves only and are done together.
+        Where dropped blocks are replaced, those of one wave t + h + w = const depend on earlier
+        waves only and are done together.
 
         Args:
             tokens: of one image or clip.
@@ -74,30 +78,49 @@ class PixelPrune(PixelSelector):
         Raises:
             VLMCompressError: a pixel is NaN or infinite.
         """
-        grid, pixels = tokens.grid, tokens.pixels.float()
-        if not bool(pixels.isfinite().all()):
+        grid, picture = tokens.grid, tokens.pixels.float()
+        low, high = picture.aminmax()
+        if not bool(low.isfinite() & high.isfinite()):
             raise VLMCompressError("pixelprune: pixels must be finite")
-        picture = pixels.view(grid.t, grid.h, grid.w, -1).clone()
-        found = picture.new_full((grid.t, grid.h, grid.w), math.inf)
-        frames, rows, columns = (torch.arange(n, device=pixels.device) for n in found.shape)
-        waves = frames[:, None, None] + rows[:, None] + columns
-        for wave in range(1, grid.t + grid.h + grid.w - 2):
-            f, r, c = (waves == wave).nonzero().unbind(1)
-            block, left, up = picture[f, r, c], picture[f, r, c - 1], picture[f, r - 1, c]
-            corner, before = picture[f, r - 1, c - 1], picture[f - 1, r, c]
-            edge = _apart(corner, left) <= self.tolerance
-            edge &= _apart(corner, up) > self.tolerance
-            upper = (c == 0) | ((r > 0) & edge)
-            guess = torch.where(upper[:, None], up, left)
-            near = _apart(block, guess).masked_fill((r == 0) & (c == 0), math.inf)
-            still = _apart(block, before).masked_fill(f == 0, math.inf)
-            guess = torch.where((still < near)[:, None], before, guess)
-            found[f, r, c] = difference = torch.minimum(near, still)
+        if replaces:
+            picture = picture.clone()
+        found = picture.new_full((len(grid),), math.inf)
+        for places in _waves(grid) if replaces else torch.split(torch.arange(1, len(grid)), _BLOCK):
+            place = places.to(picture.device)
+            guess, difference = self._predicted(picture, grid, place)
+            found[place] = difference
             if replaces:
                 drop = (difference <= self.tolerance)[:, None]
-                picture[f, r, c] = torch.where(drop, guess, block)
-        return found.flatten()
+                picture[place] = torch.where(drop, guess, picture[place])
+        return found
+
+    def _predicted(self, picture: Tensor, grid: Grid, place: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, P] predictions of some blocks of `picture` [N, P], and [n] how far these are off."""
+        c, r, f = place % grid.w, place // grid.w % grid.h, place // (grid.h * grid.w)
+
+        def shown(back: int) -> Tensor:
+            # Where there is no such neighbour, another decides: what is read there is not used.
+            return picture.index_select(0, (place - back).clamp_min(0))
+
+        block, left, up, corner = map(shown, (0, 1, grid.w, grid.w + 1))
+        edge = _apart(corner, left) <= self.tolerance
+        edge &= _apart(corner, up) > self.tolerance
+        upper = (c == 0) | ((r > 0) & edge)
+        guess = torch.where(upper[:, None], up, left)
+        near = _apart(block, guess).masked_fill((r == 0) & (c == 0), math.inf)
+        if grid.t == 1:
+            return guess, near
+        before = shown(grid.h * grid.w)
+        still = _apart(block, before).masked_fill(f == 0, math.inf)
+        return torch.where((still < near)[:, None], before, guess), torch.minimum(near, still)
+
+
+def _waves(grid: Grid) -> tuple[Tensor, ...]:
+    """Places, on the CPU, by t + h + w = 1, 2 and so on."""
+    frames, rows, columns = (torch.arange(n) for n in (grid.t, grid.h, grid.w))
+    waves = (frames[:, None, None] + rows[:, None] + columns).flatten()
+    return torch.split(waves.argsort(stable=True), waves.bincount().tolist())[1:]
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).abs().amax(-1)
+    return (one - other).abs_().amax(-1)

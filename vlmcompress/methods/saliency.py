@@ -30,19 +30,6 @@ def saliency(tokens: VisualTokens) -> Tensor:
     return check_signal("encoder_attention", received[max(received)], tokens)
 
 
-def check_features(tokens: VisualTokens) -> None:
-    """For methods that choose by other signals: features are finite all the same.
-
-    Raises:
-        VLMCompressError: some are NaN or infinite.
-    """
-    bad = int((~tokens.features.isfinite().all(-1)).sum())
-    if bad:
-        raise VLMCompressError(
-            f"features must be finite: {bad} of {len(tokens.features)} rows are NaN or infinite"
-        )
-
-
 def check_signal(name: str, values: Tensor, tokens: VisualTokens) -> Tensor:
     """`values` as float32, one finite number per token and on the device of the features.
 

@@ -8,7 +8,9 @@ from vlmcompress.methods.base import mean_tokens
 from vlmcompress.methods.checks import check_cuts, check_reachable
 
 
-def one_cut(name: str, k: int, layers: int, tokens: int, budget: float) -> dict[int, int]:
+def one_cut(
+    name: str, k: int, layers: int, tokens: int, budget: float | None, dropped: float = 0.0
+) -> dict[int, int]:
     """{k: count} with the whole number nearest to the budget, {} where that keeps all.
 
     Args:
@@ -16,16 +18,20 @@ def one_cut(name: str, k: int, layers: int, tokens: int, budget: float) -> dict[
         k: its option for the first layer that runs on fewer tokens.
         layers: of the decoder.
         tokens: that enter the decoder.
-        budget: mean over layers.
+        budget: mean over layers; None for the share `dropped`.
+        dropped: share that the cut takes where there is no budget.
 
     Raises:
         BudgetError: the cut is outside the decoder, or the budget below k * tokens / layers.
     """
     check_cuts(name, [k], layers)
-    if budget >= tokens:
+    if budget is None:
+        keep = round(tokens * (1 - dropped))
+    elif budget >= tokens:
         return {}
-    check_reachable(name, k, layers, tokens, budget, earlier="k=1")
-    keep = max(0, round((layers * budget - k * tokens) / (layers - k)))
+    else:
+        check_reachable(name, k, layers, tokens, budget, earlier="k=1")
+        keep = max(0, round((layers * budget - k * tokens) / (layers - k)))
     return {k: keep} if keep < tokens else {}
 
 

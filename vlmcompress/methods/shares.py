@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.checks import check_reachable
-from vlmcompress.methods.schedules import nearest
+from vlmcompress.methods.schedules import falling, nearest
 
 VERSION = 1
 """Of the files that `vlmcompress calibrate` writes."""
@@ -112,12 +112,11 @@ def cut(shares: Sequence[float], tokens: int, scale: float = 1.0, least: int = 0
         scale: factor of all shares but those of the layers that see all tokens.
         least: tokens that stay everywhere.
     """
-    schedule, before = {}, tokens
-    for layer in range(_first(shares), len(shares)):
-        keep = min(tokens, max(least, round(scale * max(shares[layer], _LEAST) * tokens)))
-        if keep != before:
-            schedule[layer] = before = keep
-    return schedule
+    counts = {
+        layer: max(least, round(scale * max(shares[layer], _LEAST) * tokens))
+        for layer in range(_first(shares), len(shares))
+    }
+    return falling(counts, tokens)
 
 
 def meet(

@@ -60,5 +60,6 @@ class SparseVLM(DecoderMethod):
     def score(self, view: LayerView) -> Tensor:
         """[V] attention of the raters in the layer that just ran, mean over heads and raters."""
         raters = text_raters(view.hidden[view.visual], view.hidden[view.text])
-        rows = view.attention(rows="text", of="previous")[:, raters]
-        return rows.mean(dim=(0, 1))[view.visual]
+        # Rows of others become 0: an index would have to ask the device how many raters there are.
+        rows = view.attention(rows="text", of="previous") * raters[:, None]
+        return rows.mean(dim=(0, 1))[view.visual] * (len(raters) / raters.sum())

@@ -13,10 +13,11 @@ from torch import Tensor
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.base import Selector, share_kept
 from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.saliency import check_features, check_signal
-from vlmcompress.ops.select import top_k
+from vlmcompress.methods.saliency import check_signal
+from vlmcompress.ops.finite import check_finite
+from vlmcompress.ops.places import best, ranks
 from vlmcompress.ops.share import apportion
-from vlmcompress.ops.similarity import unit_rows
+from vlmcompress.ops.similarity import self_cosines, unit_rows
 from vlmcompress.tokens import Grid, VisualTokens
 
 
@@ -70,33 +71,33 @@ class TokenCorrelation(Selector):
 
     def select(self, tokens: VisualTokens, count: int) -> Tensor:
         """[count] int64, ascending; the density of each tile where all tokens are asked for."""
-        check_features(tokens)
+        check_finite(tokens.features)
         keys, (early, late) = self._signals(tokens)
         parts = tokens.parts or (tokens.grid,)
         sizes = [grid.h * grid.w for grid in parts for _ in range(grid.t)]
         tiles = [slice(*ends) for ends in pairwise(accumulate(sizes, initial=0))]
         most = torch.tensor(sizes)
-        dense = torch.tensor([self.density(keys[tile]) for tile in tiles]) * most
+        dense = torch.stack([self.density(keys[tile]) for tile in tiles]).float().cpu() * most
         if count >= len(tokens.features):
             counts = dense.round().long().clamp_min(1)
         else:
             counts = apportion(max(0, count) * dense / dense.sum(), max(0, count), most)
         picked = [
-            top_k(torch.maximum(_ranks(early[tile]), _ranks(late[tile])), number) + tile.start
+            best(torch.maximum(ranks(early[tile]), ranks(late[tile])), number) + tile.start
             for tile, number in zip(tiles, counts.tolist(), strict=True)
             if number
         ]
         return torch.cat(picked) if picked else torch.zeros_like(keys[:0, 0], dtype=torch.long)
 
-    def density(self, keys: Tensor) -> float:
-        """The share of the tokens of a tile [n, D] that is not redundant; above 0."""
+    def density(self, keys: Tensor) -> Tensor:
+        """The share of the tokens of a tile [n, D] that is not redundant; above 0, float64."""
         unit = unit_rows(keys, "keys")
         with torch.autocast(unit.device.type, enabled=False):
-            alike = (unit @ unit.T > self.threshold).fill_diagonal_(False)
+            alike = (self_cosines(unit) > self.threshold).fill_diagonal_(False)
         redundant = alike.sum(1) >= self.share * len(keys)
         # The first of those that are alike stands for the others.
         spared = ~(alike.tril() & redundant).any(1)
-        return 1 - int((redundant & ~spared).sum()) / len(keys)
+        return 1 - (redundant & ~spared).sum().double() / len(keys)
 
     def _signals(self, tokens: VisualTokens) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Keys [N, D] of the middle layer, and attention [N] of the first and the last."""
@@ -111,11 +112,3 @@ class TokenCorrelation(Selector):
         ends = (check_signal(name, seen[layer], tokens) for layer in (min(seen), max(seen)))
         early, late = ends
         return keys[middle].to(tokens.features.device), (early, late)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """[n] int64: 0 for the lowest; of equal values the first ranks highest."""
-    order = values.argsort(descending=True, stable=True)
-    return torch.empty_like(order).scatter_(
-        0, order, torch.arange(len(order), device=order.device).flip(0)
-    )

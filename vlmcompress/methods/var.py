@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.base import DecoderMethod
 from vlmcompress.methods.checks import check_cuts, check_types
 from vlmcompress.methods.layer_view import LayerView
+from vlmcompress.methods.published import published
 from vlmcompress.methods.schedules import one_cut
 from vlmcompress.ops.sinks import sinkness
 
@@ -95,11 +95,11 @@ def _table(name: str | None) -> dict[str, Any]:
     Raises:
         VLMCompressError: nothing.
     """
-    published = json.loads(PUBLISHED.read_text())
-    if name not in published:
+    known = published(PUBLISHED)
+    if name not in known:
         raise VLMCompressError(
             f"var needs the sink dimensions of the decoder, got dims={name!r}: give "
-            f"dims={' or '.join(map(repr, published))}, or for another decoder the numbers that "
+            f"dims={' or '.join(map(repr, known))}, or for another decoder the numbers that "
             "vlmcompress.calibrate.sinks.calibrate(model, inputs) finds"
         )
-    return dict(published[name])
+    return dict(known[name])

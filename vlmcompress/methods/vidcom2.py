@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlmcompress.methods.base import Selector
 from vlmcompress.methods.checks import check_fields
+from vlmcompress.ops.places import best
 from vlmcompress.ops.select import top_k
 from vlmcompress.ops.share import apportion
 from vlmcompress.ops.similarity import unit_rows
@@ -67,7 +68,7 @@ class VidCom2(Selector):
         most = torch.full((grid.t,), frame)
         sizes = apportion(quotas, count, most, least=int(count >= grid.t)).tolist()
         unlike = -(in_clip + in_frame)
-        kept = [top_k(unlike[t], size) + t * frame for t, size in enumerate(sizes) if size]
+        kept = [best(unlike[t], size) + t * frame for t, size in enumerate(sizes) if size]
         return torch.cat(kept) if kept else most[:0].to(unlike.device)
 
     def _steady(self, features: Tensor) -> Tensor:

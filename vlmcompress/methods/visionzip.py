@@ -12,8 +12,10 @@ from torch.nn.functional import one_hot
 from vlmcompress.methods.base import Reducer
 from vlmcompress.methods.checks import check_fields
 from vlmcompress.methods.frames import frame_quotas
-from vlmcompress.methods.saliency import NEED, check_features, saliency
-from vlmcompress.ops.select import top_k
+from vlmcompress.methods.saliency import NEED, saliency
+from vlmcompress.ops.finite import check_finite
+from vlmcompress.ops.places import best, marked
+from vlmcompress.ops.provenance import grouped
 from vlmcompress.ops.similarity import unit_rows
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
@@ -57,7 +59,7 @@ class VisionZip(Reducer):
     def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
         """`count` tokens; a token alone in its group has the bits that it came with."""
         grid, features = tokens.grid, tokens.features
-        check_features(tokens)
+        check_finite(features)
         attention = saliency(tokens)
         keys = features if tokens.keys is None else tokens.keys.to(features.device)
         unit = unit_rows(keys, "features" if tokens.keys is None else "keys")
@@ -77,7 +79,7 @@ class VisionZip(Reducer):
                 )
                 into[own][joining] = targets[nearest] + own.start
                 merged[own][targets] = _merged(features[own], targets, nearest, joining)
-        return _grouped(merged, into)
+        return grouped(merged, into)
 
 
 def _assigned(
@@ -86,11 +88,11 @@ def _assigned(
     """Targets [C], joining tokens [M], and in the middle [M] which target each of them joins."""
     rest = torch.ones_like(attention, dtype=torch.bool)
     if dominant:
-        rest[top_k(attention, dominant)] = False
-    left = rest.nonzero()[:, 0]
+        rest[best(attention, dominant)] = False
+    left = marked(rest, len(rest) - dominant)
     targets = left[:: len(left) // contextual][:contextual]
     rest[targets] = False
-    joining = rest.nonzero()[:, 0]
+    joining = marked(rest, len(left) - contextual)
     return targets, (unit[joining] @ unit[targets].T).argmax(1), joining
 
 
@@ -101,13 +103,3 @@ def _merged(features: Tensor, targets: Tensor, nearest: Tensor, joining: Tensor)
     means = member @ features[joining].float() / sizes.clamp(min=1)
     average = (features[targets].float() + means) / 2
     return torch.where(sizes > 0, average.to(features.dtype), features[targets])
-
-
-def _grouped(merged: Tensor, into: Tensor) -> Reduction:
-    """The groups of tokens that went `into` [N] the same one, and what was made of that one."""
-    indices = torch.arange(len(into), device=into.device)
-    first = torch.full_like(into, len(into)).scatter_reduce(0, into, indices, "amin")[into]
-    members = first.argsort(stable=True)
-    sizes = first.bincount()
-    offsets = torch.cat([indices[:1], sizes[sizes > 0].cumsum(0)])
-    return Reduction(merged[into[members[offsets[:-1]]]], members, offsets)

@@ -12,8 +12,7 @@ from vlmcompress.methods.base import Selector
 from vlmcompress.methods.checks import check_fields
 from vlmcompress.methods.frames import select_by_frame
 from vlmcompress.methods.saliency import NEED, saliency
-from vlmcompress.ops.select import MATRIX_BYTES
-from vlmcompress.ops.similarity import unit_rows
+from vlmcompress.ops.similarity import MATRIX_BYTES, self_cosines, unit_rows
 from vlmcompress.tokens import VisualTokens
 
 
@@ -70,14 +69,14 @@ def _thinned(unit: Tensor, rest: Tensor, count: int, step: int) -> Tensor:
     if count == 0:
         return rest[:0]
     # All similarities at once where they fit: they do not change from round to round.
-    similar = unit @ unit.T if 4 * len(unit) ** 2 <= MATRIX_BYTES else None
+    similar = self_cosines(unit) if 4 * len(unit) ** 2 <= MATRIX_BYTES else None
     while len(rest) > count:
         first, second = rest[::2], rest[1::2]
         if similar is None:
             closest = (unit[first] @ unit[second].T).amax(1)
         else:
             # Whole rows: several times faster than the columns of `first` alone.
-            closest = similar[second].amax(0)[first]
+            closest = similar.index_select(0, second).amax(0)[first]
         order = closest.argsort(descending=True, stable=True)
         rest = torch.cat([first[order[min(step, len(rest) - count) :]], second])
     return rest

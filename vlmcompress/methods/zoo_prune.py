@@ -86,9 +86,8 @@ class ZooPrune(Selector):
             )
         ).to(tokens.features.device)
         low, high = reaction.min(), reaction.max()
-        if bool(high - low <= _ROUNDING * high):
-            return torch.ones_like(reaction)
-        return (reaction - low) / (high - low + 1e-8)
+        scaled = (reaction - low) / (high - low + 1e-8)
+        return torch.where(high - low <= _ROUNDING * high, 1.0, scaled)
 
     def _directions(self, inputs: Tensor) -> Tensor:
         """[m, D] of length 1, the same for all tokens."""
