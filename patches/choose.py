@@ -8,9 +8,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.base import ProjectorMethod, Reducer, Selector
 from vlmcompress.methods.pipeline import ImagePlan
+from vlmcompress.ops.later import Checks
+from vlmcompress.patches.checks import check_count, indices, wrong
 from vlmcompress.patches.signals import part_of
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
@@ -34,6 +35,7 @@ def choose(
     parts: tuple[Grid, ...],
     free: bool,
     picked: bool,
+    checks: Checks,
 ) -> Chosen:
     """Ask the method, part by part.
 
@@ -44,9 +46,10 @@ def choose(
         parts: the grids that they lie on, for methods that want them at once.
         free: whether the method may keep fewer than planned.
         picked: the order of the method rather than the raster's.
+        checks: what only the device knows is checked there; if it will raise, all indices are 0.
 
     Raises:
-        VLMCompressError: the method gave something else than it was asked for.
+        VLMCompressError: the method gave another kind of thing than it was asked for.
     """
     starts = [0, *accumulate(len(grid) for grid, _ in plan.parts)][:-1]
     chosen, reductions = [], []
@@ -55,10 +58,10 @@ def choose(
         if method.across_parts:
             tokens = replace(tokens, parts=parts if len(plan.parts) == 1 else (grid,))
         if isinstance(method, Reducer):
-            reductions.append(_reduced(method, tokens, count, free))
+            reductions.append(_reduced(method, tokens, count, free, checks))
         else:
             assert isinstance(method, Selector)
-            chosen.append(_selected(method, tokens, count, free, picked) + start)
+            chosen.append(_selected(method, tokens, count, free, picked, checks) + start)
     if not reductions:
         return Chosen(torch.cat(chosen), tuple(map(len, chosen)))
     joined = Reduction.join(reductions, starts)
@@ -66,76 +69,56 @@ def choose(
 
 
 def _selected(
-    method: Selector, tokens: VisualTokens, count: int, free: bool, picked: bool
+    method: Selector, tokens: VisualTokens, count: int, free: bool, picked: bool, checks: Checks
 ) -> Tensor:
     total = len(tokens.grid)
     if not _asks(count, total, free):
         return torch.arange(count, device=tokens.features.device)
     found = (method.pick if picked else method.select)(tokens, count)
-    if not isinstance(found, Tensor) or found.dtype != torch.int64 or found.dim() != 1:
-        raise _wrong(method, "no 1-D tensor of int64")
-    _check_count(method, len(found), count, free)
-    ordered = found.sort().values if picked else found
-    steps = ordered.diff()
-    bad = (ordered[0] < 0) | (ordered[-1] >= total) | (steps < 1).any()
-    if bool(bad):
-        raise _wrong(
-            method,
-            f"indices that are not {'' if picked else 'ascending, '}unique and from 0 to "
-            f"{total - 1}",
-        )
-    # All of them are no choice, in whatever order.
-    return ordered if len(found) == total else found
+    return indices(method.name, found, total, count, checks, free=free, picked=picked)
 
 
-def _reduced(method: Reducer, tokens: VisualTokens, count: int, free: bool) -> Reduction:
+def _reduced(
+    method: Reducer, tokens: VisualTokens, count: int, free: bool, checks: Checks
+) -> Reduction:
     total, features = len(tokens.grid), tokens.features
     if not _asks(count, total, free):
         return Reduction.identity(features[:count])
     found = method.reduce(tokens, count)
     if not isinstance(found, Reduction):
-        raise _wrong(method, "no Reduction")
+        raise wrong(method.name, "no Reduction")
     members, offsets = found.members, found.offsets
     if members.dtype != torch.int64 or offsets.dtype != torch.int64:
-        raise _wrong(method, "members or offsets that are not int64")
-    _check_count(method, len(offsets) - 1, count, free)
+        raise wrong(method.name, "members or offsets that are not int64")
+    check_count(method.name, len(offsets) - 1, count, free)
     if found.features.shape != (len(offsets) - 1, features.shape[1]):
-        raise _wrong(
-            method,
+        raise wrong(
+            method.name,
             f"features of shape {tuple(found.features.shape)} for {len(offsets) - 1} groups of "
             f"tokens with {features.shape[1]} numbers",
         )
-    if not bool(_grouped(members, offsets, total)):
-        raise _wrong(
-            method,
-            f"groups that are not each non-empty, ascending, from 0 to {total - 1} and ordered by "
-            "their smallest member",
-        )
-    return found
+    error = wrong(
+        method.name,
+        f"groups that are not each non-empty, ascending, from 0 to {total - 1} and ordered by "
+        "their smallest member",
+    )
+    if not len(members):
+        raise error
+    good = _grouped(members, offsets, total)
+    checks.expect(good, lambda: error)
+    return replace(found, members=members.where(good, 0), offsets=offsets.where(good, 0))
 
 
 def _grouped(members: Tensor, offsets: Tensor, total: int) -> Tensor:
-    """[] bool: whether groups are what `Reduction` says."""
-    sizes = offsets.diff()
-    fits = (offsets[0] == 0) & (offsets[-1] == len(members)) & (sizes > 0).all()
-    if not bool(fits):
-        return fits
-    inside = torch.ones_like(members, dtype=torch.bool)
-    inside[offsets[:-1]] = False
-    ascending = (members.diff() > 0) | ~inside[1:]
-    ordered = (members[offsets[:-1]].diff() > 0).all()
-    return ordered & ascending.all() & (members >= 0).all() & (members < total).all()
+    """[] bool: whether groups are what `Reduction` says; there is at least one member."""
+    fits = (offsets[0] == 0) & (offsets[-1] == len(members)) & (offsets.diff() > 0).all()
+    starts = offsets[:-1].where(fits, 0)
+    first = torch.zeros_like(members, dtype=torch.bool).index_fill(0, starts, True)
+    ascending = ((members.diff() > 0) | first[1:]).all()
+    ordered = (members[starts].diff() > 0).all()
+    return fits & ordered & ascending & ((members >= 0) & (members < total)).all()
 
 
 def _asks(count: int, total: int, free: bool) -> bool:
     """Whether there is anything to choose."""
     return count > 0 and (count < total or free)
-
-
-def _check_count(method: ProjectorMethod, found: int, count: int, free: bool) -> None:
-    if not (0 < found <= count if free else found == count):
-        raise _wrong(method, f"{found} tokens where {'at most ' if free else ''}{count} were due")
-
-
-def _wrong(method: ProjectorMethod, what: str) -> VLMCompressError:
-    return VLMCompressError(f"{method.name} gave {what}")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlmcompress.patches.layout import take
+from vlmcompress.ops.gather import take_all
 from vlmcompress.patches.spans import Located
 from vlmcompress.patches.state import Slots
 from vlmcompress.tokens import Reduction
@@ -25,8 +25,8 @@ def follow(mask: Tensor, features: Sequence[Tensor], slots: Slots) -> tuple[Tens
         features: each [mask.sum(), D], row after row of the batch.
         slots: [B, K] columns; what fillers get does no harm.
     """
-    kept = take(mask, slots.index)
-    rows = take(_numbers(mask), slots.index)[kept]
+    kept, numbers = take_all([mask, _numbers(mask)], slots.index)
+    rows = numbers[kept]
     return kept, [feature[rows.to(feature.device)] for feature in features]
 
 

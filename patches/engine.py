@@ -11,29 +11,29 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vlmcompress.budget import Planner
 from vlmcompress.errors import CompositionError
+from vlmcompress.ops.later import collected
 from vlmcompress.patches.activations import watch
-from vlmcompress.patches.attach import MARK, Attachments, engine_of
+from vlmcompress.patches.attach import MARK, Attachments, check_compiled, engine_of
 from vlmcompress.patches.calls import by_name, carries_images
 from vlmcompress.patches.deepstack import follow
 from vlmcompress.patches.family import Family
-from vlmcompress.patches.flow import Flow
+from vlmcompress.patches.forwards import go_on, masking
 from vlmcompress.patches.guard import (
     check_forward,
     check_generate,
     check_kinds,
     check_modalities,
-    two_dimensional,
 )
 from vlmcompress.patches.masks import FULL, SLIDING, LayerKinds, layer_kinds
 from vlmcompress.patches.reduce import Reducing
 from vlmcompress.patches.signals import Signals
-from vlmcompress.patches.state import Slots, attach_state, state_of
+from vlmcompress.patches.solving import Solver
+from vlmcompress.patches.state import attach_state, state_of
 from vlmcompress.patches.threads import Current, Shared
 from vlmcompress.patches.trace import Trace, mark
 from vlmcompress.patches.upstream import check_handed_over, encode, upstream_of
@@ -52,7 +52,7 @@ class Engine:
         positions: str,
         order: str,
     ) -> None:
-        self._now, self._shared = Current(), Shared()  # first, for it refuses to be pickled
+        self.now, self._shared = Current(), Shared()  # first, for it refuses to be pickled
         self.model, self.family, self.planner, self.signals = model, family, planner, signals
         self.positions, self.order = positions, order
         self.collected = sorted(signals.collected)
@@ -60,6 +60,8 @@ class Engine:
         self.lm = family.language_model(self.base)
         self.layers = family.layers(self.base)
         self.upstream = upstream_of(model, family, planner)
+        by_cost = planner.budget is not None and planner.budget.is_cost
+        self.solver = Solver(model, family, planner) if by_cost else None
         self._attached = Attachments()
         self._kinds: dict[str, LayerKinds] = {}
 
@@ -94,6 +96,8 @@ class Engine:
         if self.family.deepstack:
             attached.wrap(self.lm, self.family.deepstack, self._add_features)
         attached.before(self.model, self._before_model)
+        if self.solver is not None and self.solver.by_time:
+            attached.after(self.model, self._after_model)
         attached.before(self.base, self._before_base)
         attached.after(self.base, self._after_base)
         attached.before(self.lm, self._before_lm)
@@ -101,9 +105,24 @@ class Engine:
         attached.take_over(self.signals.hooks())
         if self.upstream is not None:
             self.upstream.hook(attached)
-        attached.take_over(watch(self.planner.pipeline.decoder, self.layers, self._now))
+        attached.take_over(watch(self.planner.pipeline.decoder, self.layers, self.now))
+        self._layers_hooked = False
+        kinds = self.kinds
+        if self.planner.pipeline.decoder or self.positions == "renumber" or kinds.own:
+            self._hook_layers()
+
+    def _hook_layers(self) -> None:
+        """Hook every decoder layer, where the model's own arguments are wrong for some forward.
+
+        Raises:
+            UnsupportedModelError: a layer was compiled since, and would ignore its hook.
+        """
+        if self._layers_hooked:
+            return
+        check_compiled(self.lm)
         for number, layer in enumerate(self.layers):
-            attached.before(layer, functools.partial(self._before_layer, number))
+            self._attached.before(layer, functools.partial(self._before_layer, number))
+        self._layers_hooked = True
 
     def remove(self) -> None:
         """Leave the model as it was before `install`; harmless when called twice.
@@ -112,18 +131,18 @@ class Engine:
         """
         self._shared.wait_for_others()
         self._attached.remove()
-        self._now.end_forward()
+        self.now.end_forward()
         # A handle that is kept for its report keeps no weights alive.
-        for name in ("model", "base", "lm", "layers", "signals", "upstream"):
+        for name in ("model", "base", "lm", "layers", "signals", "upstream", "solver"):
             vars(self).pop(name, None)
 
     @property
     def trace(self) -> Trace:
         """Of the call that this thread is in, else of the last one that any thread began."""
-        return self._now.trace or self._shared.trace
+        return self.now.trace or self._shared.trace
 
     def _begin(self) -> None:
-        self._now.trace = self._shared.trace = Trace()
+        self.now.trace = self._shared.trace = Trace()
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         check_generate(self.model, kwargs)
@@ -131,36 +150,42 @@ class Engine:
         self._begin()
         # Queries for scores come from the prompt, whatever else a forward carries along
         # (candidates of assisted decoding, answers so far without a cache).
-        self._now.prompt = ids.shape[1] if isinstance(ids, Tensor) else None
-        self._now.generating = True
+        self.now.prompt = ids.shape[1] if isinstance(ids, Tensor) else None
+        self.now.generating, self.now.given = True, {**kwargs, "input_ids": ids}
+        # Whose loop it is: transformers' own appends nothing but ones to the attention mask.
+        self.now.own_loop = kwargs.get("custom_generate") is not None
         try:
             with self._shared.entered():
                 return original(*args, **kwargs)
         finally:
-            self._now.generating, self._now.prompt = False, None
-            self._now.end_forward()
+            self.now.end_generate()
 
     def _encode(
         self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         output, encoded = encode(self, modality, original, *args, **kwargs)
         if encoded is not None:
-            self._now.encoded[modality] = encoded
+            self.now.encoded[modality] = encoded
         return output
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         named = by_name(module, args, kwargs)
         check_forward(module, named)
-        if not self._now.generating and carries_images(named):
+        if not self.now.generating and carries_images(named):
             self._begin()
+
+    def _after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        trace, solved = self.trace, self.trace.solved
+        if solved is not None and output is not None and not trace.decode_steps:
+            trace.add("head", self.now.ended, mark(output.logits.device))
 
     def _before_base(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        call = self._now.call = by_name(module, args, kwargs)
+        call = self.now.call = by_name(module, args, kwargs)
         check_modalities(self.family.name, self.family.feature_calls, call)
-        self._now.encoded = self.signals.handed_over(call)
-        check_handed_over(self, self._now.encoded)
+        self.now.encoded = self.signals.handed_over(call)
+        check_handed_over(self, self.now.encoded)
         state = state_of(call.get("past_key_values"))
         if state is None or not self.family.masks_in_base:
             return None
@@ -168,60 +193,40 @@ class Engine:
         return (), {**call, **self.family.unmasked(call, state)}
 
     def _after_base(self, module: nn.Module, *_: Any) -> None:
-        self._now.end_forward()
+        self.now.end_forward()
 
     def _before_lm(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        self._now.flow = None
-        if self._now.call is None:
+        self.now.begin_decoder()
+        if self.now.call is None:
             return None
-        self._now.started = mark(kwargs["inputs_embeds"].device)
+        self.now.started = mark(kwargs["inputs_embeds"].device)
         if self.family.masks_in_base:
-            self._now.given_masks = kwargs.get("attention_mask")
-            kwargs = {**kwargs, "attention_mask": self._now.call.get("attention_mask")}
+            self.now.given_masks = kwargs.get("attention_mask")
+            kwargs = {**kwargs, "attention_mask": self.now.call.get("attention_mask")}
         state = state_of(kwargs.get("past_key_values"))
-        if self._now.encoded:
-            reducing = Reducing(self, self._now.call, self._now.encoded, kwargs, self._now.prompt)
-            changed = reducing.run()
-            if changed is not None:
-                self._now.flow = reducing.flow
-                return args, {**kwargs, **changed}
-        if state is None:
+        if state is None and not self.now.encoded:
             return None
-        return args, {**kwargs, **self._continue(kwargs)}
+        kwargs = {**kwargs, "attention_mask": masking(self.now, kwargs.get("attention_mask"))}
+        changed = self._reduce(kwargs) if self.now.encoded else None
+        if changed is None:
+            if state is None:
+                return None
+            changed = go_on(self, kwargs, state)
+        flow = self.now.flow
+        if flow is not None and not flow.leaves_layers_alone:
+            self._hook_layers()
+        return args, {**kwargs, **changed}
 
-    def _continue(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Inputs of a forward on a compressed cache that brings no new image."""
-        embeds, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]
-        state = state_of(cache)
-        assert state is not None
-        batch, length = embeds.shape[:2]
-        columns = torch.arange(length, device=embeds.device) + state.virtual
-        flow = self.new_flow(kwargs, state.virtual, Slots(columns.expand(batch, length), None))
-        self._now.flow = flow
-        positions = kwargs.get("position_ids")
-        if self.positions == "renumber":
-            positions = flow.renumbered(0)
-        elif positions is None:
-            positions = columns.expand(batch, length)
-        return {"position_ids": positions, "attention_mask": flow.first_mask()}
-
-    def new_flow(self, kwargs: dict[str, Any], past: int, columns: Slots) -> Flow:
-        """The layout of a forward whose chunk has the given virtual columns."""
-        mask = two_dimensional(kwargs.get("attention_mask"))
-        return Flow(
-            batch=len(columns.index),
-            past=past,
-            state=state_of(kwargs.get("past_key_values")),
-            columns=columns,
-            virtual_width=kwargs["inputs_embeds"].shape[1],
-            kinds=self.kinds,
-            given_masks=self._now.given_masks,
-            cache=kwargs.get("past_key_values"),
-            padding=None if mask is None else mask.to(columns.index.device, torch.bool),
-            rotary=self._rotary if self.positions == "renumber" else None,
-        )
+    def _reduce(self, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """What changes for a decoder that is given new images; None where they stay whole."""
+        assert self.now.call is not None
+        reducing = Reducing(self, self.now.call, self.now.encoded, kwargs, self.now.prompt)
+        changed = reducing.run()
+        if changed is not None:
+            self.now.flow = reducing.flow
+        return changed
 
     @property
     def kinds(self) -> LayerKinds:
@@ -233,16 +238,10 @@ class Engine:
             self._kinds[attention] = found
         return self._kinds[attention]
 
-    def _rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        module = self.lm.get_submodule("rotary_emb")
-        kinds = (kind,) if len(set(self.kinds.names)) > 1 else ()
-        embeddings: tuple[Tensor, Tensor] = module(hidden, positions, *kinds)
-        return embeddings
-
     def _before_layer(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        flow = self._now.flow
+        flow = self.now.flow
         if flow is None or flow.leaves_layers_alone:
             return None
         given = hidden = args[0] if args else kwargs["hidden_states"]
@@ -262,35 +261,42 @@ class Engine:
 
     def _cut(self, number: int, hidden: Tensor) -> Tensor:
         """Score the surviving tokens of every image and keep the best of them."""
-        flow, decoder = self._now.flow, self.planner.pipeline.decoder
+        flow, decoder = self.now.flow, self.planner.pipeline.decoder
         assert flow is not None
         assert decoder is not None
-        with self.trace.timed("selection", hidden.device):
-            return flow.cut(
-                number, ranked(CutContext(number, self.layers, flow, hidden), decoder), hidden
-            )
+        context = CutContext(number, self.layers, flow, hidden)
+        # Nothing waits for the device in the middle of a prefill.
+        with self.trace.timed("selection", hidden.device), collected(flow.checks):
+            return flow.cut(number, ranked(context, decoder), hidden)
 
     def _add_features(
         self, original: Callable[..., Any], hidden: Tensor, mask: Tensor, features: Tensor
     ) -> Any:
         """DeepStack between layers that may have fewer tokens than the first."""
-        cut = None if self._now.flow is None else self._now.flow.last_cut(self._now.flow.current)
+        cut = None if self.now.flow is None else self.now.flow.last_cut(self.now.flow.current)
         if cut is not None:
             mask, (features,) = follow(mask, [features], cut)
         return original(hidden, mask, features)
 
     def _after_lm(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        flow, self._now.flow = self._now.flow, None
-        if self._now.call is None or output is None:
+        now = self.now
+        flow, now.flow = now.flow, None
+        if now.call is None or output is None:
             return
-        device = kwargs["inputs_embeds"].device
-        first = not self.trace.prefilled
-        self.trace.add("prefill" if first else "decode", self._now.started, mark(device))
-        self.trace.prefilled = True
-        self.trace.decode_steps += not first
-        if flow is None:
+        if flow is not None:
+            flow.checks.settle()
+        trace = self.trace
+        first, device = not trace.prefilled, kwargs["inputs_embeds"].device
+        now.ended = mark(device)
+        trace.add("prefill" if first else "decode", now.started, now.ended)
+        trace.prefilled = True
+        trace.decode_steps += not first
+        if first and self.solver is not None and trace.solved is not None:
+            self.solver.measure(trace.solved, trace)
+        state = now.next_state if flow is None else flow.next_state()
+        if state is None:
             return
         parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
         for cache in parts:
             if isinstance(cache, Cache):
-                attach_state(cache, flow.next_state())
+                attach_state(cache, state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from vlmcompress.patches.layout import both, cut_mask, pack, slot_of, take
+from vlmcompress.ops.gather import take, take_all
+from vlmcompress.ops.later import Checks
+from vlmcompress.patches.layout import both, cut_mask, pack, slot_of
 from vlmcompress.patches.masks import Given, LayerKinds, Seen, build
 from vlmcompress.patches.spans import Separators, close
 from vlmcompress.patches.state import CacheState, Slots
@@ -65,6 +67,8 @@ class Flow:
     """Tokens at the end of the chunk that are not part of the prompt."""
     cuts: tuple[int, ...] = ()
     """Layers before which tokens are dropped."""
+    checks: Checks = field(default_factory=Checks)
+    """Of what the method gave there, due when the layers are done."""
     current: int = 0
     stash: Tensor | None = None
     """Input of the layer before a cut."""
@@ -189,8 +193,7 @@ class Flow:
             kind = self.kinds.names[layer]
             inputs["position_embeddings"] = self.rotary(hidden, self.renumbered(stage), kind)
         elif (cut := self.last_cut(stage)) is not None:
-            cos, sin = given["position_embeddings"]
-            inputs["position_embeddings"] = (take(cos, cut.index), take(sin, cut.index))
+            inputs["position_embeddings"] = tuple(take_all(given["position_embeddings"], cut.index))
         return inputs
 
     def _own_mask(self, layer: int, dtype: torch.dtype) -> Tensor | None:
@@ -253,13 +256,14 @@ class Flow:
             self.counts[span.row] -= closed
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
-        self._rows[layer] = Slots(rows.index.gather(1, index), valid)
+        hidden, entered = take_all([hidden, rows.index], index)
+        self._rows[layer] = Slots(entered, valid)
         self.move(slot_of(keep, size), kept)
         self.stash = self.fired = None
         for span in self.spans:
             span.trace.cuts[layer] = span.index
             span.trace.separators[layer] = len(span.separators)
-        return take(hidden, index)
+        return hidden
 
     def _open(self, rows: Slots) -> Tensor | None:
         if self.padding is None:
@@ -283,7 +287,7 @@ class Flow:
     def next_state(self) -> CacheState:
         """What the cache must remember after this forward."""
         if not self.spans and self.state is not None:
-            return replace(self.state, tail=self.state.tail + self.width)
+            return self.state.grown(self.width)
         starts = {0, *self._rows, *(self.state.stages if self.state else ())}
         prompt = {}
         for start in sorted(starts):

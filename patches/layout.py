@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vlmcompress.ops.gather import take, take_pairs
+
 
 def pack(keep: Tensor, size: int, ragged: bool) -> tuple[Tensor, Tensor | None]:
     """The kept slots of each row, in order, filled up on the left.
@@ -30,22 +32,6 @@ def slot_of(keep: Tensor, size: int) -> Tensor:
     """[B, L] int64: the slot that `pack` gives to each kept column (undefined for the others)."""
     kept = keep.long()
     return kept.cumsum(1) - 1 + (size - kept.sum(1, keepdim=True))
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of `x` [B or 1, L, ...] by `index` [B, K] -> [B, K, ...]."""
-    index = index.to(x.device)
-    x = x.expand(len(index), *x.shape[1:])
-    view = index.view(*index.shape, *[1] * (x.dim() - 2))
-    return x.gather(1, view.expand(*index.shape, *x.shape[2:]))
-
-
-def take_positions(position_ids: Tensor, index: Tensor) -> Tensor:
-    """Columns of position ids [B or 1, L] or [A, B or 1, L] (M-RoPE axes) -> [..., B, K]."""
-    index = index.to(position_ids.device)
-    batch, length = len(index), position_ids.shape[-1]
-    expanded = position_ids.expand(*position_ids.shape[:-2], batch, length)
-    return expanded.gather(-1, index.expand(*expanded.shape[:-1], index.shape[1]))
 
 
 def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -94,8 +80,7 @@ def cut_mask(
         return (causal & valid[:, None, :]).unsqueeze(1)
     if given.dim() == 2:
         return take(given, keys) if valid is None else take(given, keys) & valid.to(given.dtype)
-    given = given.expand(len(rows), *given.shape[1:])
-    mask = take(take(given.transpose(1, 2), rows).permute(0, 3, 2, 1), keys).permute(0, 2, 3, 1)
+    mask = take_pairs(given[:, 0], rows, keys)[:, None]
     if valid is None:
         return mask
     closed = ~valid[:, None, None, :]

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vlmcompress.budget import Planner
-from vlmcompress.errors import BudgetError, UnsupportedCallError, VLMCompressError
+from vlmcompress.errors import BudgetError, UnsupportedCallError
 from vlmcompress.methods.upstream import PixelSelector, PixelTokens
+from vlmcompress.ops.later import Checks
 from vlmcompress.patches.attach import Attachments
+from vlmcompress.patches.checks import indices
 from vlmcompress.patches.encoders import towers
 from vlmcompress.patches.family import Family
 from vlmcompress.patches.left import Left
@@ -37,7 +39,7 @@ class _Run:
     """[U * side**2] bool: their patches."""
     ran: bool = False
     _places: dict[torch.device, Tensor] = field(default_factory=dict)
-    _lengths: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _lengths: dict[int, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
 
     @property
     def idle(self) -> bool:
@@ -51,13 +53,18 @@ class _Run:
             self._places[device] = self.patches.nonzero()[:, 0].to(device)
         return values[self._places[device]]
 
-    def lengths(self, ends: Tensor) -> Tensor:
-        """Borders of segments of the sequence, without what is left out and empty segments."""
+    def lengths(self, ends: Tensor) -> tuple[Tensor, int]:
+        """Borders of segments of the sequence, without what is left out and empty segments.
+
+        And the longest of them. Worked out once, not in every layer.
+        """
         if id(ends) not in self._lengths:
             counts = torch.cat([torch.zeros(1, dtype=torch.long), self.patches.cumsum(0)])
-            borders = torch.unique_consecutive(counts[ends.cpu().long()]).to(ends)
-            self._lengths[id(ends)] = ends, borders  # kept alive, so that the id stays its own
-        return self._lengths[id(ends)][1]
+            borders = torch.unique_consecutive(counts[ends.cpu().long()])
+            longest = int(borders.diff().max())
+            # The key is kept alive, so that its id stays its own.
+            self._lengths[id(ends)] = ends, borders.to(ends), longest
+        return self._lengths[id(ends)][1:]
 
 
 class LeavingOut:
@@ -68,7 +75,7 @@ class LeavingOut:
     """
 
     def __init__(self, model: nn.Module, family: Family, planner: Planner) -> None:
-        self._model, self._family, self._planner = model, family, planner
+        self._model, self._family = model, family
         self._base = family.base(model)
         self._method = cast(PixelSelector, planner.pipeline.upstream)
         self._thread = PerThread()
@@ -82,12 +89,18 @@ class LeavingOut:
             for merger in module if isinstance(module, nn.ModuleList) else [module]:
                 attached.change(merger, self._merged)
 
+    def layouts(self, modality: str, call: Mapping[str, Any]) -> Sequence[Layout]:
+        return self._family.layouts(self._model, modality, (), call)
+
     def encode(
-        self, modality: str, call: Mapping[str, Any], run: Callable[..., Any]
+        self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, _Run]:
         patches = Patches.of(self._model, self._family, modality, call)
-        self._planner.check(patches.layouts)
-        kept = [self._select(*one) for one in zip(patches.rows, patches.grids, strict=True)]
+        planner.check(patches.layouts)
+        pairs = zip(patches.rows, patches.grids, strict=True)
+        checks = Checks()
+        kept = [self._select(rows, grid, planner, checks) for rows, grid in pairs]
+        checks.settle()
         blocks = self._in_tower(modality, call, patches, kept)
         per_block = patches.side**2
         done = _Run(patches.layouts, kept, blocks, blocks.repeat_interleave(per_block))
@@ -98,27 +111,17 @@ class LeavingOut:
             self._thread.run = None
 
     @torch.no_grad()
-    def _select(self, rows: Tensor, grid: Grid) -> Tensor:
+    def _select(self, rows: Tensor, grid: Grid, planner: Planner, checks: Checks) -> Tensor:
         """[K] int64 on the CPU: the tokens of an image or clip that stay."""
-        name, exact = self._method.name, self._planner.budget is not None
-        count = self._planner.upstream(grid, grid)
+        name, exact = self._method.name, planner.budget is not None
+        count = planner.upstream(grid, grid)
         if count < 1:
             raise BudgetError(f"{name} leaves at least 1 token of a picture ({grid})")
         if exact and count >= len(grid):
             return torch.arange(len(grid))
         tokens = PixelTokens(rows.reshape(len(grid), -1).float(), grid)
         found = self._method.select(tokens, count, exact)
-        if not isinstance(found, Tensor) or found.dtype != torch.int64 or found.dim() != 1:
-            raise VLMCompressError(f"{name} gave no 1-D tensor of int64")
-        found = found.cpu()
-        if not (len(found) == count if exact else 0 < len(found) <= count):
-            most = "" if exact else "at most "
-            raise VLMCompressError(f"{name} gave {len(found)} tokens where {most}{count} were due")
-        if bool((found.diff() < 1).any()) or found[0] < 0 or found[-1] >= len(grid):
-            raise VLMCompressError(
-                f"{name} gave indices that are not ascending, unique and from 0 to {len(grid) - 1}"
-            )
-        return found
+        return indices(name, found, len(grid), count, checks, free=not exact).cpu()
 
     def _in_tower(
         self, modality: str, call: Mapping[str, Any], patches: Patches, kept: Sequence[Tensor]
@@ -160,9 +163,9 @@ class LeavingOut:
         if run is None:
             return None
         changed = dict(kwargs)
-        changed["cu_seqlens"] = run.lengths(kwargs["cu_seqlens"])
+        changed["cu_seqlens"], longest = run.lengths(kwargs["cu_seqlens"])
         if kwargs.get("max_seqlen") is not None:
-            changed["max_seqlen"] = int(changed["cu_seqlens"].diff().max())
+            changed["max_seqlen"] = longest
         cos, sin = kwargs["position_embeddings"]
         changed["position_embeddings"] = run.take(cos), run.take(sin)
         if number:
@@ -177,5 +180,5 @@ class LeavingOut:
         if run is None:
             return None
         whole = output.new_zeros(len(run.blocks), *output.shape[1:])
-        whole[run.blocks.to(output.device)] = output
+        whole[run.blocks.nonzero()[:, 0].to(output.device)] = output
         return whole

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.ops.gather import take_pairs
 from vlmcompress.patches.guard import check_attention
-from vlmcompress.patches.layout import join, take
+from vlmcompress.patches.layout import join
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 Given = Mapping[str, Tensor | None] | Tensor | None
@@ -151,7 +152,7 @@ def inside(
         mask = given if given.dtype == torch.bool else given > torch.finfo(given.dtype).min / 2
         mask = mask[:, 0, :, -mask.shape[2] :]
         places = columns - start
-        return take(take(mask, places[:, queries]).transpose(1, 2), places).transpose(1, 2)
+        return take_pairs(mask, places[:, queries], places)
     causal = (queries[:, None] >= order).expand(len(columns), -1, -1)
     if window is None:
         return causal

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.upstream import Merge
+from vlmcompress.ops.gather import take
 from vlmcompress.ops.groups import Groups
+from vlmcompress.ops.later import Checks
 from vlmcompress.ops.score import attention_received
-from vlmcompress.patches.tower import Seen
+from vlmcompress.patches.tower_attention import Seen
 
 
 class Tiles:
@@ -42,16 +44,17 @@ class Tiles:
         """[B, n] in the dtype and on the device of `hidden`."""
         return self.sizes.log().to(hidden)
 
-    def check(self, name: str, merge: Merge, count: int) -> None:
-        """Raise unless a merge is what `Merge` says.
+    def checked(self, name: str, merge: Merge, count: int, checks: Checks) -> Merge:
+        """The merge; a plain one that fits stands in for one that is not what `Merge` says.
 
         Args:
             name: of the method.
             merge: of the n tokens.
             count: patches that must be left.
+            checks: what only the device knows is checked there.
 
         Raises:
-            VLMCompressError: it is not.
+            VLMCompressError: a dtype or shape is wrong.
         """
         leader, weights = merge.leader, merge.weights
         shape = self.sizes.shape
@@ -68,16 +71,19 @@ class Tiles:
         alone = (leader[:, :first] == places[:, :first]).all() & (leader[:, first:] >= first).all()
         groups = ((leader == places).sum(1) == count + first).all()
         weighs = (weights.isfinite() & (weights > 0)).all()
-        if not bool(inside & own & alone & groups & weighs.to(leader.device)):
-            raise VLMCompressError(
-                f"{name} must give {count} groups in every tile, each with a leader among its "
-                f"members, the first {first} tokens alone, and positive weights"
-            )
+        good = inside & own & alone & groups & weighs.to(leader.device)
+        error = VLMCompressError(
+            f"{name} must give {count} groups in every tile, each with a leader among its "
+            f"members, the first {first} tokens alone, and positive weights"
+        )
+        checks.expect(good, lambda: error)
+        stand_in = places.clamp_max(count + first - 1)
+        return Merge(leader.where(good, stand_in), weights.where(good.to(weights.device), 1.0))
 
-    def merge(self, hidden: Tensor, merge: Merge) -> Tensor:
+    def merge(self, hidden: Tensor, merge: Merge, count: int) -> Tensor:
         """[B, n, D] -> [B, count + protected, D], ordered by smallest member; weighted means."""
         device = self.slot.device
-        groups = Groups.of(merge.leader.to(device))
+        groups = Groups.of(merge.leader.to(device), count=count + self.protected)
         self.sizes, self.slot = groups.sum(self.sizes), groups.slot.gather(1, self.slot)
         with torch.autocast(hidden.device.type, enabled=False):
             means = groups.mean(hidden.to(device), merge.weights.to(device))
@@ -85,7 +91,7 @@ class Tiles:
 
     def expanded(self, hidden: Tensor) -> Tensor:
         """[B, n, D] -> [B, T, D]: every token with the value of its group."""
-        return _take(hidden, self.slot)
+        return take(hidden, self.slot)
 
     def contracted(self, hidden: Tensor) -> Tensor:
         """The other way round; as it is where it was not expanded."""
@@ -93,7 +99,7 @@ class Tiles:
             return hidden
         places = torch.arange(self.total, device=self.slot.device).expand_as(self.slot)
         first = places.new_full(self.sizes.shape, self.total)
-        return _take(hidden, first.scatter_reduce(1, self.slot, places, "amin"))
+        return take(hidden, first.scatter_reduce(1, self.slot, places, "amin"))
 
 
 @dataclass(frozen=True)
@@ -132,8 +138,3 @@ class TowerView:
     def _heads(self, name: Literal["q", "k"]) -> Tensor:
         """[B, H, n, d] float32."""
         return self.seen.heads(name).float()
-
-
-def _take(hidden: Tensor, index: Tensor) -> Tensor:
-    index = index.to(hidden.device)
-    return hidden.gather(1, index[..., None].expand(*index.shape, hidden.shape[-1]))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from vlmcompress.budget import Planner
+from vlmcompress.budget import Planner, unknown_size
 from vlmcompress.errors import (
     BudgetError,
     UnsupportedCallError,
@@ -18,6 +18,7 @@ from vlmcompress.errors import (
     VLMCompressError,
 )
 from vlmcompress.methods.upstream import EncoderMethod
+from vlmcompress.ops.later import Checks
 from vlmcompress.patches.attach import Attachments
 from vlmcompress.patches.encoders import PatchEncoder, towers
 from vlmcompress.patches.family import Family
@@ -25,8 +26,9 @@ from vlmcompress.patches.left import Left
 from vlmcompress.patches.merging import Tiles, TowerView
 from vlmcompress.patches.signals import Encoded
 from vlmcompress.patches.threads import PerThread
-from vlmcompress.patches.tower import Seen, attention_layers
-from vlmcompress.tokens import Grid
+from vlmcompress.patches.tower import attention_layers
+from vlmcompress.patches.tower_attention import Seen
+from vlmcompress.tokens import Grid, Layout
 
 _KINDS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Known towers -> how many of their first tokens are no patches."""
@@ -42,6 +44,7 @@ class _Run:
     """Layer -> patches that leave it; fewer than before it."""
     batches: list[Tiles] = field(default_factory=list)
     """Tiles that went through a tower, one batch after the other."""
+    checks: Checks = field(default_factory=Checks)
     seen: Seen | None = None
     """The last attention that a merge will want to know of."""
 
@@ -58,7 +61,7 @@ class MergingTower:
     """
 
     def __init__(self, model: nn.Module, family: Family, planner: Planner) -> None:
-        self._model, self._family, self._planner = model, family, planner
+        self._model, self._family, self._budget = model, family, planner.budget
         self._base, self._encoder = family.base(model), cast(PatchEncoder, family.encoder)
         self._method = cast(EncoderMethod, planner.pipeline.upstream)
         self._thread = PerThread()
@@ -93,8 +96,16 @@ class MergingTower:
                 attached.before(attention, functools.partial(self._look, number))
                 attached.change(layer, functools.partial(self._leave, number))
 
+    def layouts(self, modality: str, call: Mapping[str, Any]) -> Sequence[Layout]:
+        whole = self._family.whole(self._model, modality, call, self._tile)
+        if whole is None:
+            raise unknown_size(self._budget)
+        pixels = next(value for name, value in call.items() if name.startswith("pixel_values"))
+        features = [pixels.new_empty(len(whole), 0)] * len(pixels)
+        return self._family.layouts(self._model, modality, features, call)
+
     def encode(
-        self, modality: str, call: Mapping[str, Any], run: Callable[..., Any]
+        self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, _Run]:
         for name in ("vision_feature_layer", "vision_feature_layers"):
             if call.get(name) not in (None, getattr(self._base.config, name, None)):
@@ -105,8 +116,8 @@ class MergingTower:
         self._check_attention()
         whole = self._family.whole(self._model, modality, call, self._tile)
         if whole is not None:
-            self._planner.check([whole])
-        done = _Run(self._counts(self._planner.upstream(self._tile, whole)))
+            planner.check([whole])
+        done = _Run(self._counts(planner.upstream(self._tile, whole)))
         self._thread.run = done
         try:
             return run(), done
@@ -118,6 +129,7 @@ class MergingTower:
     ) -> Encoded:
         if not done.counts:
             return replace(encoded, left=[Left.all(layout) for layout in encoded.layouts])
+        done.checks.settle()
         due = min(done.counts.values()) + self._protected
         if not done.batches or any(tiles.left != due for tiles in done.batches):
             raise UnsupportedCallError(
@@ -230,8 +242,8 @@ class MergingTower:
             count, run.seen = run.counts[number], None
             with torch.no_grad():
                 merge = self._method.merge(view, count)
-                tiles.check(self._method.name, merge, count)
-            hidden = tiles.merge(hidden, merge)
+                merge = tiles.checked(self._method.name, merge, count, run.checks)
+            hidden = tiles.merge(hidden, merge, count)
         if number + 1 in self._states and tiles.merged:
             hidden = tiles.expanded(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

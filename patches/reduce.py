@@ -12,13 +12,17 @@ from torch import Tensor
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.pipeline import ImagePlan
 from vlmcompress.methods.upstream import EncoderMethod
+from vlmcompress.ops.gather import axes_first, axes_last, take_all
+from vlmcompress.ops.later import Checks
 from vlmcompress.patches.choose import Chosen, choose
 from vlmcompress.patches.deepstack import follow, merge
 from vlmcompress.patches.flow import Flow, Span
+from vlmcompress.patches.forwards import new_flow
 from vlmcompress.patches.guard import two_dimensional
-from vlmcompress.patches.layout import pack, slot_of, take, take_positions
+from vlmcompress.patches.layout import pack, slot_of
 from vlmcompress.patches.left import Left
 from vlmcompress.patches.signals import Encoded
+from vlmcompress.patches.solving import planner_of
 from vlmcompress.patches.spans import Located, Pieces, Separators, close, locate
 from vlmcompress.patches.state import Slots
 from vlmcompress.patches.trace import ImageTrace
@@ -59,13 +63,14 @@ class Reducing:
         self.images = locate(ids, family.placeholders(engine.model), layouts, family.continues)
         self.left = [self._left(image) for image in self.images]
         """Per image: what a method before the projector left; None without such a method."""
-        self.plans = engine.planner(
-            [image.layout for image in self.images],
-            [None if left is None else left.grids for left in self.left],
-        )
         end = self.length if prompt is None else min(self.length, prompt - self.past)
         self.prompt_end = end
         self.valid = self._chunk_valid()
+        self.planner = planner_of(self)
+        self.plans = self.planner(
+            [image.layout for image in self.images],
+            [None if left is None else left.grids for left in self.left],
+        )
 
     def _left(self, image: Located) -> Left | None:
         pieces = []
@@ -107,19 +112,21 @@ class Reducing:
         Where a method keeps another number than was planned, the plan follows.
         """
         done: dict[Pieces, Chosen] = {}
+        checks = Checks()
         with self.engine.trace.timed("selection", self.embeds.device):
             for number, (image, plan) in enumerate(zip(self.images, self.plans, strict=True)):
                 if image.pieces not in done:  # beams repeat a prompt, and so its choices
-                    done[image.pieces] = self._choose(image, plan, self.left[number])
+                    done[image.pieces] = self._choose(image, plan, self.left[number], checks)
                 counts = done[image.pieces].counts
                 if counts != tuple(kept for _, kept in plan.parts):
-                    self.plans[number] = self.engine.planner.revised(plan, counts)
+                    self.plans[number] = self.planner.pipeline.revised(plan, counts)
+            checks.settle()
         chosen = [done[image.pieces] for image in self.images]
         return [one.kept for one in chosen], [one.merged for one in chosen]
 
-    def _choose(self, image: Located, plan: ImagePlan, left: Left | None) -> Chosen:
+    def _choose(self, image: Located, plan: ImagePlan, left: Left | None, checks: Checks) -> Chosen:
         """The choice in raster indices of the image."""
-        planner, device = self.engine.planner, self.embeds.device
+        planner, device = self.planner, self.embeds.device
         method = planner.pipeline.projector
         alive = torch.arange(len(image.layout)) if left is None else left.alive
         alive = alive.to(device)
@@ -131,7 +138,8 @@ class Reducing:
             merges = isinstance(planner.pipeline.upstream, EncoderMethod)
             sizes = left.sizes.to(device) if merges else None
             whole, grids = replace(whole, features=whole.features[alive], sizes=sizes), left.grids
-        found = choose(method, plan, whole, grids, free, self.engine.order == "method")
+        picked = self.engine.order == "method"
+        found = choose(method, plan, whole, grids, free, picked, checks)
         kept, merged = alive[found.kept.to(device)], found.merged
         if merged is not None:
             merged = replace(merged, members=alive[merged.members.to(device)])
@@ -145,6 +153,8 @@ class Reducing:
                 self.images, self.plans, kept, reductions, self.left, strict=True
             )
         ]
+        if trace.solved is not None:
+            trace.solved.images = self.traces
         if not trace.prefilled:
             seen: set[Pieces] = set()
             for image, record in zip(self.images, self.traces, strict=True):
@@ -193,8 +203,8 @@ class Reducing:
     def _build_flow(self, chunk: Slots, keep: Tensor, size: int, kept: list[Tensor]) -> None:
         device = self.embeds.device
         self.chunk = chunk
-        flow = self.engine.new_flow(
-            self.kwargs, self.past, Slots(chunk.index + self.past, chunk.valid)
+        flow = new_flow(
+            self.engine, self.kwargs, self.past, Slots(chunk.index + self.past, chunk.valid)
         )
         slot = slot_of(keep, size)
         ends = self._text_starts()
@@ -237,16 +247,16 @@ class Reducing:
         positions = self.kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(self.length, device=embeds.device)[None] + self.past
-        positions = take_positions(positions, chunk.index)
-        if self.engine.positions == "renumber":
-            positions = flow.renumbered(0)
+        embeds, positions = take_all([embeds, axes_last(positions)], chunk.index)
+        renumber = self.engine.positions == "renumber"
+        positions = flow.renumbered(0) if renumber else axes_first(positions)
         mask = flow.first_mask()
         if mask is None and self.cache is None:
             # Without a cache, gaps in the positions would be read as packed sequences.
             width = chunk.index.shape[1]
             mask = torch.ones(self.batch, width, dtype=torch.bool, device=embeds.device)
         return {
-            "inputs_embeds": take(embeds, chunk.index),
+            "inputs_embeds": embeds,
             "position_ids": positions,
             "attention_mask": mask,
         }

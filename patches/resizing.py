@@ -38,18 +38,21 @@ class Resizing:
     """
 
     def __init__(self, model: nn.Module, family: Family, planner: Planner) -> None:
-        self._model, self._family, self._planner = model, family, planner
+        self._model, self._family = model, family
         self._method = cast(Resizer, planner.pipeline.upstream)
 
     def hook(self, attached: Attachments) -> None:
         """The encoder needs none."""
 
+    def layouts(self, modality: str, call: Mapping[str, Any]) -> Sequence[Layout]:
+        return self._family.layouts(self._model, modality, (), call)
+
     def encode(
-        self, modality: str, call: Mapping[str, Any], run: Callable[..., Any]
+        self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, _Run]:
         patches = Patches.of(self._model, self._family, modality, call)
-        self._planner.check(patches.layouts)
-        shapes = [self._shape(grid) for grid in patches.grids]
+        planner.check(patches.layouts)
+        shapes = [self._shape(grid, planner) for grid in patches.grids]
         done = _Run(patches.layouts, shapes)
         if shapes == patches.grids:
             return run(), done
@@ -66,8 +69,8 @@ class Resizing:
         changed = {patches.pixels: torch.cat(resized), name: call[name].new_tensor(sizes)}
         return run(**changed), done
 
-    def _shape(self, grid: Grid) -> Grid:
-        budget = None if self._planner.budget is None else self._planner.upstream(grid, grid)
+    def _shape(self, grid: Grid, planner: Planner) -> Grid:
+        budget = None if planner.budget is None else planner.upstream(grid, grid)
         shape = self._method.shape(grid, budget)
         if not (shape.t == grid.t and 0 < shape.h <= grid.h and 0 < shape.w <= grid.w):
             raise VLMCompressError(

@@ -71,7 +71,7 @@ class Signals:
         """
         self._model, self._family, self._name = model, family, pipeline.name
         base = family.base(model)
-        given = defined(pipeline, _given(family, base))
+        given = defined(pipeline, given_by(family, base))
         self.collected = self._resolved(pipeline, given)
         """The signals that are collected: what the methods need, as this model can give it."""
         found: TextTower | None = None
@@ -259,7 +259,7 @@ def _join(pieces: list[Any], like: Tensor) -> Any:
     return torch.cat(pieces).to(like.device)
 
 
-def _given(family: Family, base: nn.Module) -> frozenset[str]:
+def given_by(family: Family, base: nn.Module) -> frozenset[str]:
     """The signals that a model gives, whatever the text tower."""
     encoder = family.encoder
     given = encoder.gives(base)

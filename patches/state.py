@@ -76,6 +76,15 @@ class CacheState:
         """Whether any slot of the stage that `layer` belongs to is one."""
         return self.stages[self._first(layer)].valid is not None
 
+    @property
+    def padded(self) -> bool:
+        """Whether any slot of any stage is a filler."""
+        return any(slots.valid is not None for slots in self.stages.values())
+
+    def grown(self, count: int) -> CacheState:
+        """With `count` tokens more, which every stage keeps."""
+        return replace(self, tail=self.tail + count)
+
     def is_first(self, layer: int) -> bool:
         """Whether `layer` belongs to the first stage, whose slots are virtual columns."""
         return self._first(layer) == 0

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from vlmcompress.patches.flow import Flow
     from vlmcompress.patches.masks import Given
     from vlmcompress.patches.signals import Encoded
+    from vlmcompress.patches.solving import Solved
+    from vlmcompress.patches.state import CacheState
 
 
 class PerThread(threading.local):
@@ -34,20 +36,51 @@ class Current(PerThread):
     generating = False
     prompt: int | None = None
     """Tokens that `generate` was given."""
+    given: dict[str, Any] | None = None
+    """Arguments of `generate` by name."""
     call: dict[str, Any] | None = None
     """Arguments of the base model's forward by name."""
+    own_loop = False
+    """Whether `generate` runs a loop of the caller's."""
+    nothing_masked: bool | None = None
+    """Of the prompt that `generate` was given; None before it was looked at."""
     flow: Flow | None = None
+    next_state: CacheState | None = None
+    """What the cache must remember of a forward that needs no flow."""
     given_masks: Given = None
     """Masks that the base model made."""
+    solved: Solved | None = None
+    """A budget that is a cost, for the prefill that is to come."""
     started: Any = None
+    ended: Any = None
+    """When the decoder stack began and ended."""
     trace: Trace | None = None
 
     def __init__(self) -> None:
         self.encoded: dict[str, Encoded] = {}
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While the decoder runs by itself, on nothing of the prompt."""
+        call, self.call = self.call, None
+        try:
+            yield
+        finally:
+            self.call = call
+
+    def begin_decoder(self) -> None:
+        """Nothing is known yet of how the tokens will lie."""
+        self.flow = self.next_state = None
+
+    def end_generate(self) -> None:
+        """Forget the call of `generate`."""
+        self.generating, self.prompt, self.given, self.nothing_masked = False, None, None, None
+        self.end_forward()
+
     def end_forward(self) -> None:
         """Forget the forward, also one that failed."""
         self.call, self.encoded, self.flow, self.given_masks = None, {}, None, None
+        self.next_state = self.solved = None
         if not self.generating:
             self.trace = None
 

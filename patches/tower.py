@@ -1,18 +1,12 @@
-"""Attention and keys of a vision tower, computed from what goes into its attention modules.
-
-The attention implementation of the model stays as it is: only the rows or column sums that a method
-needs are computed, with the module's own projections, norms and rotary function.
-"""
+"""Attention and keys of a vision tower, recorded while it encodes and worked out afterwards."""
 
 from __future__ import annotations
 
 import functools
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +15,11 @@ from torch.utils.hooks import RemovableHandle
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.base import resolve
 from vlmcompress.methods.pipeline import Pipeline
-from vlmcompress.ops.score import attention_received, attention_received_packed, attention_rows
 from vlmcompress.patches.encoders import Encoder, towers
 from vlmcompress.patches.projector import only, projections
 from vlmcompress.patches.text_tower import TextTower
 from vlmcompress.patches.threads import PerThread
+from vlmcompress.patches.tower_attention import Seen
 from vlmcompress.tokens import Layout
 
 Record = defaultdict[tuple[str, int], list[Any]]
@@ -45,81 +39,6 @@ def attention_layers(tower: nn.Module) -> list[tuple[nn.Module, Any]]:
         if split or hasattr(module, "qkv"):
             found.append((tower.get_submodule(name.rpartition(".")[0]), module))
     return found
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One call of an attention module.
-
-    A tower takes images as a batch [B, n, D] (`q_proj`, `k_proj`), or the patches of all images as
-    one sequence [P, D] (`qkv`, with `cu_seqlens`). Results begin with [B, n] or [P] accordingly.
-    """
-
-    attention: Any
-    hidden: Tensor
-    kwargs: Mapping[str, Any]
-
-    def received(self) -> Tensor:
-        """[B, n] or [P] float32: attention received, mean over heads and the segment's queries."""
-        q, k = self._heads(self._flat("q")), self._heads(self._flat("k"))
-        if not self._packed:
-            return attention_received(q, k, self.scaling, valid=self._valid())
-        # The family's own rotary function, found where its attention class was written.
-        rotate: Any = sys.modules[type(self.attention).__module__]
-        q, k = rotate.apply_rotary_pos_emb_vision(
-            q.transpose(0, 1), k.transpose(0, 1), *self.kwargs["position_embeddings"]
-        )
-        lengths = self.kwargs["cu_seqlens"].diff().tolist()
-        return attention_received_packed(
-            q.transpose(0, 1), k.transpose(0, 1), self.scaling, lengths
-        )
-
-    def cls_row(self) -> Tensor:
-        """[B, n] float32: attention of token 0 to all tokens, mean over heads."""
-        q, k = self._heads(self._flat("q", rows=1)), self._heads(self._flat("k"))
-        return attention_rows(q, k, self.scaling).mean(1)[:, 0]
-
-    def keys(self) -> Tensor:
-        """[B, n, Dk] or [P, Dk]: keys before rotary embedding, heads side by side."""
-        return self._flat("k")
-
-    def heads(self, name: Literal["q", "k"]) -> Tensor:
-        """[..., H, n, d]: queries or keys after their norm, before rotary embedding."""
-        return self._heads(self._flat(name))
-
-    @property
-    def _packed(self) -> bool:
-        return hasattr(self.attention, "qkv")
-
-    @property
-    def scaling(self) -> float:
-        """Factor of queries @ keys."""
-        attention = self.attention
-        return float(attention.scale if hasattr(attention, "scale") else attention.scaling)
-
-    def _flat(self, name: str, rows: int | None = None) -> Tensor:
-        """Queries or keys of the first `rows` tokens (or all) after their norm, heads together."""
-        if self._packed:
-            fused: Tensor = self.attention.qkv(self.hidden)
-            return fused.chunk(3, dim=-1)["qk".index(name)]
-        flat: Tensor = getattr(self.attention, f"{name}_proj")(self.hidden[:, :rows])
-        norm = getattr(self.attention, f"{name}_norm", None)
-        return flat if norm is None else norm(flat)
-
-    def _heads(self, flat: Tensor) -> Tensor:
-        """[..., n, D] -> [..., H, n, d]."""
-        heads = flat.reshape(*flat.shape[:-1], -1, self.attention.head_dim)
-        return heads.transpose(-2, -3)
-
-    def _valid(self) -> Tensor | None:
-        """[B, n] bool from the mask of padded images, None without."""
-        mask: Tensor | None = self.kwargs.get("attention_mask")
-        if mask is None:
-            return None
-        if mask.dim() == 4:  # every query sees the same keys, so one row says all
-            mask = mask[:, 0, 0]
-            mask = mask if mask.dtype == torch.bool else mask == 0
-        return mask.bool().expand(len(self.hidden), -1)
 
 
 AT_FEATURE: dict[str, Callable[[Seen], Tensor]] = {
@@ -174,13 +93,11 @@ class Tap:
     def hooks(self) -> list[RemovableHandle]:
         """Install them."""
         handles = []
-        inputs = {layer for layers in self._asked.values() for layer in layers}
-        if self._needs & AT_FEATURE.keys():
-            inputs.add(self._feature)
+        wanted = {name: [self._feature] for name in self._needs & AT_FEATURE.keys()} | self._asked
+        rows = {layer for name in wanted if name.endswith("attention") for layer in wanted[name]}
         for layers in self._layers:
-            for number in sorted(inputs):
-                enter = functools.partial(self._enter, number)
-                handles.append(layers[number][1].register_forward_pre_hook(enter, with_kwargs=True))
+            for number in sorted({layer for found in wanted.values() for layer in found}):
+                handles += self._attention_hooks(number, layers[number][1], number in rows)
             if "relevance" in self._needs:
                 handles.append(layers[self._feature][0].register_forward_hook(self._leave))
         if "projection" in self._needs:
@@ -188,11 +105,28 @@ class Tap:
             handles.append(projector.register_forward_pre_hook(self._project))
         return handles
 
+    def _attention_hooks(
+        self, layer: int, attention: nn.Module, queries: bool
+    ) -> list[RemovableHandle]:
+        enter = functools.partial(self._enter, layer)
+        handles = [attention.register_forward_pre_hook(enter, with_kwargs=True)]
+        for name in ("qkv", "k_proj", "q_proj") if queries else ("qkv", "k_proj"):
+            projection = getattr(attention, name, None)
+            if projection is not None:
+                keep = functools.partial(self._keep, layer, name)
+                handles.append(projection.register_forward_hook(keep))
+        return handles
+
     def _enter(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         record = getattr(self._thread, "record", None)
         if record is not None:
             hidden = args[0] if args else kwargs["hidden_states"]
             record["in", layer].append(Seen(module, hidden, kwargs))
+
+    def _keep(self, layer: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        record = getattr(self._thread, "record", None)
+        if record is not None:
+            record["in", layer][-1].projected[name] = output.detach()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         record = getattr(self._thread, "record", None)
@@ -285,4 +219,7 @@ def _asked(
 
 def _visual(values: Tensor, layout: Layout) -> Tensor:
     """[placeholders, C] -> [N, C], without separators."""
-    return values[layout.visual.to(values.device)]
+    visual = layout.visual
+    if visual.all():
+        return values
+    return values[visual.nonzero()[:, 0].to(values.device)]

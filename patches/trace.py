@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +17,14 @@ from vlmcompress.patches.left import Left
 from vlmcompress.report import ImageReport
 from vlmcompress.tokens import Grid, Layout, Reduction
 
+if TYPE_CHECKING:
+    from vlmcompress.patches.solving import Solved
+
 Mark = float | torch.cuda.Event
 
 _PARTS = ("encoder", "selection", "prefill", "decode")
+_HIDDEN = ("calibration", "head")
+"""Of budgets in milliseconds: what is measured inside a prefill, and the head after it."""
 _SIGNALS = "signals"
 """Collected after the encoder, for the selection."""
 _PENDING = 1024
@@ -60,6 +66,11 @@ class ImageTrace:
     cuts: dict[int, Tensor] = field(default_factory=dict)
     separators: dict[int, int] = field(default_factory=dict)
     """Decoder layer -> separators that enter it and the layers after it."""
+
+    @property
+    def really(self) -> ImagePlan:
+        """The plan with what was really kept in the decoder."""
+        return replace(self.plan, schedule={n: len(kept) for n, kept in self.cuts.items()})
 
     def report(self, index: int) -> ImageReport:
         """The same with Python values."""
@@ -103,8 +114,12 @@ class Trace:
     images: list[ImageTrace] = field(default_factory=list)
     decode_steps: int = 0
     prefilled: bool = False
+    solved: Solved | None = None
+    """The budget of the prefill, where it is a cost."""
     _times: list[tuple[str, Mark, Mark]] = field(default_factory=list)
-    _sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*_PARTS, _SIGNALS), 0.0))
+    _sums: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys((*_PARTS, _SIGNALS, *_HIDDEN), 0.0)
+    )
 
     def add(self, name: str, start: Mark, end: Mark) -> None:
         """Account the time between two marks to `name`."""
@@ -129,6 +144,12 @@ class Trace:
         """Sums per part; `prefill` is without the selection that ran inside it."""
         self._settle()
         sums = dict(self._sums)
-        sums["prefill"] = max(0.0, sums["prefill"] - sums["selection"])
+        inside = sums["selection"] + sums["calibration"]
+        sums["prefill"] = max(0.0, sums["prefill"] - inside)
         sums["selection"] += sums.pop(_SIGNALS)
-        return sums
+        return {name: sums[name] for name in _PARTS}
+
+    def first_token(self) -> float:
+        """Milliseconds of all that the first token waits for, where the head was timed, too."""
+        times = self.milliseconds()
+        return times["encoder"] + times["selection"] + times["prefill"] + self._sums["head"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
@@ -17,6 +17,8 @@ from vlmcompress.patches.leaving_out import LeavingOut
 from vlmcompress.patches.merging_tower import MergingTower
 from vlmcompress.patches.resizing import Resizing
 from vlmcompress.patches.signals import Encoded, Signals
+from vlmcompress.patches.solving import planner_ahead
+from vlmcompress.tokens import Layout
 
 if TYPE_CHECKING:
     from vlmcompress.patches.engine import Engine
@@ -36,13 +38,22 @@ class Upstream(Protocol):
         """Hook the vision tower."""
         ...
 
-    def encode(self, modality: str, call: Mapping[str, Any], run: Run) -> Any:
+    def layouts(self, modality: str, call: Mapping[str, Any]) -> Sequence[Layout]:
+        """How the placeholders of a feature call lie, by its arguments alone.
+
+        Raises:
+            BudgetError: that is not known before the call.
+        """
+        ...
+
+    def encode(self, modality: str, call: Mapping[str, Any], run: Run, planner: Planner) -> Any:
         """Run a feature call.
 
         Args:
             modality: "image" or "video".
             call: its arguments by name, which follow what is changed.
             run: the call itself, with other values for some arguments.
+            planner: for the prompt that the pixels belong to.
 
         Returns:
             What it returned, and what `put_back` needs to know.
@@ -98,11 +109,15 @@ def encode(
             call.update(changed)
             return original(*(changed.get(*one) for one in pairs), **(kwargs | named))
 
+        planner = engine.planner
+        if upstream is not None:
+            planner = planner_ahead(engine, call, run)
+            record.clear()  # of a run for its time
         with engine.trace.timed("encoder", device):
             if upstream is None:
                 output, done = original(*args, **kwargs), None
             else:
-                output, done = upstream.encode(modality, call, run)
+                output, done = upstream.encode(modality, call, run, planner)
     with engine.trace.timed("signals", device):
         encoded = engine.signals.encoded(modality, call, output, record)
         if encoded is None:

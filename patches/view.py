@@ -242,8 +242,11 @@ class View:
 def ranked(context: CutContext, method: DecoderMethod) -> list[Tensor]:
     """Per image, ascending places of the tokens to keep among those that survive.
 
+    What only the device knows of them is left to `Flow.checks`; the first places stand in for wrong
+    ones until then, so that the forward can go on.
+
     Raises:
-        VLMCompressError: the method gave no such places.
+        VLMCompressError: the method gave another kind of thing, or another number.
     """
     return [_kept(context, method, span) for span in context.flow.spans]
 
@@ -254,15 +257,19 @@ def _kept(context: CutContext, method: DecoderMethod, span: Span) -> Tensor:
         return torch.arange(alive, device=context.hidden.device)
     count = min(schedule[context.layer], alive)
     kept = method.keep(View(context, span), count)
-    whole = isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 1
-    if whole and (method.adaptive or len(kept) == count):
-        kept = kept.to(context.hidden.device)
-        ends = kept.new_tensor([-1]), kept.new_tensor([alive])
-        if bool((torch.cat([ends[0], kept, ends[1]]).diff() > 0).all()):
-            return kept
-    given = kept.tolist() if isinstance(kept, Tensor) else kept
-    number = "" if method.adaptive else f"{count} "
-    raise VLMCompressError(
-        f"{method.name}: keep must give {number}ascending places of 0 to {alive - 1} (int64) "
-        f"before layer {context.layer}, got {given!r}"
-    )
+
+    def wrong(given: object) -> VLMCompressError:
+        number = "" if method.adaptive else f"{count} "
+        return VLMCompressError(
+            f"{method.name}: keep must give {number}ascending places of 0 to {alive - 1} (int64) "
+            f"before layer {context.layer}, got {given!r}"
+        )
+
+    places = isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 1
+    if not places or not (len(kept) <= alive if method.adaptive else len(kept) == count):
+        context.flow.checks.settle()  # a mistake of an earlier cut comes first
+        raise wrong(kept.tolist() if isinstance(kept, Tensor) else kept)
+    kept = kept.to(context.hidden.device)
+    good = (kept.diff() > 0).all() & (kept[:1] >= 0).all() & (kept[-1:] < alive).all()
+    context.flow.checks.expect(good, lambda: wrong(kept.tolist()))
+    return kept.where(good, torch.arange(len(kept), device=kept.device))

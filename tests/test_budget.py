@@ -18,6 +18,10 @@ from vlmcompress.tokens import Grid, Layout
         ("12.5 %", 12.5, "percent"),
         (".5%", 0.5, "percent"),
         ("100%", 100, "percent"),
+        ("0.4 flops", 0.4, "flops"),
+        ("1flops", 1, "flops"),
+        (" 120 ms ", 120, "ms"),
+        ("12.5ms", 12.5, "ms"),
     ],
 )
 def test_understood(given, amount, unit):
@@ -41,6 +45,13 @@ def test_understood(given, amount, unit):
         (None, "not understood"),
         (True, "not understood"),
         ([64], "not understood"),
+        ("0 flops", "above zero"),
+        ("1.01 flops", "more than the full model computes: give above 0 to 1"),
+        ("-3 ms", "above zero"),
+        ("0.4 flop", "not understood"),
+        ("40% flops", "not understood"),
+        ("0.4 flops per frame", "not understood"),
+        ("120 s", 'not understood.*"120 ms"'),
     ],
 )
 def test_refused(given, words):
@@ -56,6 +67,17 @@ def test_tokens_of_one_image():
     assert Budget.parse(200).tokens(grid) == 144
     assert str(Budget.parse("12.5%")) == "12.5%"
     assert str(Budget.parse(64)) == "64"
+
+
+@pytest.mark.parametrize("given", ["0.4 flops", "120 ms"])
+def test_a_cost_is_no_number_of_tokens(given):
+    budget = Budget.parse(given)
+    assert budget.is_cost
+    assert str(budget) == given
+    assert Budget.parse(str(budget)) == budget
+    with pytest.raises(BudgetError, match=f"budget {given} becomes a number .* with a model"):
+        budget.tokens(Grid(1, 12, 12))
+    assert not Budget.parse("25%").is_cost
 
 
 def test_a_budget_above_one_small_image_keeps_it_whole_but_above_all_is_an_error():

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from vlmcompress.auto import AUTO, pick
 from vlmcompress.budget import Budget, Planner
 from vlmcompress.errors import CompositionError, VLMCompressError
 from vlmcompress.methods.base import Method
@@ -19,6 +20,7 @@ from vlmcompress.patches.attach import check_compiled, engine_of
 from vlmcompress.patches.engine import Engine
 from vlmcompress.patches.signals import Signals
 from vlmcompress.patches.text_tower import LongText
+from vlmcompress.patches.trace import Trace
 from vlmcompress.report import Report
 
 POSITIONS = ("keep", "renumber")
@@ -59,9 +61,11 @@ class Compression:
         """What the last `generate` or forward with images did; usable after `remove()`, too."""
         engine = self._engine
         trace, budget = engine.trace, engine.planner.budget
+        cost = {} if budget is None or not budget.is_cost else _cost(trace, budget)
         images = [image.report(index) for index, image in enumerate(trace.images)]
+        name, reason = engine.planner.pipeline.name, engine.planner.reason
         return Report(
-            method=engine.planner.pipeline.name,
+            method=name if reason is None else f"{AUTO}: {name}",
             budget=None if budget is None else str(budget),
             positions=engine.positions,
             order=engine.order,
@@ -70,6 +74,8 @@ class Compression:
             decode_tokens=trace.decode_steps,
             engaged=any(image.mean < image.before for image in images),
             signals=engine.collected,
+            reason=reason,
+            **cost,
         )
 
     def remove(self) -> None:
@@ -109,10 +115,12 @@ def compress(
     Args:
         model: a Hugging Face vision-language model of a supported family (`list_models()`).
         method: a name (`"divprune"`), a composition (`"divprune+fastv"`), names with options
-            (`"fastv(k=3)"`), or method objects.
+            (`"fastv(k=3)"`), or method objects. "auto" takes what was the most accurate for such a
+            model and budget; the report says what and why.
         budget: mean number of visual tokens per image over decoder layers, as a count (64) or a
-            share ("25%"), or either for each frame of a clip ("16 per frame"); None takes the
-            paper's own setting.
+            share ("25%"), or either for each frame of a clip ("16 per frame"). Or what a call may
+            cost up to its first token, as a share of the FLOPs of the full model ("0.4 flops") or
+            as a time on this machine ("120 ms"). None takes the paper's own setting.
         positions: "keep" leaves kept tokens at their original position ids; "renumber" closes the
             gaps, as the reference code of several papers does.
         order: "raster", or "method" for the order in which a selector picked.
@@ -139,7 +147,7 @@ def compress(
     """
     _one_of("positions", positions, POSITIONS)
     _one_of("order", order, ORDERS)
-    pipeline = parse(method, **options)
+    pipeline = None if method == AUTO else parse(method, **options)
     parsed = None if budget is None else Budget.parse(budget)
     if isinstance(model, nn.Module):
         check_compiled(model)
@@ -149,11 +157,18 @@ def compress(
         raise CompositionError(
             f"positions='renumber' is not defined for {family.name}: its positions have three axes"
         )
+    reason = None
+    if pipeline is None:
+        if options:
+            raise CompositionError(f"{AUTO} has no options, got {', '.join(options)}")
+        choice = pick(model, family, parsed)
+        pipeline, reason = parse(choice.spec), choice.reason
     pipeline = pipeline.for_stages(family.name, family.stages)
-    planner = Planner(pipeline, parsed, len(family.layers(family.base(model))))
+    planner = Planner(pipeline, parsed, len(family.layers(family.base(model))), reason)
     grid = family.fixed_grid(model)
     if grid is not None:
-        planner([grid])  # a budget that cannot be met fails here rather than inside generate()
+        # A budget that cannot be met fails here rather than inside generate().
+        (planner.at(100) if parsed is not None and parsed.is_cost else planner)([grid])
     signals = Signals(model, family, pipeline, processor, text_tower)
     engine = Engine(model, family, planner, signals, positions, order)
     engine.install()
@@ -185,6 +200,16 @@ def list_models() -> list[ModelInfo]:
         )
         for name, family in FAMILIES.items()
     ]
+
+
+def _cost(trace: Trace, budget: Budget) -> dict[str, Any]:
+    """What a report says of a budget that is a cost."""
+    solved, values = trace.solved, {"asked": str(budget)}
+    if solved is None:
+        return values
+    measured = trace.first_token() if budget.unit == "ms" else solved.measured
+    known = {"predicted": solved.predicted, "measured": measured, "resolved": solved.share}
+    return {**values, **known}
 
 
 def _one_of(name: str, given: str, allowed: Sequence[str]) -> None:

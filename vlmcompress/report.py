@@ -74,6 +74,31 @@ class Report:
     """Whether any visual token was removed."""
     signals: list[str]
     """What was collected for the methods besides features."""
+    asked: str | None = None
+    """The budget, where it is a cost such as "0.4 flops" or "120 ms"; else this and the following
+    are None."""
+    predicted: float | None = None
+    """What the call was expected to cost, as a share of the full model's FLOPs or in milliseconds
+    to the first token ..."""
+    measured: float | None = None
+    """... and what it did: the FLOPs of what was really kept, or the time of encoder, selection,
+    prefill and LM head."""
+    resolved: float | None = None
+    """The share of the tokens in percent that the budget came to."""
+    reason: str | None = None
+    """Why `method="auto"` took this method; None where the user named it."""
+
+    @property
+    def cost(self) -> str:
+        """`asked 0.4 flops, predicted 0.398, measured 0.398, at 25.7% of the tokens`."""
+
+        def shown(value: float | None) -> str:
+            return "unknown" if value is None else f"{value:.3g}"
+
+        return (
+            f"asked {self.asked}, predicted {shown(self.predicted)}, "
+            f"measured {shown(self.measured)}, at {shown(self.resolved)}% of the tokens"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain Python values, with `per_frame` of each image."""
@@ -98,6 +123,10 @@ class Report:
             )
             if image.grid[0] > 1:
                 lines.append(f"    per frame {frame_counts([image])}")
+        if self.reason is not None:
+            lines.append(f"  {self.reason}")
+        if self.asked is not None:
+            lines.append(f"  {self.cost}")
         times = ", ".join(f"{name} {value:.1f} ms" for name, value in self.milliseconds.items())
         lines.append(f"  {times} ({self.decode_tokens} decode steps)")
         return "\n".join(lines)

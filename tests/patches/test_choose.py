@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -15,6 +16,8 @@ from vlmcompress.api import compress
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.base import Reducer, Selector
 from vlmcompress.methods.fastv import FastV
+from vlmcompress.patches.checks import Checks, indices
+from vlmcompress.patches.choose import choose
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 
@@ -187,6 +190,11 @@ MISMADE = {
     "narrow features": (reduction(torch.zeros(9, 31)), "features of shape .9, 31. for 9 groups"),
     "an empty group": (reduction(sizes=(0, 8, *(4,) * 7)), "groups that are not each non-empty"),
     "too short": (reduction(members=range(35)), "groups that are not each non-empty"),
+    "far too short": (reduction(members=range(30)), "groups that are not each non-empty"),
+    "no members": (
+        lambda t, n: Reduction(t.features[:n], torch.zeros(0).long(), torch.zeros(n + 1).long()),
+        "groups that are not each non-empty",
+    ),
     "a stranger": (reduction(members=[*range(35), 36]), "from 0 to 35"),
     "unsorted members": (reduction(members=[1, 0, *range(2, 36)]), "ascending"),
     "unsorted groups": (
@@ -205,6 +213,55 @@ def test_a_reducer_that_is_wrong_is_one_clear_error(llava, wrong):
         pytest.raises(VLMCompressError, match=f"joins gave .*{words}"),
     ):
         last_logits(llava, llava.batch(llava.prompt(1, 1)))
+
+
+def test_one_group_must_hold_all_members(llava):
+    for sizes in ((35,), (37,)):
+        with (
+            compress(llava.model, Joins(reduction(sizes=sizes)), budget=1),
+            pytest.raises(VLMCompressError, match="joins gave groups that are not each non-empty"),
+        ):
+            last_logits(llava, llava.batch(llava.prompt(1, 1)))
+
+
+def test_the_device_is_asked_once_for_all():
+    """Tensors on "meta" have no data: whoever asks for some fails."""
+    whole = VisualTokens(torch.zeros(36, 4, device="meta"), Grid(1, 6, 6))
+    plan = SimpleNamespace(parts=((Grid(1, 3, 6), 5), (Grid(1, 3, 6), 5)))
+    checks = Checks()
+    for method in (
+        Says(lambda t, n: torch.zeros(n, dtype=torch.long, device="meta")),
+        Joins(
+            lambda t, n: Reduction(
+                t.features[:n],
+                torch.zeros(18, dtype=torch.long, device="meta"),
+                torch.zeros(n + 1, dtype=torch.long, device="meta"),
+            )
+        ),
+    ):
+        for picked in (False, True):
+            chosen = choose(method, plan, whole, (), False, picked, checks)
+            assert chosen.kept.shape == (10,)
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        checks.settle()
+
+
+def test_a_wrong_choice_does_no_harm_before_it_is_refused():
+    checks = Checks()
+    assert indices("x", torch.tensor([0, 99]), 9, 2, checks).tolist() == [0, 0]
+    assert indices("x", torch.tensor([4, 8]), 9, 2, checks).tolist() == [4, 8]
+    assert indices("x", torch.tensor([1, 0]), 2, 2, checks, picked=True).tolist() == [0, 1]
+
+
+def test_of_two_images_the_second_may_be_the_wrong_one(llava):
+    def second(tokens, count):
+        return torch.arange(count) + (36 if tokens.index == 1 else 0)
+
+    with (
+        compress(llava.model, Says(second), budget="25%"),
+        pytest.raises(VLMCompressError, match=r"says gave indices .* from 0 to 35"),
+    ):
+        last_logits(llava, llava.batch(llava.prompt(2, 1)))
 
 
 def test_a_reducer_that_is_right_is_believed(llava):

@@ -46,17 +46,17 @@ def attached(model: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("needs", "layers"),
     [
-        ((), ()),
-        (("text",), ()),
-        (("cls_attention",), (1,)),
-        (("keys", "cls_attention"), (1,)),
-        (("encoder_attention",), (1,)),
-        (("encoder_attention",), (0,)),
-        (("encoder_attention", "keys"), (0, 1)),
-        (("layer_keys",), (0,)),
-        (("layer_cls_attention", "layer_keys"), (1,)),
-        (("vocabulary",), ()),
-        (("projection",), ()),
+        ((), {}),
+        (("text",), {}),
+        (("cls_attention",), {1: "kq"}),
+        (("keys", "cls_attention"), {1: "kq"}),
+        (("encoder_attention",), {1: "kq"}),
+        (("encoder_attention",), {0: "kq"}),
+        (("encoder_attention", "keys"), {0: "kq", 1: "k"}),
+        (("layer_keys",), {0: "k"}),
+        (("layer_cls_attention", "layer_keys"), {1: "kq"}),
+        (("vocabulary",), {}),
+        (("projection",), {}),
     ],
     ids=str,
 )
@@ -69,7 +69,11 @@ def test_hooks_are_only_where_a_method_needs_them(random_subject, needs, layers)
     before = tower_hooks(model)
     with compress(model, method, budget=4):
         paths = [path for path in tower_hooks(model) if path not in before]
-        assert paths == [f"encoder.layers.{n}.self_attn" for n in layers]
+        assert paths == [
+            f"encoder.layers.{n}.self_attn{part}"
+            for n, projections in layers.items()
+            for part in ("", *(f".{name}_proj" for name in projections))
+        ]
         random_subject.generate(batch)
     assert tower_hooks(model) == before == []
     (tokens,) = shown

@@ -114,13 +114,45 @@ def test_the_model_keeps_its_attention_and_its_features(subject, monkeypatch):
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("eager attention ran")
 
+    def plain(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        assert not kwargs.get("output_attentions")
+
+    parts = [m for tower in running_towers(subject) for m in tower.modules()]
+    before = [m.config._attn_implementation for m in parts if hasattr(m, "config")]
+    assert set(before) == {"sdpa"}
+    handles = [m.register_forward_pre_hook(plain, with_kwargs=True) for m in parts]
     method, shown = looker(*tower_signals(subject), layers=every_layer)
     with compress(subject.model, method, budget="50%"), monkeypatch.context() as patch:
         for module in modules:
             patch.setattr(module, "eager_attention_forward", never, raising=False)
         subject.model(**batch)
+        assert before == [m.config._attn_implementation for m in parts if hasattr(m, "config")]
+    for handle in handles:
+        handle.remove()
     for tokens, expected in zip(per_image(shown, "features"), bare, strict=True):
         assert torch.equal(tokens, subject.visual(expected))
+
+
+@torch.no_grad()
+def test_nothing_that_the_tower_computed_is_computed_again(subject):
+    batch = make_batch(subject, "two images")
+    modules = [
+        module
+        for tower in running_towers(subject)
+        for name, module in tower.named_modules()
+        if name.endswith(("qkv", "_proj"))
+    ]
+    calls: list[int] = []
+    handles = [module.register_forward_hook(lambda *_: calls.append(1)) for module in modules]
+    subject.model(**batch)
+    bare = len(calls)
+    calls.clear()
+    method, _ = looker(*tower_signals(subject), layers=every_layer)
+    with compress(subject.model, method, budget="50%"):
+        subject.model(**batch)
+    for handle in handles:
+        handle.remove()
+    assert len(calls) == bare > 0
 
 
 @torch.no_grad()

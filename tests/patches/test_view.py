@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,10 +12,12 @@ from oracle import last_logits, oracle, second_turn
 from subject_models import CLIP, IMAGE, QWEN2, SUBJECTS, build
 from subjects import Subject
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmcompress.api import compress
 from vlmcompress.errors import UnsupportedModelError, VLMCompressError
 from vlmcompress.methods.base import DecoderMethod
+from vlmcompress.patches.engine import Engine
 
 SHOWN = ["random llava", "random qwen2.5-vl", "random qwen3-vl", "random gemma3", "windows"]
 TEMPERATURES = (1.0, 0.3)
@@ -286,6 +289,104 @@ def test_wrong_places_are_one_clear_error(given):
     ) as error:
         run(Keeping(given))
     assert "\n" not in str(error.value)
+
+
+@dataclass(frozen=True)
+class Slipping(Keeping):
+    """Gives wrong places first, then something that is none at all."""
+
+    def keep(self, view: Any, count: int) -> Any:
+        self.asked.append((view.layer, count, len(view.visual)))
+        return torch.tensor([0, 2, 99]) if len(self.asked) == 1 else [0]
+
+
+def test_the_first_mistake_is_told_and_leaves_nothing_behind():
+    """What only the device knows comes to light after the last layer, or at the next mistake."""
+    subject = SUBJECTS["random llava"]()
+    inputs = subject.batch(subject.prompt(1, 3))
+    expected = last_logits(subject, inputs)
+    for method, cuts in (
+        (Keeping(torch.tensor([0, 2, 99]), counts=((2, 3),)), 1),
+        (Slipping(), 2),
+    ):
+        with compress(subject.model, method) as c:
+            with pytest.raises(VLMCompressError, match=r"before layer 2, got \[0, 2, 99\]$"):
+                last_logits(subject, inputs)
+            assert len(method.asked) == cuts
+            assert c._engine.now.flow is c._engine.now.call is None
+        assert torch.equal(last_logits(subject, inputs), expected)
+
+
+class Waiting(TorchDispatchMode):
+    """Raises where a program would wait for a device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        flags = name in ("index", "index_put", "index_put_") and any(
+            isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1]
+        )
+        if flags or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique"):
+            raise AssertionError(f"{name} waits")
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Glancing(Keeping):
+    """Ranks by attention without asking whether it is finite."""
+
+    def keep(self, view: Any, count: int) -> Any:
+        rows = [
+            view.attention(rows=rows, keys=keys)[..., view.visual if keys == "all" else slice(None)]
+            for rows in ("last", "text")
+            for keys in ("all", "visual")
+        ]
+        scores = sum(weights.mean((0, 1)) for weights in rows)
+        return scores.topk(min(count, len(scores))).indices.sort().values
+
+
+def test_a_cut_does_not_wait_for_the_device(shown, monkeypatch):
+    inputs = shown.batch(shown.prompt(1, 3, text=4), shown.prompt(2, 4, text=9))
+    cut, done = Engine._cut, []
+
+    def watched(self: Any, number: int, hidden: Tensor) -> Tensor:
+        done.append(number)
+        with Waiting(), monkeypatch.context() as patch:
+            patch.setattr(Tensor, "tolist", None)
+            return cut(self, number, hidden)
+
+    monkeypatch.setattr(Engine, "_cut", watched)
+    with compress(shown.model, Glancing(counts=((2, 30), (4, 3)))):
+        last_logits(shown, inputs)
+    assert done == [2, 4]
+    with Waiting(), pytest.raises(AssertionError, match="waits"):
+        bool(torch.ones(1).all())
+
+
+def test_no_layer_is_asked_for_its_attention(shown, monkeypatch):
+    """The decoder keeps its attention implementation; nothing of it returns weights."""
+    inputs = shown.batch(shown.prompt(1, 3))
+    configs = [module.config for module in shown.model.modules() if hasattr(module, "config")]
+    before = [config._attn_implementation for config in configs]
+    assert set(before) == {"sdpa"}
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("eager attention ran")
+
+    def plain(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        assert not kwargs.get("output_attentions")
+
+    monkeypatch.setattr(
+        sys.modules[type(shown.lm.layers[0].self_attn).__module__], "eager_attention_forward", never
+    )
+    with compress(shown.model, Looking()):
+        handles = [
+            module.register_forward_pre_hook(plain, with_kwargs=True)
+            for module in shown.model.modules()
+        ]
+        last_logits(shown, inputs)
+        assert [config._attn_implementation for config in configs] == before
+    for handle in handles:
+        handle.remove()
 
 
 def test_keep_is_called_at_every_layer_of_the_schedule():

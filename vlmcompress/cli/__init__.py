@@ -1,4 +1,4 @@
-"""The command line: `vlmcompress ask`, `vlmcompress ls` and `vlmcompress calibrate`.
+"""The command line: `vlmcompress ask`, `ls`, `calibrate` and `profile`.
 
 Only typer is imported here and in the modules of the commands; torch and transformers come when a
 command runs.
@@ -15,6 +15,7 @@ from vlmcompress import __version__
 from vlmcompress.cli.ask import ask
 from vlmcompress.cli.calibrate import calibrate
 from vlmcompress.cli.ls import ls
+from vlmcompress.cli.profile import profile
 
 # click's class, wherever the installed typer keeps click.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(ls)
 app.command()(calibrate)
+app.command()(profile)
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcompress.cli.common import one_line_errors, progress, quiet, whole_file
+from vlmcompress.cli.common import one_line_errors, progress, quiet
+from vlmcompress.cli.options import (
+    Device,
+    Dtype,
+    Fps,
+    Frames,
+    ImageFiles,
+    ModelName,
+    Options,
+    VideoFiles,
+)
+from vlmcompress.files import whole_file
 
 if TYPE_CHECKING:
     from vlmcompress.cli.asking import Asker, Run
@@ -29,55 +40,24 @@ Given = Annotated[
         help="Images and videos, then the question. With --question all of them are files.",
     ),
 ]
-ImageFiles = Annotated[
-    list[str] | None, typer.Option("--image", "-i", help="An image file; may be repeated.")
-]
-VideoFiles = Annotated[
-    list[str] | None, typer.Option("--video", "-v", help="A video file; may be repeated.")
-]
-Frames = Annotated[
-    int | None,
-    typer.Option(
-        help="Frames taken of each video, spread evenly from the first to the last. "
-        "Default: 2 a second, but 8 to 32."
-    ),
-]
-Fps = Annotated[float | None, typer.Option(help="Frames a second taken of each video.")]
 Question = Annotated[str | None, typer.Option("--question", "-q", help="The question.")]
 MethodSpec = Annotated[
     str | None,
     typer.Option(
         help="See `vlmcompress ls methods`; methods are joined with +, as in "
-        '"divprune+fastv(k=3)". Default: divprune.'
+        '"divprune+fastv(k=3)"; "auto" takes the most accurate. Default: divprune.'
     ),
 ]
 BudgetText = Annotated[
     str | None,
     typer.Option(
         help="Visual tokens per image or video, mean over decoder layers: a count (64), a share "
-        '(25%), or either for each frame ("16 per frame"). '
+        '(25%), or either for each frame ("16 per frame"). Or the cost of the first token: '
+        '"0.4 flops" of the full model\'s, or "120 ms". '
         "Default: 25% without --method; with it the method's own setting, or 25% if it has none."
     ),
 ]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", help="An option of the method as KEY=VALUE; may be repeated."),
-]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        help="A built-in model, a folder or a Hugging Face id. Default: tiny-llava, or tiny-qwen "
-        "where there is a video."
-    ),
-]
 Length = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint was saved."),
-]
 PositionRule = Annotated[
     Positions, typer.Option(help="Whether kept tokens keep their position ids.")
 ]

@@ -70,7 +70,7 @@ class Asker:
     ) -> None:
         self.model, self.processor = model, processor
         self._max_new_tokens = max_new_tokens
-        self._inputs = self._prepare(media, question)
+        self.inputs = self._prepare(media, question)
 
     def run(self, setting: Setting) -> Run:
         """Answer once."""
@@ -83,11 +83,11 @@ class Asker:
         ) as compression:
             start = self._now()
             ids = self.model.generate(
-                **self._inputs, max_new_tokens=self._max_new_tokens, do_sample=False
+                **self.inputs, max_new_tokens=self._max_new_tokens, do_sample=False
             )
             total = (self._now() - start) * 1000
             report = compression.report()
-        new = ids[0, self._inputs["input_ids"].shape[1] :]
+        new = ids[0, self.inputs["input_ids"].shape[1] :]
         answer = self.processor.decode(new, skip_special_tokens=True).strip()
         return Run(setting, answer, report, {**report.milliseconds, "total": total})
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmcompress.cli.common import check_output, one_line_errors, progress, quiet, whole_file
+from vlmcompress.cli.common import one_line_errors, progress, quiet
+from vlmcompress.cli.options import Device, Dtype
+from vlmcompress.files import check_output, whole_file
 
 if TYPE_CHECKING:
     from vlmcompress.calibrate import Asked
@@ -56,13 +58,6 @@ Tolerance = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Which of the built-in questions; not with --data.")]
 Batch = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint was saved."),
-]
 
 
 @one_line_errors

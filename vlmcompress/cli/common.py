@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from logging import CRITICAL
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -86,32 +85,3 @@ def silent_libraries() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(sink)
-
-
-def check_output(path: Path, suffixes: frozenset[str]) -> None:
-    """Raise unless a file with one of `suffixes` can be written at `path`."""
-    if path.suffix.lower() not in suffixes:
-        raise VLMCompressError(
-            f"cannot write {str(path)!r}: the name must end in {', '.join(sorted(suffixes))}"
-        )
-    if path.is_dir():
-        raise VLMCompressError(f"cannot write {str(path)!r}: it is a folder")
-    if not path.parent.is_dir():
-        raise VLMCompressError(
-            f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}"
-        )
-    if not os.access(path.parent, os.W_OK):
-        raise VLMCompressError(f"cannot write {str(path)!r}: permission denied")
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` when the block ends well, and vanishes when not."""
-    draft = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        yield draft
-        os.replace(draft, path)
-    except OSError as error:
-        raise VLMCompressError(f"cannot write {str(path)!r}: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)

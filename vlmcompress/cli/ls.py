@@ -78,7 +78,8 @@ def _methods_text(methods: list[dict[str, Any]]) -> str:
         ]
         for method in methods
     ]
-    return _table(["method", "stage", "options", "what it does", "paper"], rows)
+    table = _table(["method", "stage", "options", "what it does", "paper"], rows)
+    return f"{table}\n\nauto takes those that were the most accurate for the model and the budget."
 
 
 def _models_text(models: dict[str, list[dict[str, Any]]]) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmcompress.cli.common import check_output, silent_libraries
+from vlmcompress.cli.common import silent_libraries
 from vlmcompress.errors import BudgetError, VLMCompressError
+from vlmcompress.files import check_output
 from vlmcompress.media import check_file, read_image
 from vlmcompress.video import VIDEO_SUFFIXES, Video, check_sampling, read_video
 
@@ -17,9 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vlmcompress.methods.base import Method
-    from vlmcompress.methods.pipeline import Pipeline
 
-_METHOD, _BUDGET = "divprune", "25%"
+_METHOD, _BUDGET, _AUTO = "divprune", "25%", "auto"
 _MODEL, _VIDEO_MODEL = "tiny-llava", "tiny-qwen"
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
@@ -48,7 +48,8 @@ class Request:
     model: str
     method: str
     """As the user wrote it."""
-    methods: tuple[Method, ...]
+    methods: str | tuple[Method, ...]
+    """"auto" where it depends on the model which."""
     budget: str | None
 
 
@@ -79,16 +80,15 @@ def check(
     resolve(model)
 
     from vlmcompress.budget import Budget
-    from vlmcompress.methods.spec import parse
 
-    pipeline = parse(method or _METHOD, **_options(options))
-    if budget is None:
-        budget = _BUDGET if method is None or _has_no_default(pipeline) else None
-    else:
+    methods, has_default = _methods(method or _METHOD, _options(options))
+    if budget is not None:
         Budget.parse(budget)
+    elif method is None or not has_default:
+        budget = _BUDGET
     media = [_read(file, kind, given) for file, kind in named]
     files = [file for file, _ in named]
-    return Request(question, files, media, model, method or _METHOD, pipeline.methods, budget)
+    return Request(question, files, media, model, method or _METHOD, methods, budget)
 
 
 def _media_and_question(given: Given) -> tuple[list[tuple[str, str]], str]:
@@ -151,12 +151,18 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _has_no_default(pipeline: Pipeline) -> bool:
-    """Whether a method of the pipeline cannot work without a budget."""
+def _methods(spec: str, options: dict[str, Any]) -> tuple[str | tuple[Method, ...], bool]:
+    """The methods of a spec, and whether they can work without a budget."""
+    from vlmcompress.methods.spec import parse
     from vlmcompress.tokens import Grid
 
+    if spec == _AUTO:
+        if options:
+            raise VLMCompressError(f"{_AUTO} has no options, got {', '.join(options)}")
+        return spec, False
+    pipeline = parse(spec, **options)
     try:
         pipeline.plan(Grid(1, 24, 24), 32, None)
     except BudgetError:
-        return True
-    return False
+        return pipeline.methods, False
+    return pipeline.methods, True

@@ -52,7 +52,10 @@ def as_text(request: Request, runs: Sequence[Run]) -> str:
             f"answer     {runs[0].answer}   (all visual tokens)",
             f"           {reduced.answer}   (reduced)",
         ]
+    report = reduced.report
+    lines += [] if report.reason is None else [f"method     {report.method}: {report.reason}"]
     lines += _tokens(request, reduced)
+    lines += [] if report.asked is None else [f"cost       {report.cost}"]
     return "\n".join([*lines, "", *_times(runs)])
 
 

@@ -1,0 +1,186 @@
+"""`method="auto"`: which methods for a model and a budget, from measured accuracies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import vlmcompress.methods
+from vlmcompress.budget import Budget, different_shares, largest_share
+from vlmcompress.errors import BudgetError, CompositionError, UnsupportedModelError
+from vlmcompress.flops import Costs, first_token
+from vlmcompress.methods.base import Stage, resolve
+from vlmcompress.methods.pipeline import ImagePlan
+from vlmcompress.methods.spec import parse
+from vlmcompress.patches.costs import load_of, shape_of
+from vlmcompress.patches.family import Family
+from vlmcompress.patches.guard import check_kinds
+from vlmcompress.patches.left import defined
+from vlmcompress.patches.masks import FULL, SLIDING, layer_kinds
+from vlmcompress.patches.signals import given_by
+from vlmcompress.tokens import Grid
+
+AUTO = "auto"
+LEAST = 1 / 8
+"""Below this share of the tokens accuracy falls steeply in all tables: rather encode less."""
+WORTH = 0.1
+"""Share of the encoder in all FLOPs below which encoding less saves next to nothing."""
+_TYPICAL = 1 / 4
+"""Share of the tokens taken for a time, of which nothing is known before a call."""
+_PICTURE, _TEXT = Grid(1, 24, 24), 32
+"""What is asked about where the family has no grid of its own, and the length of the prompt."""
+
+Fits = Callable[[str, float], bool]
+"""Whether a model can run a spec at a share of its tokens."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What "auto" takes."""
+
+    spec: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the choice depends on."""
+
+    budget: str
+    behind: float | None
+    """Share of the tokens that the budget leaves where all are encoded; None where that cannot meet
+    it, or nobody knows."""
+    before: float | None
+    """The same where less is encoded, too; None for budgets of tokens, which no encoder changes."""
+    encoder: float
+    """Share of the encoder in the FLOPs up to the first token of a typical prompt."""
+    stages: Collection[Stage]
+
+
+def choose(case: Case, fits: Fits) -> Choice:
+    """The most accurate methods that fit, one before the projector only where it is needed.
+
+    Raises:
+        UnsupportedModelError: nothing fits.
+    """
+    enough = case.behind is not None and case.behind >= LEAST
+    stage = next((stage for stage in ("pixels", "encoder") if stage in case.stages), None)
+    if enough or case.before is None or stage is None or case.encoder < WORTH:
+        share = case.behind or LEAST
+        why, measured = f"{case.budget} leaves {share:.0%} of the tokens", _nearest(share)
+        lists = [_figures("behind", measured)]
+    else:
+        share, measured = case.before, _nearest(math.sqrt(case.before))  # half the way each
+        why = f"the encoder is {case.encoder:.0%} of the FLOPs, too much for {case.budget}"
+        lists = [_figures(stage, measured), _figures("behind", measured)]
+    for methods in product(*lists):
+        spec = "+".join(name for name, _ in methods)
+        if fits(spec, share):
+            best = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in methods)
+            return Choice(spec, f"{why}; right with {measured} of the tokens: {best}")
+    raise UnsupportedModelError(
+        f"auto knows no method for the stages {', '.join(case.stages)} at {case.budget}: name one"
+    )
+
+
+def _nearest(share: float) -> str:
+    return f"1/{min((2, 4, 8, 16), key=lambda part: abs(math.log(part * share)))}"
+
+
+def _figures(where: str, share: str) -> Sequence[tuple[str, float]]:
+    """Methods with their accuracies at a measured share, the best first."""
+    found: Sequence[tuple[str, float]] = _tables()[where][share]
+    return found
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    """See `vlmcompress.eval.auto_table`, which makes the file."""
+    file = Path(vlmcompress.methods.__file__).parent / "data" / "auto.json"
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def pick(model: nn.Module, family: Family, budget: Budget | None) -> Choice:
+    """What to take for a model and a budget.
+
+    Raises:
+        BudgetError: there is no budget.
+        UnsupportedModelError: nothing fits.
+    """
+    if budget is None:
+        raise BudgetError('auto needs a budget, for example "25%", "0.4 flops" or "120 ms"')
+    base = family.base(model)
+    grid, stages = family.fixed_grid(model), list(family.stages)
+    if grid is None and "encoder" in stages:
+        stages.remove("encoder")  # tiles: sizes are not known before the encoder
+    if not _cuts(family, base):
+        stages.remove("decoder")
+    grid, layers, given = grid or _PICTURE, len(family.layers(base)), given_by(family, base)
+
+    def fits(spec: str, share: float) -> bool:
+        try:
+            pipeline = parse(spec).for_stages(family.name, stages)
+            pipeline.plan(grid, layers, max(1, round(share * len(grid))))
+            return not resolve(pipeline.needs, defined(pipeline, given))[1]
+        except (BudgetError, CompositionError):
+            return False
+
+    shape = shape_of(model)
+
+    def cost(keep: int) -> Costs:
+        plan = ImagePlan(((grid, keep),), {}, layers)
+        return first_token(shape, load_of(model, [(0, grid, plan)], [_TEXT]))
+
+    full = cost(len(grid))
+    behind = before = None
+    if budget.unit == "ms":
+        before = _TYPICAL
+    elif budget.unit == "flops":
+        behind, before = _shares(budget, len(grid), cost)
+    else:
+        behind = min(1.0, budget.amount / (100 if budget.unit == "percent" else len(grid)))
+    return choose(Case(str(budget), behind, before, full.encoder / full.total, stages), fits)
+
+
+def _cuts(family: Family, base: nn.Module) -> bool:
+    """Whether tokens may be dropped between the decoder's layers."""
+    kinds = layer_kinds(family.language_model(base), len(family.layers(base)), family.masks_in_base)
+    try:
+        check_kinds(kinds.names, (FULL, SLIDING) if kinds.own else (FULL,))
+    except UnsupportedModelError:
+        return False
+    return True
+
+
+def _shares(
+    budget: Budget, tokens: int, cost: Callable[[int], Costs]
+) -> tuple[float | None, float]:
+    """See `Case.behind` and `Case.before`.
+
+    `cost` is that of a picture of which so many tokens enter the decoder.
+    """
+    full = cost(tokens)
+
+    def part(share: float, encoded: float) -> float:
+        costs = cost(round(share / 100 * tokens))
+        saved = (1 - encoded) * (costs.encoder + costs.projector)
+        return (costs.total - saved) / full.total
+
+    def largest(part: Callable[[float], float]) -> float | None:
+        try:
+            return largest_share(part, different_shares([tokens]), budget, AUTO)[0] / 100
+        except BudgetError:
+            return None
+
+    behind = largest(lambda share: part(share, 1))
+    before = largest(lambda share: part(share, math.sqrt(share / 100)))
+    return behind, before or 1 / tokens

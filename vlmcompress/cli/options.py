@@ -1,0 +1,40 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ImageFiles = Annotated[
+    list[str] | None, typer.Option("--image", "-i", help="An image file; may be repeated.")
+]
+VideoFiles = Annotated[
+    list[str] | None, typer.Option("--video", "-v", help="A video file; may be repeated.")
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        help="Frames taken of each video, spread evenly from the first to the last. "
+        "Default: 2 a second, but 8 to 32."
+    ),
+]
+Fps = Annotated[float | None, typer.Option(help="Frames a second taken of each video.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="An option of the method as KEY=VALUE; may be repeated."),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        help="A built-in model, a folder or a Hugging Face id. Default: tiny-llava, or tiny-qwen "
+        "where there is a video."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint was saved."),
+]
