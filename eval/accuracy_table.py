@@ -7,7 +7,6 @@ tokens of a clip that repeats its middle frame.
 """
 
 import argparse
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from vlmcompress.eval.worlds_clips import (
     one_frame,
     render_clip,
 )
+from vlmcompress.files import write_json
 
 SHARES = (2, 4, 8, 16)
 """Budgets: one token of so many is kept."""
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     table = make_table(arguments.model, arguments.limit, arguments.clips, arguments.batch)
-    arguments.out.write_text(json.dumps(table, indent=1) + "\n")
+    write_json(arguments.out, table)
 
 
 if __name__ == "__main__":

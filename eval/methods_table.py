@@ -8,7 +8,6 @@ Lines that the file already holds are not run again, so it can be stopped at any
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from vlmcompress.eval.accuracy_table import (
 )
 from vlmcompress.eval.provenance import provenance
 from vlmcompress.eval.worlds import draw, held_out
+from vlmcompress.files import write_json
 from vlmcompress.methods import COMPOSITIONS, METHODS
 
 COMPOSED = (
@@ -91,9 +91,7 @@ class Table:
 
     def write(self) -> None:
         """Whole or not at all."""
-        draft = self._path.with_suffix(".part")
-        draft.write_text(json.dumps(self.content, indent=1) + "\n")
-        os.replace(draft, self._path)
+        write_json(self._path, self.content)
 
 
 def run(model: Any, processor: Any, asked: Asked, part: str, table: Table, batch: int) -> None:
