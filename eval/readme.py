@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 ACCURACY = Path(__file__).resolve().parent / "accuracy.json"
 CLIPS = Path(__file__).resolve().parent / "accuracy_qwen.json"
-SPEED = Path(__file__).resolve().parent / "speed.json"
+SPEED = Path(__file__).resolve().parent / "real_speed.json"
+SHOWN = ("full", "text-only", "divprune", "pool", "fastv", "pyramiddrop")
+"""Methods in the table of times."""
 
 
 def methods() -> str:
@@ -122,30 +124,44 @@ def _by_budget(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def speed(path: Path = SPEED) -> str:
-    """Time to the first token, from the file that `eval/speed_table.py` writes."""
+    """Time to the first token of some methods, from the file that `eval/real_speed.py` writes."""
     measured = json.loads(path.read_text())
-    source = measured["provenance"]
+    full = {row["case"]: row["ttft_ms"][0] for row in measured["rows"] if row["method"] == "full"}
     table = as_table(
-        ["model", "method", "visual tokens", "first token, ms", "times as fast", "achieved"],
+        [
+            "model",
+            "method",
+            "visual tokens",
+            "first token, ms",
+            "times as fast",
+            "achieved",
+            "possible",
+        ],
         (
             [
-                f"`{row['model']}`" + (" *" if row["model"] in source["shapes"] else ""),
+                row["case"],
                 f"`{row['method']}`",
-                f"{row['kept_mean']:g}",
-                f"{row['ms']:.4g} ({row['ms_quartiles'][0]:.4g} to {row['ms_quartiles'][1]:.4g})",
-                f"{row['speedup']:.2f}",
-                f"{100 * row['achieved']:.0f} %",
+                f"{row['tokens'][1]:.4g} of {row['tokens'][0]}",
+                "{:.0f} ({:.0f} to {:.0f})".format(*row["ttft_ms"]),
+                f"{full[row['case']] / row['ttft_ms'][0]:.2f}",
+                *(f"{100 * row[share]:.0f} %" for share in ("achieved", "predicted")),
             ]
             for row in measured["rows"]
+            if row["method"] in SHOWN and "skipped" not in row
         ),
     )
-    versions = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
-    shapes = "".join(f" \\* The shape of `{k}`, {v}." for k, v in source["shapes"].items())
+    made_on = next(iter(measured["cases"].values()))
+    versions = ", ".join(
+        f"{name} {made_on['versions'][name]}" for name in ("torch", "transformers")
+    )
     return (
-        f"{table}\n\nMedians and quartiles of interleaved runs on a {source['device']}: "
-        f"{source['what']}.{shapes} "
-        "*Achieved* is the share of the time that dropping every visual token would save. "
-        f"{source['attention']}, {versions}. Reproduce with `{source['command']}`."
+        f"{table}\n\nReal shapes with random weights (time does not depend on them), batch 1, "
+        f"{made_on['prompt']['text']} words; the vision towers are cut to fit a CPU. Medians and "
+        f"quartiles of interleaved runs: {made_on['cpu']}, {made_on['threads']} threads, "
+        f"{made_on['dtype']}, {versions}; encoder and selection included. *Achieved* is the share "
+        "of the time that dropping every visual token would save, *possible* the same of FLOPs for "
+        "as many tokens. All methods, what they cost themselves, and decode steps: "
+        "[docs/speed.md](docs/speed.md). Reproduce with `make figures`."
     )
 
 

@@ -78,7 +78,7 @@ class Engine:
                 "call .remove() on the first Compression before compressing it again "
                 "(Compression.of(model) finds it)"
             )
-        kinds = self.kinds
+        kinds = self.kinds  # refuses attention that it does not know
         if self.planner.pipeline.decoder is not None:
             check_kinds(kinds.names, (FULL, SLIDING) if kinds.own else (FULL,))
         try:
@@ -294,9 +294,7 @@ class Engine:
         if first and self.solver is not None and trace.solved is not None:
             self.solver.measure(trace.solved, trace)
         state = now.next_state if flow is None else flow.next_state()
-        if state is None:
-            return
         parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
         for cache in parts:
-            if isinstance(cache, Cache):
+            if isinstance(cache, Cache) and state is not None:
                 attach_state(cache, state)

@@ -96,15 +96,22 @@ def test_accuracy_table(tmp_path):
 
 
 def test_speed_table(tmp_path):
-    row = {"model": "m", "method": "divprune", "kept_mean": 36.0, "ms": 12.345}
-    row |= {"ms_quartiles": [11.0, 13.0], "speedup": 1.5, "achieved": 0.625}
-    source = {"device": "d", "what": "w", "shapes": {"m": "in part"}, "attention": "sdpa"}
-    source |= {"versions": {"torch": "2"}, "command": "make it"}
+    full = {"case": "c", "method": "full", "tokens": [576, 576], "ttft_ms": [30.0, 29.0, 31.0]}
+    full |= {"achieved": 0.0, "predicted": 0.0}
+    row = {"case": "c", "method": "divprune", "tokens": [576, 64.0], "ttft_ms": [12.0, 11.0, 13.0]}
+    row |= {"achieved": 0.875, "predicted": 0.9}
+    others = [{**row, "method": "hiprune"}, {"case": "c", "method": "fastv", "skipped": "no"}]
+    made_on = {"prompt": {"text": 40}, "cpu": "d", "threads": 2, "dtype": "bfloat16"}
+    made_on |= {"versions": {"torch": "2", "transformers": "5"}}
     file = tmp_path / "speed.json"
-    file.write_text(json.dumps({"provenance": source, "rows": [row]}))
+    file.write_text(json.dumps({"cases": {"c": made_on}, "rows": [full, row, *others]}))
     lines = readme.speed(file).splitlines()
-    assert lines[2] == "| `m` * | `divprune` | 36 | 12.35 (11 to 13) | 1.50 | 62 % |"
-    assert "`make it`" in lines[-1]
+    assert lines[2:4] == [
+        "| c | `full` | 576 of 576 | 30 (29 to 31) | 1.00 | 0 % | 0 % |",
+        "| c | `divprune` | 64 of 576 | 12 (11 to 13) | 2.50 | 88 % | 90 % |",
+    ]
+    assert lines[4] == ""
+    assert "d, 2 threads, bfloat16, torch 2, transformers 5" in lines[-1]
 
 
 def test_the_python_example(monkeypatch, capsys):

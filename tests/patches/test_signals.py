@@ -156,6 +156,21 @@ def test_nothing_that_the_tower_computed_is_computed_again(subject):
 
 
 @torch.no_grad()
+def test_every_call_of_a_tower_keeps_what_it_projected(random_subject):
+    pixels = random_subject.batch(random_subject.prompt(1, 1))["pixel_values"]
+    with compress(random_subject.model, looker("keys")[0], budget=4) as c:
+        with c._engine.signals._tap.recording() as record:
+            for image in (pixels, -pixels):
+                random_subject.model.model.vision_tower(image)
+        calls = record["in", 1]
+    assert len(calls) == 2
+    for call in calls:
+        assert list(call.projected) == ["k_proj"]
+        assert torch.equal(call.keys(), call.attention.k_proj(call.hidden))
+    assert not torch.equal(calls[0].keys(), calls[1].keys())
+
+
+@torch.no_grad()
 def test_under_autocast_scores_are_float32(random_subject, monkeypatch):
     batch = random_subject.batch(random_subject.prompt(1, 1))
     method, shown = looker("cls_attention", "encoder_attention", layers=every_layer)
