@@ -11,6 +11,7 @@ normal: in thousands of dimensions all are about equally far apart, which leaves
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -106,7 +107,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure all sizes with both kinds of features."""
+    """Measure sizes with both kinds of features; others that the file has stay in it."""
     parser = argparse.ArgumentParser(prog="python -m vlmcompress.eval.select_speed")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="N,K,D")
@@ -120,8 +121,11 @@ def main() -> None:
             rounds = given.rounds if tokens < 8192 else min(given.rounds, 2)
             rows.append(measure(kind.__name__, kind(tokens, width), count, rounds))
             print(rows[-1], flush=True)
-    command = "python -m vlmcompress.eval.select_speed"
-    write_json(given.out, {"provenance": machine(command, torch.device("cpu")), "rows": rows})
+    made_on = machine("python -m vlmcompress.eval.select_speed", torch.device("cpu"))
+    known = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
+    measured = {row["tokens"] for row in rows}
+    rows += [row for row in known if row["tokens"] not in measured]
+    write_json(given.out, {"provenance": made_on, "rows": rows})
 
 
 if __name__ == "__main__":

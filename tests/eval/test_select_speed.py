@@ -70,3 +70,14 @@ def test_other_picks_are_told(monkeypatch):
     row = select_speed.measure("independent", rows, 9, 1)
     assert not row["identical"]
     assert row["common"] < 9
+
+    monkeypatch.setattr(sys, "argv", [*command[:4], "60,5,16", "--rounds", "2"])
+    select_speed.main()
+    again = json.loads(out.read_text())["rows"]
+    assert [(row["tokens"], row["picks"]) for row in again] == [
+        (60, 5),
+        (60, 5),
+        (900, 40),
+        (900, 40),
+    ]
+    assert again[2:] == document["rows"][:2]
