@@ -21,10 +21,14 @@ from vlmcompress.eval.provenance import machine
 from vlmcompress.files import write_json
 from vlmcompress.ops.backend import VARIABLE
 
-CARDS = {"H100": (3.35e12, 67e12), "H200": (4.8e12, 67e12), "A100": (1.94e12, 19.5e12)}
-"""Bytes/s of memory and float32 FLOP/s outside the tensor cores, from the data sheets.
+CARDS = {
+    "H100": (3.35e12, 67e12, 989e12),
+    "H200": (4.8e12, 67e12, 989e12),
+    "A100": (1.94e12, 19.5e12, 312e12),
+}
+"""Bytes/s of memory, FLOP/s in float32, and in bfloat16 on tensor cores, from the data sheets.
 
-All ops calculate in float32, so that is the floor of what is exact.
+Tensor cores multiply bfloat16 exactly and add in float32, as all ops calculate.
 """
 
 
@@ -69,8 +73,9 @@ def backend(name: str) -> Iterator[None]:
 
 def floor(case: Case, card: str) -> float | None:
     """Milliseconds that the memory and the arithmetic of a known card take at least."""
-    for name, (bandwidth, rate) in CARDS.items():
+    for name, (bandwidth, single, half) in CARDS.items():
         if name in card:
+            rate = half if "bf16" in case.shape else single
             return max(case.bytes / bandwidth, case.flops / rate) * 1000
     return None
 

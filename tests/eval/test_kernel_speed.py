@@ -12,8 +12,8 @@ from vlmcompress.eval.kernel_speed import Case, backend, cases, floor, measure, 
 from vlmcompress.ops.backend import VARIABLE, use_triton
 
 
-def case(op="take", **sizes):
-    return Case(op, "small", lambda device: lambda: torch.ones(3, device=device), **sizes)
+def case(op="take", shape="N=3 fp32", **sizes):
+    return Case(op, shape, lambda device: lambda: torch.ones(3, device=device), **sizes)
 
 
 def test_cases_name_ops_and_floors():
@@ -25,6 +25,8 @@ def test_cases_name_ops_and_floors():
 def test_a_floor_is_the_slower_of_memory_and_arithmetic():
     assert floor(case(bytes=3_350_000_000, flops=1), "NVIDIA H100 80GB HBM3") == pytest.approx(1)
     assert floor(case(bytes=1, flops=134 * 10**9), "NVIDIA H100") == pytest.approx(2)
+    half = case(shape="N=3 bf16", bytes=1, flops=989 * 10**9)
+    assert floor(half, "NVIDIA H100") == pytest.approx(1)
     assert floor(case(bytes=1, flops=1), "a card of tomorrow") is None
 
 
