@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmcompress.eval.accuracy_table import SHARES
+from vlmcompress.files import write_json
 from vlmcompress.methods.base import Stage
 from vlmcompress.methods.pipeline import Pipeline
 from vlmcompress.methods.spec import parse
@@ -83,10 +84,7 @@ def main() -> None:
         prog="python -m vlmcompress.eval.auto_table", description=__doc__
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    out: Path = parser.parse_args().out
-    draft = out.with_suffix(".part")
-    draft.write_text(json.dumps(document(), indent=1) + "\n")
-    draft.replace(out)
+    write_json(parser.parse_args().out, document())
 
 
 if __name__ == "__main__":

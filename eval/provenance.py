@@ -1,7 +1,6 @@
 """What one needs to know to make a table again."""
 
 import hashlib
-import platform
 import subprocess
 import sys
 import time
@@ -11,12 +10,10 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-import transformers
 
-import vlmcompress
 from vlmcompress.eval.worlds import HELD_OUT_SEEDS, VERSION
 from vlmcompress.loading import resolve
-from vlmcompress.profiling_machine import cpu
+from vlmcompress.profiling_machine import cpu, versions
 
 
 def provenance(module: str, model_name: str, last_seed: int) -> dict[str, Any]:
@@ -72,14 +69,3 @@ def commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def versions(**others: str) -> dict[str, str]:
-    """Of what decides a figure."""
-    return {
-        "vlmcompress": vlmcompress.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        **others,
-        "python": platform.python_version(),
-    }

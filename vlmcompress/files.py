@@ -39,7 +39,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield draft
         os.replace(draft, path)
     except OSError as error:
-        raise VLMCompressError(f"cannot write {str(path)!r}: {error.strerror}") from error
+        reason = error.strerror or error
+        raise VLMCompressError(f"cannot write {str(path)!r}: {reason}") from error
     finally:
         draft.unlink(missing_ok=True)
 

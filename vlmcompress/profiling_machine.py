@@ -42,13 +42,19 @@ def environment(model: nn.Module) -> dict[str, Any]:
         "dtype": str(any_model.dtype).removeprefix("torch."),
         "attention": {name: part.config._attn_implementation for name, part in parts.items()},
         "decoder_layers": len(family.layers(base)),
-        "versions": {
-            "vlmcompress": vlmcompress.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def versions(**others: str) -> dict[str, str]:
+    """Of what decides a figure."""
+    return {
+        "vlmcompress": vlmcompress.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        **others,
+        "python": platform.python_version(),
     }
 
 

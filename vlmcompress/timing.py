@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,8 @@ import transformers
 from torch import Tensor, nn
 
 import vlmcompress
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.files import write_json
 
 if TYPE_CHECKING:
     from vlmcompress.flops import Costs
@@ -230,15 +231,8 @@ def _write(key: str, conditions: str, times: DecoderTimes) -> None:
     try:
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as draft:
-            try:
-                draft.write(json.dumps(content, indent=1))
-                draft.close()
-                os.replace(draft.name, folder / f"{key}.json")
-            except BaseException:
-                Path(draft.name).unlink(missing_ok=True)
-                raise
-    except (OSError, RuntimeError) as error:
+        write_json(folder / f"{key}.json", content)
+    except (OSError, RuntimeError, VLMCompressError) as error:
         _warn(str(error))
 
 
