@@ -16,15 +16,30 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PINS := $(VENV)/constraints.txt
 OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+LMMS := .venv-lmms/bin/python
 SAMPLES := vlmcompress/assets/samples
 DEMO = $(SAMPLES)/street.png "what color is the circle ?" --method divprune --budget 36
 CLIP = --video $(SAMPLES)/runway.mp4 "which way does the circle move ?" --budget 25%
 
+# What is measured on both built-in models beside all single methods.
+SETTINGS = tome(stage='projector'),pitome(stage='projector'),mctf(stage='projector')
+SETTINGS := $(SETTINGS),cdpruner(negate=False),psigmoid(rows='last'),fastv(k=1)
+SETTINGS := $(SETTINGS),ppllava(repair='window'),ppllava(repair='count'),aim,todre
+SETTINGS := $(SETTINGS),divprune+fastv,scope+fastv,mmtok+fastv,cdpruner(negate=False)+fastv
+SETTINGS := $(SETTINGS),scope+pyramiddrop,mmtok+pyramiddrop,cdpruner(negate=False)+pyramiddrop
+SETTINGS := $(SETTINGS),mctf(stage='projector')+fastv,mctf(stage='projector')+pyramiddrop
+SETTINGS := $(SETTINGS),scope+adaptinfer,pitome+divprune+adaptinfer
+# Two processes with a thread each get more out of two cores than one process with two.
+MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes 2 --num_machines 1 \
+	--mixed_precision no --dynamo_backend no --module vlmcompress eval \
+	--device cpu --budgets 50%,25%,12.5%,6.25% --resume
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest lint format typecheck wheel-test readme figures gpu-figures clean
+.PHONY: help setup demo test test-oldest test-lmms-eval gate lint format typecheck wheel-test \
+	readme accuracy baselines figures gpu-figures clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## install the package and its tools into $(VENV)
 
@@ -52,6 +67,16 @@ test-oldest: ## run what meets transformers, every 11th of the large products, o
 	$(MAKE) test VENV=.venv-oldest TRANSFORMERS=$(OLDEST) \
 		PYTEST_ARGS="--every 11 --ignore tests/ops --ignore tests/methods $(PYTEST_ARGS)"
 
+test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
+	$(PYTHON) -m venv .venv-lmms
+	@# typepy, which lmms-eval's tables need, takes no python-dateutil 3 or later
+	@sed '/^python-dateutil==/d' constraints.txt > .venv-lmms/constraints.txt
+	$(LMMS) -m pip install --quiet $(TORCH_ARGS) -c .venv-lmms/constraints.txt torch
+	$(LMMS) -m pip install --quiet -c .venv-lmms/constraints.txt -r constraints-lmms.txt -e '.[eval]' pytest
+	@# without its dependencies: they would replace torch and add a hundred packages
+	$(LMMS) -m pip install --quiet --no-deps lmms-eval==0.7.3
+	$(LMMS) -m pytest tests/lmms
+
 lint: $(READY) ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,12 +88,30 @@ format: $(READY) ## repair style
 typecheck: $(READY) ## mypy --strict
 	$(BIN)/mypy
 
-readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and docs/methods.md
+readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and the generated pages of docs/
 	$(BIN)/vlmcompress ask $(DEMO) --overlay docs/overlay.png
 	$(BIN)/vlmcompress ask $(CLIP) --overlay docs/clip.png
 	$(BIN)/python -m vlmcompress.eval.readme
 	$(BIN)/python -m vlmcompress.eval.methods_page
 	$(BIN)/python -m vlmcompress.eval.speed_page
+	$(BIN)/python -m vlmcompress.eval.which
+
+accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour on two cores)
+	$(MEASURE) --model tiny-llava --limit pictures=500 --out docs/eval/tiny-llava \
+		--methods "all,embedlens(table='tiny-llava'),$(SETTINGS)"
+	$(MEASURE) --model tiny-qwen --limit pictures=500,clips=192 --out docs/eval/tiny-qwen \
+		--methods "all,embedlens(table='tiny-qwen'),$(SETTINGS)"
+	$(BIN)/python -m vlmcompress.eval.auto_table --out vlmcompress/methods/data/auto.json
+
+baselines: $(READY) ## write eval/baselines.json, which `make gate` compares with, anew
+	for model in tiny-llava tiny-qwen; do \
+		rm -rf build/gate; $(BIN)/vlmcompress eval --model $$model --limit 70 --budgets 25% \
+			--methods "divprune,scope,pyramiddrop,todre-select,divprune+fastv" --device cpu \
+			--out build/gate --save-baselines eval/baselines.json || exit; \
+	done
+
+gate: $(READY) ## fail if a method answers worse than eval/baselines.json says, beyond noise
+	$(BIN)/vlmcompress eval --check eval/baselines.json
 
 figures: $(READY) ## measure times on this machine's CPU again (half an hour, on an idle machine)
 	$(BIN)/python -m vlmcompress.eval.select_speed --out eval/select.json
@@ -86,4 +129,4 @@ wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-lmms build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache

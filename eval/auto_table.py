@@ -1,34 +1,41 @@
-"""Which methods `method="auto"` takes, from the committed tables of all methods.
+"""Which methods `method="auto"` takes, from the committed results of all methods.
 
 python -m vlmcompress.eval.auto_table --out vlmcompress/methods/data/auto.json
 """
 
+from __future__ import annotations
+
 import argparse
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmcompress.eval.accuracy_table import SHARES
+import numpy as np
+
+from vlmcompress.auto import AUTO, Case, choose
+from vlmcompress.budget import Budget
+from vlmcompress.errors import CompositionError
+from vlmcompress.eval import committed, statistics
+from vlmcompress.eval.report_text import methods_at
 from vlmcompress.files import write_json
 from vlmcompress.methods.base import Stage
 from vlmcompress.methods.pipeline import Pipeline
 from vlmcompress.methods.spec import parse
 from vlmcompress.patches import FAMILIES
 
-HERE = Path(__file__).parent
-TABLES = {"methods_llava.json": "llava", "methods_qwen.json": "qwen2_5_vl"}
-"""File -> the family of its model."""
 LEFT_OUT = frozenset({"text", "relevance", "projection"})
 """Signals of the question, for what is kept for it may be wrong for the next one, and probing the
 projector, which takes longer than it saves."""
-PLACES: tuple[tuple[str, Sequence[Stage], int], ...] = (
-    ("pixels", ["pixels"], 1),
-    ("encoder", ["encoder"], 1),
-    ("behind", ["projector", "decoder"], 3),
-)
-"""Name, stages, and the tables that a method must be in: no model has both of the first."""
-Figures = list[tuple[str, float]]
+PLACES: dict[str, Sequence[Stage]] = {
+    "pixels": ["pixels"],
+    "encoder": ["encoder"],
+    "behind": ["projector", "decoder"],
+}
+"""Where methods are taken from, and the stages that this stands for."""
+Task = Mapping[str, Any]
+"""Part of a results.json."""
+Tables = Sequence[tuple[str, Task]]
+"""The family of a model, and a task that it was asked."""
 
 
 def usable(pipeline: Pipeline) -> bool:
@@ -38,44 +45,105 @@ def usable(pipeline: Pipeline) -> bool:
 
 
 def acts_at(pipeline: Pipeline, family: str) -> set[Stage]:
-    """Stages where it acts in models of a family."""
-    stages = FAMILIES.get(family).stages
-    return {method.acts_at for method in pipeline.for_stages(family, stages).methods}
-
-
-def accuracies(share: int, stages: Iterable[Stage], least: int) -> Figures:
-    """Mean accuracy of what acts at these stages alone and keeps a part of the tokens; best first.
+    """Stages where it acts in models of a family; none where it cannot.
 
     Args:
-        share: which part: 4 for a quarter.
-        stages: where it may act.
-        least: tables that it must be in.
+        pipeline: of any methods.
+        family: its name.
     """
-    found: dict[str, list[float]] = {}
-    for file, family in TABLES.items():
-        content = json.loads((HERE / file).read_text())
-        for part in ("pictures", "clips"):
-            for row in content.get(part, {}).get("rows", []):
-                tokens = content[part]["rows"][0]["kept_mean"]
-                if row["budget"] != tokens // share or "impossible" in row or row["options"]:
-                    continue
-                pipeline = parse(row["method"])
-                if usable(pipeline) and acts_at(pipeline, family) <= set(stages):
-                    found.setdefault(row["method"], []).append(row["accuracy"])
-    means = [(name, sum(v) / len(v)) for name, v in found.items() if len(v) >= least]
-    return [(name, round(mean, 4)) for name, mean in sorted(means, key=lambda one: -one[1])]
+    try:
+        settled = pipeline.for_stages(family, FAMILIES.get(family).stages)
+    except CompositionError:
+        return set()
+    return {method.acts_at for method in settled.methods}
 
 
-def document() -> dict[str, Any]:
-    """The contents of auto.json: for each share the methods, the most accurate first."""
+def figures(tables: Tables, budget: str, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """How often each method is right that acts at these stages alone; the most accurate first.
+
+    Answers of all tables are counted together; the interval takes them for independent, though two
+    models may have been asked the same question. Methods are ranked by accuracy alone: equal ones
+    by speed, but within the noise the more accurate remains the better guess, and how fast models
+    this small are says little about larger ones.
+
+    Args:
+        tables: of which those count whose family has one of the stages; a method must have kept to
+            the budget in each of these, so that one made for a single model is not among them.
+        budget: as the results have it.
+        stages: where a method may act.
+    """
+    asked = [(f, task) for f, task in tables if set(FAMILIES.get(f).stages) & set(stages)]
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for family, task in asked:
+        for row in methods_at(task, budget):
+            if row["method"] == AUTO or row["over_budget"]:
+                continue
+            pipeline = parse(row["method"])
+            where = acts_at(pipeline, family)
+            if usable(pipeline) and where and where <= set(stages):
+                found.setdefault(row["method"], []).append(row)
+    whole = [(name, rows) for name, rows in found.items() if len(rows) == len(asked)]
+    listed = [(_speed(rows), _figure(name, rows)) for name, rows in whole]
+    return [one for _, one in sorted(listed, key=lambda two: (-two[1]["accuracy"], -two[0]))]
+
+
+def _speed(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Times as fast as the whole model, the slowest of the tables; 0 where nothing was timed."""
+    return min(row["speed"] or 0.0 for row in rows)
+
+
+def _figure(method: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    scores = np.concatenate([committed.scores_of(row) for row in rows])
+    interval = statistics.proportion(scores)
     return {
-        "origin": "measured by us, python -m vlmcompress.eval.auto_table: mean accuracy over the "
-        f"tables in {' and '.join(TABLES)} that hold the method, alone at these stages",
+        "method": method,
+        "accuracy": round(float(scores.mean()), 4),
+        "interval": [round(interval.low, 4), round(interval.high, 4)],
+        "n": len(scores),
+    }
+
+
+def document(results: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The contents of auto.json: place -> share of the tokens -> methods, the best first.
+
+    Args:
+        results: model -> content of its results.json; the committed ones by default.
+    """
+    results = committed.all_results() if results is None else results
+    tables = [
+        (committed.FAMILIES[model], task)
+        for model, content in results.items()
+        for task in content["tasks"].values()
+    ]
+    lists = [[one["budget"] for one in task["budgets"]] for _, task in tables]
+    shares = [
+        budget
+        for budget in lists[0]
+        if Budget.parse(budget).unit == "percent" and all(budget in other for other in lists)
+    ]
+    return {
+        "origin": "measured by us, python -m vlmcompress.eval.auto_table: right answers over all "
+        f"tasks in docs/eval of {' and '.join(results)}, of methods that act at these stages alone",
         **{
-            where: {f"1/{share}": accuracies(share, stages, least) for share in SHARES}
-            for where, stages, least in PLACES
+            place: {share: figures(tables, share, stages) for share in shares}
+            for place, stages in PLACES.items()
         },
     }
+
+
+def taken(task: Task) -> dict[str, str]:
+    """Budget -> what "auto" takes of the methods that could run there, for a share of the tokens.
+
+    Args:
+        task: part of a results.json.
+    """
+    return {one["budget"]: _taken(task, one["budget"]) for one in task["budgets"]}
+
+
+def _taken(task: Task, budget: str) -> str:
+    ran = {row["method"] for row in methods_at(task, budget)}
+    share = Budget.parse(budget).amount / 100
+    return choose(Case(budget, share, None, 0.0, ()), lambda spec, _: spec in ran).spec
 
 
 def main() -> None:

@@ -1,28 +1,24 @@
-"""Writes docs/methods.md from the registry and from what `methods_table` measured.
+"""Writes docs/methods.md from the registry and from the committed results.
 
 python -m vlmcompress.eval.methods_page            # rewrite it
 python -m vlmcompress.eval.methods_page --check    # exit 1 if that would change anything
 """
 
-import argparse
+from __future__ import annotations
+
 import inspect
-import json
-import math
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from statistics import fmean, pstdev
+from collections.abc import Mapping
 from typing import Any
 
-from vlmcompress.eval.accuracy_table import ONE_FRAME
-from vlmcompress.eval.readme import ROOT, as_table, paper_link
+from vlmcompress.eval import committed
+from vlmcompress.eval.cases import FULL, ONE_FRAME, RANDOM
+from vlmcompress.eval.readme import ROOT, as_table, keep_up, paper_link
+from vlmcompress.eval.results_budgets import claim
+from vlmcompress.eval.results_cases import PROBES, RANDOM_NAME
 from vlmcompress.methods import COMPOSITIONS, METHODS, Method, MethodInfo, list_methods
 
 PAGE = ROOT / "docs" / "methods.md"
-MEASURED = ("methods_llava.json", "methods_qwen.json")
 STAGES = ("pixels", "encoder", "projector", "decoder")
-_Z = 1.96
-"""Of a two-sided interval of 95 %."""
 
 _HEAD = """# Methods
 
@@ -40,21 +36,21 @@ split by this rule: {rule}
 Names of papers with several stages: {names}.
 """
 
-_READING = """Right answers in %. **Bold** is better than `random` with the same budget, and *italic
-with a down arrow* (↓) is worse: the 95 % interval of the paired difference to the mean of three
-random seeds lies on one side of zero (not corrected for the number of comparisons). A dash is a
-budget that the method cannot meet with its default layers, or a stage or table that the model does
-not have; a count in brackets is what was kept where it differs from the
-budget by half a token or more. `default` is the method's own setting, without a budget."""
+_READING = """Right answers in %. **Bold** is better than `random` (the mean of three seeds) at the
+same budget, and *italic with a down arrow* (↓) is worse: where the paired test, corrected over the
+methods at the budget (Holm), has p < 0.05. A dash is a budget that the method cannot meet with its
+default layers, or a stage or table that the model does not have; a count in brackets is what was
+kept where it differs from the budget by half a token or more. `default` is the method's own
+setting, without a budget. Intervals and p values: {reports}."""
 
 
 def page() -> str:
     """The whole page."""
-    parts = [_HEAD, *map(_stage, STAGES), _composing(), "## Accuracy\n", _READING + "\n"]
-    for name in MEASURED:
-        path = Path(__file__).resolve().parent / name
-        if path.exists():
-            parts += _accuracy(json.loads(path.read_text()))
+    reports = ", ".join(f"[{name}](eval/{name}/report.md)" for name in committed.FAMILIES)
+    parts = [_HEAD, *map(_stage, STAGES), _composing(), "## Accuracy\n"]
+    parts.append(_READING.format(reports=reports) + "\n")
+    for content in committed.all_results().values():
+        parts += _accuracy(content)
     return "\n".join(parts)
 
 
@@ -107,94 +103,80 @@ def _composing() -> str:
     return _COMPOSING.format(rule=rule, names=names)
 
 
-def _accuracy(measured: Mapping[str, Any]) -> list[str]:
-    """A table for each part, and who loses to random."""
-    source, parts = measured["provenance"], []
-    for part in ("pictures", "clips"):
-        if part not in measured:
-            continue
-        rows, tokens = measured[part]["rows"], measured[part]["tokens"]
-        asked, model = source["questions"][part], source["model"]
+def _accuracy(content: Mapping[str, Any]) -> list[str]:
+    """A table for each task, and who loses to random and stride."""
+    source, parts = content["provenance"], []
+    for name, task in content["tasks"].items():
         parts += [
-            f"### `{model}`: {asked} held-out questions about {part}, {tokens} visual tokens\n",
-            by_budget(rows) + "\n",
-            losers(rows) + "\n",
+            f"### `{source['model']}`, {name}: {task['scored']} held-out questions, "
+            f"{task['tokens']:g} visual tokens\n",
+            by_budget(task) + "\n",
+            "\n".join(losers(task, other) for other in (RANDOM_NAME, "stride")) + "\n",
         ]
     versions = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
-    parts.append(f"{source['date']}, {source['dtype']}, CPU, {versions}; `{source['command']}`.\n")
+    parts.append(
+        f"{source['date']}, {source['dtype']}, {source['device']}, {versions}; "
+        f"`{source['command']}`.\n"
+    )
     return parts
 
 
-def by_budget(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each method: its accuracy at each budget, and at its own setting."""
-    budgets = sorted({r["budget"] for r in rows if r["budget"] is not None}, reverse=True)
-    baseline = _random(rows)
-    order = ["full", ONE_FRAME, *METHODS.names()]
-    known = {name: place for place, name in enumerate(order)}
-    names = dict.fromkeys(row["method"] for row in rows)
-    lines = []
-    for name in sorted(names, key=lambda name: known.get(name, len(known))):
-        mine = [row for row in rows if row["method"] == name]
-        cells = [_cell([r for r in mine if r["budget"] == b], baseline.get(b)) for b in budgets]
-        own = _cell([row for row in mine if row["budget"] is None], None)
-        lines.append([f"`{name}`", *cells, own])
-    head = [f"{budget} ({100 * budget / max(budgets) / 2:.3g} %)" for budget in budgets]
-    return as_table(["method", *head, "default"], lines)
+def by_budget(task: Mapping[str, Any]) -> str:
+    """One line for each method: its accuracy at each budget, and at its own setting.
+
+    Args:
+        task: part of a results.json.
+    """
+    rows = {
+        (row["method"], row["budget"]): row
+        for row in task["cases"]
+        if row["method"] not in RANDOM and "cannot" not in row
+    }
+    order = {name: place for place, name in enumerate([FULL, ONE_FRAME, *METHODS.names()])}
+    names = dict.fromkeys(row["method"] for row in task["cases"] if row["method"] not in RANDOM)
+    budgets = task["budgets"]
+    columns = [*(one["budget"] for one in budgets), None]
+    return as_table(
+        ["method", *(f"{one['budget']} ({one['target']:g})" for one in budgets), "default"],
+        (
+            [f"`{name}`", *(_cell(rows.get((name, column))) for column in columns)]
+            for name in sorted(names, key=lambda name: order.get(name, len(order)))
+        ),
+    )
 
 
-def _cell(rows: Sequence[Mapping[str, Any]], baseline: Sequence[float] | None) -> str:
-    rows = [row for row in rows if "accuracy" in row]
-    if not rows:
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
         return "-"
-    text = f"{100 * fmean(row['accuracy'] for row in rows):.1f}"
-    kept, budget = fmean(row["kept_mean"] for row in rows), rows[0]["budget"]
-    if rows[0]["method"] not in ("full", "text-only", ONE_FRAME, "random"):
-        verdict = against(rows[0], baseline)
-        text = {1: f"**{text}**", -1: f"*{text}* ↓", 0: text}[verdict]
-        if budget is None or abs(kept - budget) >= 0.5:
-            text += f" ({kept:.3g})"
-    return text
+    text = f"{100 * row['accuracy']:.1f}"
+    verdict = claim(row, RANDOM_NAME)
+    text = {"better": f"**{text}**", "worse": f"*{text}* ↓", None: text}[verdict]
+    if row["method"] in PROBES or row["tokens"] is None:
+        return text
+    kept, target = row["tokens"]["kept"], row["target"]
+    return text if target is not None and abs(kept - target) < 0.5 else f"{text} ({kept:.3g})"
 
 
-def _random(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[float]]:
-    """Budget -> per question the share of random seeds that were right."""
-    found: dict[int, list[list[int]]] = {}
-    for row in rows:
-        if row["method"] == "random":
-            found.setdefault(row["budget"], []).append([int(hit) for hit in row["hits"]])
-    return {budget: [fmean(q) for q in zip(*seeds, strict=True)] for budget, seeds in found.items()}
+def losers(task: Mapping[str, Any], other: str) -> str:
+    """Methods that are worse than a baseline, with the budgets.
 
-
-def against(row: Mapping[str, Any], baseline: Sequence[float] | None) -> int:
-    """1 or -1 where the method is better or worse than the baseline, 0 where that is open."""
-    if baseline is None:
-        return 0
-    differences = [int(hit) - base for hit, base in zip(row["hits"], baseline, strict=True)]
-    middle, spread = fmean(differences), pstdev(differences) / math.sqrt(len(differences))
-    return (middle > _Z * spread) - (middle < -_Z * spread)
-
-
-def losers(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Methods that are worse than random, by budget."""
-    baseline, losing = _random(rows), dict[str, list[str]]()
-    for row in rows:
-        measured = row["method"] != "random" and "hits" in row
-        if measured and against(row, baseline.get(row["budget"])) < 0:
-            losing.setdefault(f"`{row['method']}`", []).append(str(row["budget"]))
+    Args:
+        task: part of a results.json.
+        other: "random" or "stride".
+    """
+    losing: dict[str, list[str]] = {}
+    for one in task["budgets"]:
+        for method in one[f"worse_than_{other}"]:
+            losing.setdefault(f"`{method}`", []).append(one["budget"])
     if not losing:
-        return "No method loses to `random`."
+        return f"- No method is shown to lose to `{other}`."
     each = ", ".join(f"{name} (at {', '.join(budgets)})" for name, budgets in losing.items())
-    return f"**Lose to `random`**: {each}."
+    return f"- **Lose to `{other}`**: {each}."
 
 
 def main() -> None:
     """Rewrite the page, or only say whether that is needed."""
-    parser = argparse.ArgumentParser(prog="python -m vlmcompress.eval.methods_page")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if needed")
-    if not parser.parse_args().check:
-        PAGE.write_text(page())
-    elif PAGE.read_text() != page():
-        sys.exit("docs/methods.md is out of date: run `make readme`")
+    keep_up(PAGE, page, "methods_page")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What one needs to know to make a table again."""
 
 import hashlib
+import shlex
 import subprocess
 import sys
 import time
@@ -11,32 +12,52 @@ import numpy as np
 import PIL
 import torch
 
-from vlmcompress.eval.worlds import HELD_OUT_SEEDS, VERSION
 from vlmcompress.loading import resolve
 from vlmcompress.profiling_machine import cpu, versions
 
 
-def provenance(module: str, model_name: str, last_seed: int) -> dict[str, Any]:
-    """Command, commit, weights, questions and versions.
+def of_run(name: str, model: Any, **settings: Any) -> dict[str, Any]:
+    """What a run of the evaluation needs to be made again.
 
     Args:
-        module: that was run, with its command line.
-        model_name: built-in name or model folder.
-        last_seed: of the questions.
+        name: of the model, as it was given.
+        model: itself.
+        settings: whatever else there is, such as the seed.
     """
-    weights = Path(resolve(model_name)) / "model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
     return {
-        "command": f"python -m vlmcompress.eval.{module} " + " ".join(sys.argv[1:]),
+        "command": command(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": commit(),
-        "model": model_name,
-        "weights_sha256": digest,
-        "worlds_version": VERSION,
-        "seeds": [HELD_OUT_SEEDS.start, last_seed],
-        "dtype": "float32",
+        "model": name,
+        "weights_sha256": _weights(name),
+        "device": _device(model.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+        **settings,
         "versions": versions(numpy=np.__version__, pillow=PIL.__version__),
     }
+
+
+def command() -> str:
+    """The command line of this process, without the folder of the interpreter or script."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _weights(name: str) -> str | None:
+    """Hash of all weights of a model in a folder, in the order of their names."""
+    files = sorted(Path(resolve(name)).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            for block in iter(lambda: opened.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest() if files else None
+
+
+def _device(device: torch.device) -> str:
+    on_cuda = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if on_cuda else f"CPU {cpu()}"
 
 
 def machine(command: str, device: torch.device) -> dict[str, Any]:
@@ -46,12 +67,11 @@ def machine(command: str, device: torch.device) -> dict[str, Any]:
         command: without the arguments, which are those of this process.
         device: that was timed.
     """
-    on_cuda = device.type == "cuda"
     return {
         "command": " ".join([command, *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": commit(),
-        "device": torch.cuda.get_device_name(device) if on_cuda else f"CPU {cpu()}",
+        "device": _device(device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }

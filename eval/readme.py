@@ -14,13 +14,32 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from vlmcompress.auto import AUTO
+from vlmcompress.eval import committed
+from vlmcompress.eval.auto_table import taken
+from vlmcompress.eval.cases import FULL, ONE_FRAME, TEXT_ONLY
+from vlmcompress.eval.results_cases import RANDOM_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-ACCURACY = Path(__file__).resolve().parent / "accuracy.json"
-CLIPS = Path(__file__).resolve().parent / "accuracy_qwen.json"
 SPEED = Path(__file__).resolve().parent / "real_speed.json"
+ACCURATE = (
+    FULL,
+    ONE_FRAME,
+    TEXT_ONLY,
+    RANDOM_NAME,
+    "stride",
+    "pool",
+    "divprune",
+    "fastv",
+    "pyramiddrop",
+    "divprune+fastv",
+    AUTO,
+)
+"""Methods in the tables of right answers, where there are results of them."""
 SHOWN = ("full", "text-only", "divprune", "pool", "fastv", "pyramiddrop")
 """Methods in the table of times."""
 
@@ -66,60 +85,81 @@ def models() -> str:
     return f"{table}\n\nBuilt in, for trying things out without a download: {names}."
 
 
-def accuracy(path: Path = ACCURACY) -> str:
-    """Accuracy by method and budget, from the file that `eval/accuracy_table.py` writes.
-
-    The seeds of one method are averaged; a budget that a method cannot meet is a dash.
-    """
-    measured = json.loads(path.read_text())
-    rows, source = measured["rows"], measured["provenance"]
-    table = _by_budget(rows)
-    asked = max(row.get("n", 0) for row in rows)
-    versions = ", ".join(f"{name} {source['versions'][name]}" for name in ("torch", "transformers"))
+def accuracy() -> str:
+    """Right answers about pictures by method and budget, from the committed results."""
+    content = committed.results("tiny-llava")
+    task = content["tasks"]["pictures"]
     return (
-        f"{table}\n\nRight answers in % of {asked} held-out questions about drawn scenes; "
-        f"`{source['model']}` (144 visual tokens), {source['dtype']}, CPU, {versions}. `full` "
-        "keeps all tokens and `text-only` none, whatever the budget. A dash is a budget that the "
-        "method cannot meet with its default layers. `stride` at 9 tokens is flattered: its 3x3 "
-        "tokens fall on the centres of the 3x3 places where objects stand. The model never saw a "
-        "prompt without a picture, so `text-only` is below the "
-        f"{_percent([measured['commonest_answer']])} % of always giving the commonest answer of a "
-        f"kind. Reproduce with `{source['command']}`."
+        f"{by_budget(task)}\n\nRight answers in % of {task['scored']} held-out questions about "
+        f"drawn scenes; {_made_with(content, task)} `full` keeps all tokens and `text-only` none, "
+        "which no prompt of the training did; `random` is the mean of three seeds. A dash is a "
+        "budget that the method cannot meet with its default layers. `stride` at 9 tokens is "
+        "flattered: its 3x3 tokens fall on the centers of the 3x3 places where objects stand. "
+        f"{_closing(content, task)}"
     )
 
 
-def clips(path: Path = CLIPS) -> str:
+def clips() -> str:
     """The same for questions about clips."""
-    measured = json.loads(path.read_text())
-    part, source = measured["clips"], measured["provenance"]
-    asked = max(row.get("n", 0) for row in part["rows"])
-    pictures = next(row for row in measured["rows"] if row["method"] == "full")
+    content = committed.results("tiny-qwen")
+    task, pictures = content["tasks"]["clips"], content["tasks"]["pictures"]
     return (
-        f"{_by_budget(part['rows'])}\n\nRight answers in % of {asked} held-out questions about "
-        f"motion, order and counting in drawn clips of 8 frames; `{source['model']}` "
-        f"({part['tokens']} visual tokens a clip), {source['dtype']}, CPU. `one frame` sees all "
-        "tokens of a clip that repeats its middle frame. About pictures the model is right in "
-        f"{_percent([pictures['accuracy']])} % of {pictures['n']} questions with all its tokens; "
-        f"the figures by budget and kind stand in `eval/{path.name}`. Reproduce with "
-        f"`{source['command']}`."
+        f"{by_budget(task)}\n\nRight answers in % of {task['scored']} held-out questions about "
+        f"motion, order and counting in drawn clips of 8 frames; {_made_with(content, task)} `one "
+        "frame` sees all tokens of a clip that repeats its middle frame. About pictures the model "
+        f"is right in {100 * pictures['full']['accuracy']:.1f} % of {pictures['scored']} questions "
+        f"with all its tokens. {_closing(content, task)}"
     )
 
 
-def _by_budget(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Methods by budgets; the seeds of one method are averaged, a dash is what it cannot meet."""
-    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None}, reverse=True)
-    cells: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        # Without a budget: `full` and `text-only`, which keep the same whatever is asked.
-        for budget in budgets if row["budget"] is None else [row["budget"]]:
-            found = cells.setdefault(row["method"], {}).setdefault(budget, [])
-            found += [row["accuracy"]] if "accuracy" in row else []
-    return as_table(
-        ["method", *(f"{budget} tokens" for budget in budgets)],
-        (
-            [f"`{name}`", *(_percent(line.get(budget, [])) for budget in budgets)]
-            for name, line in cells.items()
-        ),
+def by_budget(task: Mapping[str, Any]) -> str:
+    """Some methods by budgets; what keeps the same under every budget stands in all columns.
+
+    Args:
+        task: part of a results.json.
+    """
+    picks = taken(task)
+    lines = []
+    for name in ACCURATE:
+        specs = {budget: picks[budget] if name == AUTO else name for budget in picks}
+        rows = [_found(task, spec, budget) for budget, spec in specs.items()]
+        if any(row is not None for row in rows):
+            lines.append([f"`{name}`", *("-" if r is None else _points(r) for r in rows)])
+    targets = [f"{one['target']:g} tokens" for one in task["budgets"]]
+    return as_table(["method", *targets], lines)
+
+
+def _found(task: Mapping[str, Any], method: str, budget: str) -> Mapping[str, Any] | None:
+    """The row of a method at a budget, or without one; None where it could not run."""
+    rows = (row for row in task["cases"] if row["method"] == method and "cannot" not in row)
+    return next((row for row in rows if row["budget"] in (budget, None)), None)
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['accuracy']:.1f}"
+
+
+def _made_with(content: Mapping[str, Any], task: Mapping[str, Any]) -> str:
+    """Model, machine and versions, and how wide the intervals are."""
+    source = content["provenance"]
+    versions = ", ".join(f"{name} {source['versions'][name]}" for name in ("torch", "transformers"))
+    rows = [row for row in task["cases"] if row["method"] in ACCURATE and "interval" in row]
+    half = median((row["interval"][1] - row["interval"][0]) / 2 for row in rows)
+    return (
+        f"`{source['model']}` ({task['tokens']:g} visual tokens), {source['dtype']}, "
+        f"{source['device']}, {versions}. 95 % intervals reach about {100 * half:.1f} points "
+        "either way."
+    )
+
+
+def _closing(content: Mapping[str, Any], task: Mapping[str, Any]) -> str:
+    """What "auto" took, where to read on, and how to make it again."""
+    source = content["provenance"]
+    picks = ", ".join(dict.fromkeys(f"`{spec}`" for spec in taken(task).values()))
+    return (
+        f"`auto` takes {picks}, chosen by these and other questions, so its figures flatter it. "
+        f"All methods: [report](docs/eval/{source['model']}/report.md); which to take when: "
+        f"[docs/which.md](docs/which.md). Reproduce with `{source['command']}`."
     )
 
 
@@ -200,21 +240,27 @@ def paper_link(paper: str) -> str:
     return f"[{paper}](https://arxiv.org/abs/{number[1]})" if number else paper
 
 
-def _percent(values: list[float]) -> str:
-    return f"{100 * sum(values) / len(values):.1f}" if values else "-"
+def keep_up(path: Path, make: Callable[[], str], program: str) -> None:
+    """The command line of a generated file: rewrite it, or with --check only say whether to.
+
+    Args:
+        path: of the file.
+        make: its whole content.
+        program: name of the module.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m vlmcompress.eval.{program}")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if needed")
+    check = parser.parse_args().check
+    made = make()
+    if not check:
+        path.write_text(made)
+    elif not path.exists() or path.read_text() != made:
+        sys.exit(f"{path.name} is out of date: run `make readme`")
 
 
 def main() -> None:
     """Rewrite README.md, or only say whether that is needed."""
-    parser = argparse.ArgumentParser(prog="python -m vlmcompress.eval.readme")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if needed")
-    check = parser.parse_args().check
-    before = README.read_text()
-    after = updated(before)
-    if check and after != before:
-        sys.exit("README.md is out of date: run `make readme`")
-    if not check:
-        README.write_text(after)
+    keep_up(README, lambda: updated(README.read_text()), "readme")
 
 
 if __name__ == "__main__":

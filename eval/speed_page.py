@@ -4,15 +4,13 @@ python -m vlmcompress.eval.speed_page            # rewrite it
 python -m vlmcompress.eval.speed_page --check    # exit 1 if that would change anything
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vlmcompress.eval.readme import ROOT, as_table
+from vlmcompress.eval.readme import ROOT, as_table, keep_up
 
 PAGE = ROOT / "docs" / "speed.md"
 HERE = Path(__file__).resolve().parent
@@ -225,14 +223,7 @@ def _marked(share: float) -> str:
 
 def main() -> None:
     """Rewrite the page, or only say whether that is needed."""
-    parser = argparse.ArgumentParser(prog="python -m vlmcompress.eval.speed_page")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if needed")
-    check = parser.parse_args().check
-    made = page()
-    if check and (not PAGE.exists() or PAGE.read_text() != made):
-        sys.exit("docs/speed.md is out of date: run `make readme`")
-    if not check:
-        PAGE.write_text(made)
+    keep_up(PAGE, page, "speed_page")
 
 
 if __name__ == "__main__":

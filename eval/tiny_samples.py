@@ -24,7 +24,7 @@ class Sample:
 
 
 # "street" is the one with exactly one circle. All are examples that tiny-llava answers right with
-# all of its tokens; how often it does so in general stands in accuracy.json.
+# all of its tokens; how often it does so in general stands in docs/eval.
 SAMPLES = {
     "street": Sample(1_900_122, "what color is the circle ?", "green"),
     "market": Sample(1_900_027, "how many circles are there ?", "three"),

@@ -111,11 +111,6 @@ def render_clip(clip: Clip) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     return frames, covers
 
 
-def one_frame(frames: NDArray[np.uint8], number: int = FRAMES // 2) -> NDArray[np.uint8]:
-    """The clip that repeats frame `number`: what is left when time is taken away."""
-    return np.repeat(frames[number : number + 1], len(frames), axis=0)
-
-
 def _movers(rng: np.random.Generator) -> tuple[Actor, ...]:
     """Two to four objects that never meet, at least one of them moving."""
     wanted = int(rng.integers(2, 5))

@@ -9,12 +9,12 @@ from subject_models import SUBJECTS
 from typer.testing import CliRunner
 
 import vlmcompress
-import vlmcompress.eval as eval_folder
 from vlmcompress import auto, loading
 from vlmcompress.api import compress
 from vlmcompress.auto import Case, choose
 from vlmcompress.cli import app
 from vlmcompress.errors import BudgetError, CompositionError, UnsupportedModelError
+from vlmcompress.eval import committed
 from vlmcompress.eval.auto_table import document
 from vlmcompress.methods.base import resolve
 from vlmcompress.methods.spec import parse
@@ -22,14 +22,25 @@ from vlmcompress.patches import family_of
 from vlmcompress.patches.signals import given_by
 
 SAMPLE = Path(vlmcompress.__file__).parent / "assets" / "samples" / "street.png"
+
+
+def right(method, accuracy):
+    """As auto.json has it."""
+    return {"method": method, "accuracy": accuracy, "interval": [0.25, 0.755], "n": 40}
+
+
 TABLES = {
-    "pixels": {"1/2": [("p2", 0.9)], "1/4": [("p4", 0.8), ("q4", 0.7)], "1/8": [("p8", 0.6)]},
-    "encoder": {"1/2": [("e2", 0.9)], "1/4": [("e4", 0.8)], "1/8": [("e8", 0.6)]},
+    "pixels": {
+        "50%": [right("p2", 0.9)],
+        "25%": [right("p4", 0.8), right("q4", 0.7)],
+        "12.5%": [right("p8", 0.6)],
+    },
+    "encoder": {"50%": [right("e2", 0.9)], "25%": [right("e4", 0.8)], "12.5%": [right("e8", 0.6)]},
     "behind": {
-        "1/2": [("a2", 0.99), ("b2", 0.98)],
-        "1/4": [("a4", 0.9), ("b4", 0.8)],
-        "1/8": [("a8", 0.7)],
-        "1/16": [("a16", 0.5)],
+        "50%": [right("a2", 0.99), right("b2", 0.98)],
+        "25%": [right("a4", 0.9), right("b4", 0.8)],
+        "12.5%": [right("a8", 0.7)],
+        "6.25%": [right("a16", 0.5)],
     },
 }
 QWEN, LLAVA = ("pixels", "projector", "decoder"), ("encoder", "projector", "decoder")
@@ -44,16 +55,16 @@ def folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("case", "spec", "words"),
     [
-        (Case("50%", 0.5, None, 0.9, QWEN), "a2", "50% leaves 50% of the tokens; right with 1/2"),
-        (Case("36%", 0.36, None, 0.9, QWEN), "a2", "a2 99.0%"),
-        (Case("35%", 0.35, None, 0.9, QWEN), "a4", "1/4 of the tokens: a4 90.0%"),
+        (Case("50%", 0.5, None, 0.9, QWEN), "a2", "50% leaves 50% of the tokens; with 50% of"),
+        (Case("36%", 0.36, None, 0.9, QWEN), "a2", "a2 is right in 99.0% (25.0 to 75.5) of 40"),
+        (Case("35%", 0.35, None, 0.9, QWEN), "a4", "with 25% of the tokens a4 is right in 90.0%"),
         (Case("3%", 0.03, None, 0.9, QWEN), "a16", "leaves 3%"),
         # A cost that methods behind the encoder meet with tokens enough.
         (Case("0.8 flops", 0.3, 0.6, 0.5, QWEN), "a4", "leaves 30%"),
         (Case("0.8 flops", auto.LEAST, 0.6, 0.5, QWEN), "a8", "leaves 12%"),
         # Too few tokens are left, or none: less is encoded, each stage half the way.
         (Case("0.6 flops", 0.12, 0.25, 0.5, QWEN), "p2+a2", "the encoder is 50% of the FLOPs"),
-        (Case("0.3 flops", None, 0.0625, 0.5, QWEN), "p4+a4", "p4 80.0%, a4 90.0%"),
+        (Case("0.3 flops", None, 0.0625, 0.5, QWEN), "p4+a4", "p4 is right in 80.0%"),
         (Case("0.3 flops", None, 0.0625, 0.5, LLAVA), "e4+a4", "too much for 0.3 flops"),
         (Case("0.3 flops", None, 0.0625, 0.09, QWEN), "a8", "leaves 12%"),
         (Case("0.3 flops", 0.05, 0.0625, 0.5, ("projector",)), "a16", "leaves 5%"),
@@ -81,24 +92,22 @@ def test_what_does_not_fit_is_passed_over(monkeypatch):
         choose(case, lambda spec, share: False)
 
 
-def test_the_figures_are_those_of_the_committed_tables():
+def test_the_figures_are_those_of_the_committed_results():
     file = Path(vlmcompress.__file__).parent / "methods" / "data" / "auto.json"
     found = json.loads(file.read_text())
     assert found == json.loads(json.dumps(document()))
-    content = json.loads((Path(eval_folder.__file__).parent / "methods_qwen.json").read_text())
-    parts = {"pictures": 18, "clips": 72}
-    half = [
-        row["accuracy"]
-        for part, count in parts.items()
-        for row in content[part]["rows"]
-        if (row["method"], row["budget"]) == ("pixelprune", count)
-    ]
-    assert dict(found["pixels"]["1/2"])["pixelprune"] == pytest.approx(sum(half) / 2, abs=1e-4)
-    assert len(half) == 2
+    task = committed.results("tiny-llava")["tasks"]["pictures"]
+    row = next(r for r in task["cases"] if (r["method"], r["budget"]) == ("pitome", "25%"))
+    (figure,) = [one for one in found["encoder"]["25%"] if one["method"] == "pitome"]
+    assert figure["accuracy"] == pytest.approx(row["accuracy"], abs=1e-4)
+    assert figure["interval"] == pytest.approx(row["interval"], abs=1e-4)
+    assert figure["n"] == task["scored"]
     for share in found["behind"].values():
-        assert [figure for _, figure in share] == sorted((f for _, f in share), reverse=True)
-        assert "divprune" in dict(share)
-        assert not {"cdpruner", "mmtok", "zoo-prune", "full"} & dict(share).keys()
+        listed = [one["accuracy"] for one in share]
+        assert listed == sorted(listed, reverse=True)
+        methods = {one["method"] for one in share}
+        assert "divprune" in methods
+        assert not {"cdpruner", "mmtok", "zoo-prune", "full"} & methods
 
 
 MODELS = ["random llava", "random llava-next", "random qwen2.5-vl", "random qwen3-vl",

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from made_up_results import content, make_task
 
+from vlmcompress import auto
 from vlmcompress.cli import app
-from vlmcompress.eval import methods_page, readme
+from vlmcompress.eval import committed, methods_page, readme, which
 from vlmcompress.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -25,26 +27,54 @@ def test_the_page_of_methods_is_up_to_date():
     assert methods_page.PAGE.read_text() == methods_page.page(), "run `make readme`"
 
 
-def test_the_page_tells_who_is_better_or_worse_than_random():
-    rows = [
-        {"method": "random", "budget": 9, "options": {"seed": seed}, "hits": hits}
-        for seed, hits in enumerate(["0101" * 20, "1010" * 20])
-    ]
-    rows += [
-        {"method": name, "budget": 9, "options": {}, "hits": hits}
-        for name, hits in {"good": "1" * 80, "bad": "0" * 80, "same": "0110" * 20}.items()
-    ]
-    rows = [row | {"accuracy": row["hits"].count("1") / 80, "kept_mean": 9.0} for row in rows]
-    rows.append({"method": "never", "budget": 9, "options": {}, "impossible": "no"})
-    lines = methods_page.by_budget(rows).splitlines()
+def test_the_page_of_what_to_use_is_up_to_date():
+    assert which.PAGE.read_text() == which.page(), "run `make readme`"
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """Of 70 questions so many are answered wrong."""
+    wrong = {
+        "divprune": {"25%": 0, "12.5%": 7},
+        "scope": {"25%": 60},
+        "pool": {"25%": 69},
+        "vispruner": 28,
+        "divprune+fastv": {"12.5%": 14},
+    }
+    kept = {"vispruner": 40.4}
+    return make_task(tmp_path_factory.mktemp("run"), wrong, kept=kept)
+
+
+def test_the_page_tells_who_is_better_or_worse_than_random(task):
+    never = {"method": "never", "budget": "25%", "cannot": "no"}
+    own = {"method": "never", "budget": None, "accuracy": 0.5, "target": None}
+    own |= {"tokens": {"before": 144.0, "kept": 20.2}}
+    lines = methods_page.by_budget({**task, "cases": [*task["cases"], never, own]}).splitlines()
+    assert lines[0] == "| method | 25% (36) | 12.5% (18) | default |"
     assert lines[2:] == [
-        "| `random` | 50.0 | - |",
-        "| `good` | **100.0** | - |",
-        "| `bad` | *0.0* ↓ | - |",
-        "| `same` | 50.0 | - |",
-        "| `never` | - | - |",
+        "| `full` | - | - | 100.0 |",
+        "| `text-only` | - | - | 7.1 |",
+        "| `random` | 57.1 | - | - |",
+        "| `stride` | 64.3 | - | - |",
+        "| `pool` | *1.4* ↓ | - | - |",
+        "| `downsample` | 50.0 | - | - |",
+        "| `divprune` | **100.0** | 90.0 | - |",
+        "| `vispruner` | 60.0 (40.4) | - | - |",
+        "| `scope` | *14.3* ↓ | - | - |",
+        "| `divprune+fastv` | - | 80.0 | - |",
+        "| `never` | - | - | 50.0 (20.2) |",
     ]
-    assert methods_page.losers(rows) == "**Lose to `random`**: `bad` (at 9)."
+    assert methods_page.losers(task, "random") == (
+        "- **Lose to `random`**: `scope` (at 25%), `pool` (at 25%)."
+    )
+    loses = methods_page.losers(task, "stride")
+    assert loses.startswith("- **Lose to `stride`**: ")
+    assert "`downsample` (at 25%)" in loses
+    assert "`vispruner`" not in loses
+    some = {"budgets": [{"budget": b, "worse_than_stride": ["a"]} for b in ("50%", "25%")]}
+    assert methods_page.losers(some, "stride") == "- **Lose to `stride`**: `a` (at 50%, 25%)."
+    none = {"budgets": [{"budget": "50%", "worse_than_random": []}]}
+    assert methods_page.losers(none, "random") == "- No method is shown to lose to `random`."
 
 
 def test_check_notices_an_old_part(monkeypatch, tmp_path):
@@ -66,33 +96,50 @@ def test_missing_marks_are_an_error():
         readme.updated(TEXT.replace("<!-- models -->", ""))
 
 
-def test_accuracy_table(tmp_path):
-    rows = [
-        {"method": "full", "budget": None, "n": 600, "accuracy": 0.95},
-        {"method": "random", "budget": 36, "options": {"seed": 0}, "n": 600, "accuracy": 0.5},
-        {"method": "random", "budget": 36, "options": {"seed": 1}, "n": 600, "accuracy": 0.6},
-        {"method": "fastv", "budget": 72, "n": 600, "accuracy": 0.9},
-        {"method": "fastv", "budget": 36, "unreachable": "no"},
+def test_the_table_of_right_answers(task, monkeypatch):
+    figure = {"accuracy": 0.9, "interval": [0.8, 0.95], "n": 9}
+    listed = [{"method": name, **figure} for name in ("never", "divprune+fastv", "divprune")]
+    figures = {"25%": listed, "12.5%": listed}
+    monkeypatch.setattr(auto, "_tables", lambda: {"behind": figures})
+    made = content("tiny-llava", pictures=task)
+    monkeypatch.setattr(committed, "results", lambda model: {"tiny-llava": made}[model])
+    lines = readme.accuracy().splitlines()
+    assert lines[0] == "| method | 36 tokens | 18 tokens |"
+    assert lines[2:-2] == [
+        "| `full` | 100.0 | 100.0 |",
+        "| `text-only` | 7.1 | 7.1 |",
+        "| `random` | 57.1 | - |",
+        "| `stride` | 64.3 | - |",
+        "| `pool` | 1.4 | - |",
+        "| `divprune` | 100.0 | 90.0 |",
+        "| `divprune+fastv` | - | 80.0 |",
+        "| `auto` | 100.0 | 80.0 |",
     ]
-    source = {
-        "command": "make it",
-        "model": "tiny-llava",
-        "dtype": "float32",
-        "versions": {"torch": "2", "transformers": "5"},
-    }
-    file = tmp_path / "accuracy.json"
-    table = {"provenance": source, "commonest_answer": 0.27, "rows": rows}
-    file.write_text(json.dumps(table))
-    lines = readme.accuracy(file).splitlines()
-    assert lines[0] == "| method | 72 tokens | 36 tokens |"
-    assert lines[2:5] == [
-        "| `full` | 95.0 | 95.0 |",
-        "| `random` | - | 55.0 |",
-        "| `fastv` | 90.0 | - |",
-    ]
-    assert "600 held-out questions" in lines[-1]
-    assert "27.0 % of always" in lines[-1]
-    assert "`make it`" in lines[-1]
+    widths = sorted(
+        row["interval"][1] - row["interval"][0]
+        for row in task["cases"]
+        if row["method"] in readme.ACCURATE
+    )
+    assert len(widths) == 8
+    half = (widths[3] + widths[4]) / 4
+    for words in (
+        "70 held-out questions",
+        "`tiny-llava` (144 visual tokens), float32, CPU made up, torch 2, transformers 5",
+        f"about {100 * half:.1f} points either way",
+        "`auto` takes `divprune`, `divprune+fastv`, chosen by these",
+        "(docs/eval/tiny-llava/report.md)",
+        "`make it`",
+    ):
+        assert words in lines[-1], words
+
+
+def test_the_table_of_clips_also_tells_of_pictures(task, monkeypatch):
+    made = content("tiny-qwen", clips=task, pictures={"full": {"accuracy": 0.125}, "scored": 8})
+    monkeypatch.setattr(committed, "results", lambda model: {"tiny-qwen": made}[model])
+    text = readme.clips()
+    assert text.startswith("| method | 36 tokens | 18 tokens |")
+    assert "right in 12.5 % of 8 questions" in text
+    assert "(docs/eval/tiny-qwen/report.md)" in text
 
 
 def test_speed_table(tmp_path):
@@ -127,7 +174,7 @@ def test_the_python_example(monkeypatch, capsys):
 def test_the_commands_parse():
     """Every `vlmcompress` line is made of options that exist."""
     lines = re.findall(r"^vlmcompress (\w+)(.*?)(?:\s#.*)?$", TEXT, re.MULTILINE)
-    assert {name for name, _ in lines} == {"ask", "calibrate", "ls", "profile"}
+    assert {name for name, _ in lines} == {"ask", "calibrate", "eval", "ls", "profile"}
     for name, rest in lines:
         command = typer.main.get_command(app).commands[name]
         known = {flag for parameter in command.params for flag in parameter.opts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -38,6 +38,8 @@ _TYPICAL = 1 / 4
 _PICTURE, _TEXT = Grid(1, 24, 24), 32
 """What is asked about where the family has no grid of its own, and the length of the prompt."""
 
+Figure = Mapping[str, Any]
+"""How often a method is right: "method", "accuracy", "interval" of 95 %, and "n" answers."""
 Fits = Callable[[str, float], bool]
 """Whether a model can run a spec at a share of its tokens."""
 
@@ -74,31 +76,39 @@ def choose(case: Case, fits: Fits) -> Choice:
     enough = case.behind is not None and case.behind >= LEAST
     stage = next((stage for stage in ("pixels", "encoder") if stage in case.stages), None)
     if enough or case.before is None or stage is None or case.encoder < WORTH:
-        share = case.behind or LEAST
-        why, measured = f"{case.budget} leaves {share:.0%} of the tokens", _nearest(share)
-        lists = [_figures("behind", measured)]
+        share = measured = case.behind or LEAST
+        why = f"{case.budget} leaves {share:.0%} of the tokens"
+        places = ["behind"]
     else:
-        share, measured = case.before, _nearest(math.sqrt(case.before))  # half the way each
+        share, measured = case.before, math.sqrt(case.before)  # half the way each
         why = f"the encoder is {case.encoder:.0%} of the FLOPs, too much for {case.budget}"
-        lists = [_figures(stage, measured), _figures("behind", measured)]
+        places = [stage, "behind"]
+    nearest, lists = _figures(places, measured)
     for methods in product(*lists):
-        spec = "+".join(name for name, _ in methods)
+        spec = "+".join(one["method"] for one in methods)
         if fits(spec, share):
-            best = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in methods)
-            return Choice(spec, f"{why}; right with {measured} of the tokens: {best}")
+            best = ", ".join(map(_right, methods))
+            return Choice(spec, f"{why}; with {nearest} of the tokens {best}")
     raise UnsupportedModelError(
         f"auto knows no method for the stages {', '.join(case.stages)} at {case.budget}: name one"
     )
 
 
-def _nearest(share: float) -> str:
-    return f"1/{min((2, 4, 8, 16), key=lambda part: abs(math.log(part * share)))}"
+def _right(figure: Figure) -> str:
+    low, high = figure["interval"]
+    return (
+        f"{figure['method']} is right in {figure['accuracy']:.1%} ({100 * low:.1f} to "
+        f"{100 * high:.1f}) of {figure['n']} answers"
+    )
 
 
-def _figures(where: str, share: str) -> Sequence[tuple[str, float]]:
-    """Methods with their accuracies at a measured share, the best first."""
-    found: Sequence[tuple[str, float]] = _tables()[where][share]
-    return found
+def _figures(places: Sequence[str], share: float) -> tuple[str, list[Sequence[Figure]]]:
+    """The measured share that is nearest, and the figures of each place there, the best first."""
+    tables = _tables()
+    nearest = min(
+        tables["behind"], key=lambda one: abs(math.log(Budget.parse(one).amount / 100 / share))
+    )
+    return nearest, [tables[place][nearest] for place in places]
 
 
 @cache

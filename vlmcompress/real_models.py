@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from vlmcompress.errors import VLMCompressError

@@ -1,29 +1,25 @@
 """tiny-llava and tiny-clip as they ship: ordinary folders of trained models."""
 
 import hashlib
-import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from asking import accuracy, answers, questions
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import vlmcompress
-from vlmcompress.eval.accuracy_table import Case, answer_all, chat_prompt, is_right
+from vlmcompress.eval import committed
+from vlmcompress.eval.cases import Case
+from vlmcompress.eval.samples import Sample
 from vlmcompress.eval.tiny_data import label
 from vlmcompress.eval.tiny_samples import SAMPLES
-from vlmcompress.eval.worlds import (
-    HELD_OUT_SEEDS,
-    KINDS,
-    Question,
-    draw,
-    held_out,
-    make_scene,
-    render,
-)
+from vlmcompress.eval.worlds import HELD_OUT_SEEDS, KINDS, draw, held_out, make_scene, render
+from vlmcompress.prompts import prepare
 
 ASSETS = Path(vlmcompress.__file__).parent / "assets"
 FIRST = HELD_OUT_SEEDS.start + 500_000
@@ -31,15 +27,8 @@ FIRST = HELD_OUT_SEEDS.start + 500_000
 
 @pytest.fixture(scope="module")
 def asked():
-    """Other questions than those of the accuracy table."""
-    return [(draw(scene), question) for scene, question in held_out(12 * len(KINDS), FIRST)]
-
-
-def accuracy(tiny_llava, asked, method, budget=None, **options):
-    model, processor = tiny_llava
-    outcome = answer_all(model, processor, asked, Case(method, budget, options), batch=42)
-    right = is_right(outcome.answers, [question for _, question in asked])
-    return sum(right) / len(right)
+    """Other questions than those of the committed results."""
+    return questions("pictures", 12 * len(KINDS))
 
 
 @pytest.mark.parametrize("name", ["tiny_llava", "tiny_clip", "tiny_qwen"])
@@ -47,17 +36,11 @@ def test_a_model_is_small(name):
     assert sum(path.stat().st_size for path in (ASSETS / name).iterdir()) <= 16 * 2**20
 
 
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("tiny_llava", "accuracy.json"),
-        ("tiny_qwen", "accuracy_qwen.json"),
-    ],
-)
-def test_the_accuracy_table_is_of_these_weights(name, file):
-    table = json.loads((Path(vlmcompress.__file__).parent / "eval" / file).read_text())
-    weights = (ASSETS / name / "model.safetensors").read_bytes()
-    assert table["provenance"]["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+@pytest.mark.parametrize("name", list(committed.FAMILIES))
+def test_the_committed_results_are_of_these_weights(name):
+    weights = (ASSETS / name.replace("-", "_") / "model.safetensors").read_bytes()
+    told = committed.results(name)["provenance"]["weights_sha256"]
+    assert told == hashlib.sha256(weights).hexdigest()
 
 
 def test_auto_classes_load_it_in_a_fresh_process():
@@ -86,27 +69,23 @@ def test_it_loads_every_weight_and_has_the_promised_size():
 
 
 def test_it_answers_held_out_questions_and_needs_the_picture(tiny_llava, asked):
-    full = accuracy(tiny_llava, asked, "full")
+    full = accuracy(tiny_llava, asked, "full")["all"]
     assert full >= 0.9
-    assert accuracy(tiny_llava, asked, "text-only") <= full - 0.35
-    assert accuracy(tiny_llava, asked, "random", 36, seed=0) <= full - 0.1
+    assert accuracy(tiny_llava, asked, "text-only")["all"] <= full - 0.35
+    assert accuracy(tiny_llava, asked, "random(seed=0)", "25%")["all"] <= full - 0.1
 
 
-def test_background_does_not_tell_the_answer(tiny_llava, asked):
+def test_background_does_not_tell_the_answer(tiny_llava):
     """Without the patches of objects the model is left to guess."""
     model, processor = tiny_llava
-    scenes = list(held_out(len(asked), FIRST))
+    scenes = list(held_out(12 * len(KINDS), FIRST))
     right = []
-    for start in range(0, len(asked), 42):
-        part = asked[start : start + 42]
-        inputs = processor(
-            text=[chat_prompt(processor, question.text) for _, question in part],
-            images=[picture for picture, _ in part],
-            padding=True,
-            return_tensors="pt",
-        )
+    for start in range(0, len(scenes), 42):
+        part = scenes[start : start + 42]
+        prompts = [([draw(scene)], question.text) for scene, question in part]
+        inputs = prepare(model, processor, prompts)
         position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        for row, (scene, _) in enumerate(scenes[start : start + 42]):
+        for row, (scene, _) in enumerate(part):
             covered = torch.from_numpy(render(scene)[1].max(0).ravel() > 0)
             image = (inputs["input_ids"][row] == model.config.image_token_id).nonzero()[:, 0]
             inputs["attention_mask"][row, image[covered]] = 0
@@ -122,15 +101,19 @@ def test_background_does_not_tell_the_answer(tiny_llava, asked):
 
 def test_it_answers_about_the_samples(tiny_llava):
     asked = [
-        (draw(make_scene(sample.seed)), Question(name, 0, sample.question, sample.answer))
-        for name, sample in SAMPLES.items()
+        Sample(name, 0, "", 0, one.question, (one.answer,), partial(_drawn, one.seed))
+        for name, one in SAMPLES.items()
     ]
-    model, processor = tiny_llava
-    outcome = answer_all(model, processor, asked, Case("full", None, {}), batch=6)
-    assert outcome.answers == [sample.answer for sample in SAMPLES.values()]
+    assert answers(tiny_llava, asked, Case("full", None)) == [
+        sample.answer for sample in SAMPLES.values()
+    ]
 
 
-def test_cls_attention_prefers_objects(tiny_llava, asked):
+def _drawn(seed):
+    return [draw(make_scene(seed))]
+
+
+def test_cls_attention_prefers_objects(tiny_llava):
     """Attention of CLS in the feature layer is a signal: more of it on objects than by chance."""
     model, processor = tiny_llava
     tower = model.model.vision_tower

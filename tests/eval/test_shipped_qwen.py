@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from asking import accuracy, answers, questions
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import vlmcompress
-from vlmcompress.eval.accuracy_table import ONE_FRAME, Case, answer_all, is_right, prepare
+from vlmcompress.eval.cases import ONE_FRAME, Case
+from vlmcompress.eval.samples import Sample
 from vlmcompress.eval.tiny_qwen_model import (
     IDS,
     SPECIAL,
@@ -19,39 +21,26 @@ from vlmcompress.eval.tiny_qwen_model import (
     make_tokenizer,
 )
 from vlmcompress.eval.tiny_samples import CLIPS
-from vlmcompress.eval.worlds import HELD_OUT_SEEDS, KINDS, Question, draw, held_out
-from vlmcompress.eval.worlds_clip_questions import CLIP_KINDS, held_out_clips
-from vlmcompress.eval.worlds_clips import FRAMES, render_clip
+from vlmcompress.eval.worlds import KINDS
+from vlmcompress.eval.worlds_clip_questions import CLIP_KINDS
+from vlmcompress.eval.worlds_clips import FRAMES
+from vlmcompress.prompts import prepare
 from vlmcompress.video import read_video
 
 FOLDER = Path(vlmcompress.__file__).parent / "assets" / "tiny_qwen"
 SAMPLES = FOLDER.parent / "samples"
-FIRST = HELD_OUT_SEEDS.start + 500_000
-PICTURES, FILMS = 12 * len(KINDS), 20 * len(CLIP_KINDS)
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Other questions than those of the accuracy table."""
-    return [(draw(scene), question) for scene, question in held_out(PICTURES, FIRST)]
+    """Other questions than those of the committed results."""
+    return questions("pictures", 12 * len(KINDS))
 
 
 @pytest.fixture(scope="module")
 def films():
     """Clips, likewise."""
-    return [(render_clip(clip)[0], question) for clip, question in held_out_clips(FILMS, FIRST)]
-
-
-def by_kind(tiny_qwen, asked, method, budget=None, **options):
-    """Share of right answers of every kind, and of all."""
-    outcome = answer_all(*tiny_qwen, asked, Case(method, budget, options), batch=30)
-    questions = [question for _, question in asked]
-    right = is_right(outcome.answers, questions)
-    shares = {"all": np.mean(right)}
-    for kind in {question.kind for question in questions}:
-        pairs = zip(right, questions, strict=True)
-        shares[kind] = np.mean([hit for hit, question in pairs if question.kind == kind])
-    return shares
+    return questions("clips", 20 * len(CLIP_KINDS))
 
 
 def test_it_loads_every_weight_and_training_wrote_down_which():
@@ -90,7 +79,7 @@ def test_its_vision_tower_has_windowed_and_full_layers(tiny_qwen, pictures):
         for block in model.model.visual.blocks
     ]
     try:
-        inputs = prepare(processor, pictures[:1])
+        inputs = prepare(model, processor, [(pictures[0].load(), pictures[0].question)])
         with torch.inference_mode():
             model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     finally:
@@ -102,15 +91,15 @@ def test_its_vision_tower_has_windowed_and_full_layers(tiny_qwen, pictures):
 
 
 def test_it_answers_about_pictures_and_needs_the_right_tokens(tiny_qwen, pictures):
-    full = by_kind(tiny_qwen, pictures, "full")
+    full = accuracy(tiny_qwen, pictures, "full")
     assert full["all"] >= 0.95
     assert min(full.values()) >= 0.8
-    assert by_kind(tiny_qwen, pictures, "text-only")["all"] <= full["all"] - 0.35
-    assert by_kind(tiny_qwen, pictures, "random", 9, seed=0)["all"] <= full["all"] - 0.15
+    assert accuracy(tiny_qwen, pictures, "text-only")["all"] <= full["all"] - 0.35
+    assert accuracy(tiny_qwen, pictures, "random(seed=0)", "6.25%")["all"] <= full["all"] - 0.15
 
 
 def test_it_answers_about_clips_and_one_frame_is_not_enough(tiny_qwen, films):
-    full, still = (by_kind(tiny_qwen, films, method) for method in ("full", ONE_FRAME))
+    full, still = (accuracy(tiny_qwen, films, method) for method in ("full", ONE_FRAME))
     for kind in ("motion", "order"):
         assert full[kind] >= 0.8
         assert still[kind] <= full[kind] - 0.4
@@ -127,8 +116,7 @@ def test_it_answers_about_the_sample_clips_read_from_disk(tiny_qwen):
         assert listing[path.name] == vars(sample)
         video = read_video(path)
         assert len(video.frames) == FRAMES
-        question = Question(name, 0, sample.question, sample.answer)
-        asked.append((np.stack(video.frames), question))
-    for method, budget in (("full", None), ("divprune", "25%")):
-        outcome = answer_all(*tiny_qwen, asked, Case(method, budget, {}), batch=len(asked))
-        assert outcome.answers == [sample.answer for sample in CLIPS.values()]
+        load = partial(list, [video])
+        asked.append(Sample(name, 0, "", 0, sample.question, (sample.answer,), load))
+    for case in (Case("full", None), Case("divprune", "25%")):
+        assert answers(tiny_qwen, asked, case) == [sample.answer for sample in CLIPS.values()]

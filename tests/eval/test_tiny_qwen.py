@@ -11,7 +11,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 import vlmcompress
-from vlmcompress.eval.accuracy_table import prepare
+from vlmcompress.eval.tasks_worlds import WORLDS
 from vlmcompress.eval.tiny_qwen_data import (
     TOKENS,
     as_pairs,
@@ -29,17 +29,17 @@ from vlmcompress.eval.tiny_qwen_lessons import (
 from vlmcompress.eval.tiny_qwen_model import IDS, SPECIAL, make_config, make_tokenizer, vocabulary
 from vlmcompress.eval.tiny_qwen_tower import Tower
 from vlmcompress.eval.tiny_segments import SEGMENT_LENGTH, UNSCORED
-from vlmcompress.eval.worlds import KINDS, Question, ask, draw, make_scene, render
+from vlmcompress.eval.worlds import KINDS, Question, ask, make_scene, render
 from vlmcompress.eval.worlds_clip_questions import CLIP_KINDS, ask_clip
 from vlmcompress.eval.worlds_clips import FRAMES_PER_STEP, STEPS, make_clip, render_clip
-from vlmcompress.processors import load_processor
+from vlmcompress.prompts import prepare
 
 ASSETS = Path(vlmcompress.__file__).parent / "assets"
 
 
-@pytest.fixture(scope="module")
-def processor():
-    return load_processor(str(ASSETS / "tiny_qwen"))
+def inputs_of(loaded, world, seen, question):
+    """What the processor makes of a scene, or a clip, and a question about it."""
+    return prepare(*loaded, [(WORLDS[world].load(seen), question.text)])
 
 
 def clip_and_question(kind, seed=0):
@@ -60,11 +60,11 @@ def test_every_word_of_every_clip_question_is_known():
     assert tokenizer.unk_token_id in tokenizer("zebra")["input_ids"]
 
 
-def test_training_patches_are_those_of_the_processor_for_pictures_and_clips(processor):
+def test_training_patches_are_those_of_the_processor_for_pictures_and_clips(tiny_qwen):
     scene, (clip, question) = make_scene(3), clip_and_question("motion")
     frames = render_clip(clip)[0]
-    picture = prepare(processor, [(draw(scene), question)])
-    moving = prepare(processor, [(frames, question)])
+    picture = inputs_of(tiny_qwen, "pictures", scene, question)
+    moving = inputs_of(tiny_qwen, "clips", clip, question)
     for seen, inputs, name in (
         (as_pairs(render(scene)[0][None]), picture, "pixel_values"),
         (frames[None], moving, "pixel_values_videos"),
@@ -78,14 +78,14 @@ def test_training_patches_are_those_of_the_processor_for_pictures_and_clips(proc
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["picture", "clip"])
-def test_training_tokens_and_positions_are_those_of_the_processor_and_model(processor, moving):
+def test_training_tokens_and_positions_are_those_of_the_processor_and_model(tiny_qwen, moving):
     if moving:
         clip, question = clip_and_question("order")
-        inputs, steps = prepare(processor, [(render_clip(clip)[0], question)]), STEPS
+        inputs, steps = inputs_of(tiny_qwen, "clips", clip, question), STEPS
     else:
         scene = make_scene(3)
         question = ask(scene, "color", np.random.default_rng(0))
-        inputs, steps = prepare(processor, [(draw(scene), question)]), 1
+        inputs, steps = inputs_of(tiny_qwen, "pictures", scene, question), 1
     ids = inputs["input_ids"][0].tolist()
     visual = IDS[SPECIAL["video" if moving else "image"]]
     cut = prefix_length(steps)

@@ -18,7 +18,6 @@ from vlmcompress.eval.worlds_clips import (
     FRAMES,
     FRAMES_PER_STEP,
     make_clip,
-    one_frame,
     render_clip,
 )
 from vlmcompress.video import read_video
@@ -185,14 +184,6 @@ def test_clip_answers_are_balanced():
     assert set(answers["counting"]) == set(NUMBERS)
     assert share["counting"] < 0.4
     assert share["order"] < 0.06
-
-
-def test_one_frame_is_the_middle_frame_again_and_again():
-    frames = render_clip(make_clip(2))[0]
-    still = one_frame(frames)
-    assert still.shape == frames.shape
-    assert (still == frames[FRAMES // 2]).all()
-    assert (frames != frames[FRAMES // 2]).any()
 
 
 def test_held_out_clips_take_kinds_and_wordings_in_turn_and_refuse_training_seeds():

@@ -12,9 +12,9 @@ import numpy as np
 from PIL.Image import Image
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.eval.accuracy_table import chat_prompt
 from vlmcompress.eval.worlds import KINDS, TRAIN_SEEDS, ask, draw, make_scene
 from vlmcompress.media import check_file, read_image
+from vlmcompress.prompts import prepare
 
 _STREAM = 3  # tells the random numbers of these questions from others of the same seed
 
@@ -83,26 +83,12 @@ def batches(
         VLMCompressError: an image is damaged, or the processor does not take a chat.
     """
     for start in range(0, len(asked), size):
-        part = asked[start : start + size]
-        pictures = [
-            one.picture if isinstance(one.picture, Image) else read_image(one.picture)
-            for one in part
-        ]
-        try:
-            texts = [chat_prompt(processor, one.question) for one in part]
-            # One list of pictures for each prompt: some processors take a flat list for one prompt.
-            inputs = processor(
-                text=texts,
-                images=[[picture] for picture in pictures],
-                padding=True,
-                return_tensors="pt",
-            ).to(model.device)
-        except ValueError as error:
-            raise VLMCompressError(f"the model's processor refuses the input: {error}") from error
-        yield {
-            name: value.to(model.dtype) if name.startswith("pixel_values") else value
-            for name, value in inputs.items()
-        }
+        prompts = [([_picture(one)], one.question) for one in asked[start : start + size]]
+        yield dict(prepare(model, processor, prompts))
+
+
+def _picture(asked: Asked) -> Image:
+    return asked.picture if isinstance(asked.picture, Image) else read_image(asked.picture)
 
 
 def _parse(file: Path, number: int, line: str) -> Asked:

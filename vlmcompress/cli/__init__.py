@@ -1,4 +1,4 @@
-"""The command line: `vlmcompress ask`, `ls`, `calibrate` and `profile`.
+"""The command line: `vlmcompress ask`, `ls`, `calibrate`, `profile` and `eval`.
 
 Only typer is imported here and in the modules of the commands; torch and transformers come when a
 command runs.
@@ -14,6 +14,7 @@ import typer
 from vlmcompress import __version__
 from vlmcompress.cli.ask import ask
 from vlmcompress.cli.calibrate import calibrate
+from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls
 from vlmcompress.cli.profile import profile
 
@@ -30,6 +31,7 @@ app.command()(ask)
 app.command()(ls)
 app.command()(calibrate)
 app.command()(profile)
+app.command("eval")(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,9 +12,8 @@ import torch
 from PIL.Image import Image
 
 from vlmcompress.api import compress
-from vlmcompress.errors import UnsupportedModelError, VLMCompressError
 from vlmcompress.methods.base import Method
-from vlmcompress.patches import FAMILIES, family_of
+from vlmcompress.prompts import prepare
 from vlmcompress.report import Report
 from vlmcompress.video import Video
 
@@ -70,7 +69,7 @@ class Asker:
     ) -> None:
         self.model, self.processor = model, processor
         self._max_new_tokens = max_new_tokens
-        self.inputs = self._prepare(media, question)
+        self.inputs = prepare(model, processor, [(media, question)])
 
     def run(self, setting: Setting) -> Run:
         """Answer once."""
@@ -102,69 +101,10 @@ class Asker:
         rounds = [[self.run(setting) for setting in settings] for _ in range(repeat)]
         return [_median(list(runs)) for runs in zip(*rounds, strict=True)]
 
-    def _prepare(self, media: Sequence[Image | Video], question: str) -> Any:
-        """The model's inputs, the pictures before the question and in the order given."""
-        clips = [one for one in media if isinstance(one, Video)]
-        _check_family(self.model, bool(clips))
-        content = [{"type": "video" if isinstance(one, Video) else "image"} for one in media]
-        turn = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        try:
-            text = self.processor.apply_chat_template([turn], add_generation_prompt=True)
-        except ValueError as error:
-            raise VLMCompressError(f"the model's chat template does not work: {error}") from error
-        given: dict[str, Any] = {"text": text, "return_tensors": "pt"}
-        images = [one for one in media if not isinstance(one, Video)]
-        if images:
-            given["images"] = images
-        if clips:
-            given |= self._video_arguments(clips)
-        if images and clips:
-            _check_mixture(self.processor)
-        try:
-            inputs = self.processor(**given)
-        except ValueError as error:
-            raise VLMCompressError(f"the model's processor refuses the input: {error}") from error
-        inputs = inputs.to(self.model.device)
-        for name in inputs:
-            # Times of frames are floats as well, and half precision would shift positions.
-            if name.startswith("pixel_values"):
-                inputs[name] = inputs[name].to(self.model.dtype)
-        return inputs
-
-    def _video_arguments(self, clips: Sequence[Video]) -> dict[str, Any]:
-        """Frames as they were sampled, with their times, and nothing left to changing defaults."""
-        arguments: dict[str, Any] = {
-            "videos": [[clip.frames for clip in clips]],  # of one prompt
-            "video_metadata": [clip.metadata() for clip in clips],
-            "do_sample_frames": False,
-        }
-        settings = self.processor.video_processor
-        if hasattr(settings, "cap_pixels_per_frame"):
-            arguments["cap_pixels_per_frame"] = bool(settings.cap_pixels_per_frame)
-        return arguments
-
     def _now(self) -> float:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         return time.perf_counter()
-
-
-def _check_family(model: Any, clips: bool) -> None:
-    family = family_of(model)
-    if clips and not family.video:
-        able = ", ".join(name for name, kind in FAMILIES.items() if kind.video)
-        raise UnsupportedModelError(
-            f"{family.name} models take images but no videos; families that take both: {able}"
-        )
-
-
-def _check_mixture(processor: Any) -> None:
-    """SmolVLM's processor has one place for pixels, so that clips overwrite images."""
-    parts = processor.image_processor, processor.video_processor
-    if set.intersection(*(set(part.model_input_names) for part in parts)):
-        raise UnsupportedModelError(
-            f"{type(processor).__name__} takes images or videos in one prompt, not both"
-        )
 
 
 def _median(runs: list[Run]) -> Run:

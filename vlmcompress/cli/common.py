@@ -29,7 +29,8 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except VLMCompressError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            if os.environ.get("RANK", "0") == "0":  # of `accelerate launch`: all see the same error
+                typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from error
 
     return guarded
@@ -85,3 +86,15 @@ def silent_libraries() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(sink)
+
+
+def between_commas(text: str) -> list[str]:
+    """The parts between commas that are not inside parentheses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]

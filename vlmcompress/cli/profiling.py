@@ -13,7 +13,7 @@ from vlmcompress import loading
 from vlmcompress.api import compress
 from vlmcompress.budget import Budget
 from vlmcompress.cli.asking import Asker
-from vlmcompress.cli.common import progress, silent_libraries
+from vlmcompress.cli.common import between_commas, progress, silent_libraries
 from vlmcompress.cli.request import Given, Request, check
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.loading import ASSETS
@@ -68,8 +68,8 @@ def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[Asked
     if budget is not None and budgets is not None:
         raise VLMCompressError("--budget and --budgets are both given: give one of them")
     asked = ["25%"] if budget is None and budgets is None else [budget] if budget else None
-    texts = asked or [text.strip() for text in (budgets or "").split(",")]
-    specs = _between_commas(methods)
+    texts = asked or between_commas(budgets or "")
+    specs = between_commas(methods)
     for spec in specs:
         if spec != AUTO:
             parse(spec)
@@ -181,18 +181,6 @@ def measure(prompt: Prompt, asked: Sequence[Asked], output_tokens: int, rounds: 
         rounds=rounds,
     )
     return Profile({"model": prompt.name, **found.environment}, found.rows)
-
-
-def _between_commas(text: str) -> list[str]:
-    """The parts between commas that are not inside parentheses."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += {"(": 1, ")": -1}.get(letter, 0)
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
 
 
 def _pairs(request: Request) -> list[tuple[str, Any]]:

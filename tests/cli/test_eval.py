@@ -1,0 +1,129 @@
+"""`vlmcompress eval`: mistakes are found before anything is loaded or written."""
+
+import re
+import sys
+
+import pytest
+
+from vlmcompress import loading
+from vlmcompress.cli.advance import Advance
+from vlmcompress.cli.common import between_commas
+
+
+@pytest.fixture
+def refused(cli, tmp_path):
+    def check(pattern, *arguments):
+        before = sorted(tmp_path.rglob("*"))
+        result = cli("eval", *arguments)
+        assert result.exit_code == 2, result.output
+        assert result.stdout == ""
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert re.match(f"error: .*{pattern}", result.stderr), result.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        ([], "give a folder for the answers and the report: --out DIR"),
+        (["--methods", "divprume"], "unknown method 'divprume': did you mean 'divprune'"),
+        (["--methods", "fastv(k=x)"], "fastv"),
+        (["--budgets", "25 percent"], "25 percent"),
+        (["--budgets", ""], "budget"),
+        (["--tasks", "picture"], "unknown task 'picture': did you mean 'pictures'"),
+        (["--tasks", "no.jsonl"], "no.jsonl"),
+        (["--limit", "0"], "a limit is 1 or more, got 0"),
+        (["--limit", "pictures=0"], "a limit is 1 or more, got 0"),
+        (["--limit", "many"], "limit 'many' is neither a count nor like pictures=500,clips=200"),
+        (["--limit", "pictures=5,7.5"], "is neither a count nor like"),
+        (["--batch", "0"], "a batch is 1 or more, got 0"),
+        (["--model", "tiny-lava"], "unknown model 'tiny-lava': did you mean 'tiny-llava'"),
+        (["--save-baselines", "no/folder/b.json"], "there is no folder"),
+        (["--check", "b.json", "--limit", "3"], "it takes no --limit"),
+        (["--check", "b.json"], "cannot read 'b.json'"),
+    ],
+)
+def test_mistakes(refused, unloadable, tmp_path, arguments, pattern):
+    out = [] if not arguments or "--check" in arguments else ["--out", tmp_path / "run"]
+    refused(pattern, *arguments, *out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["--tasks", "clips"], "takes no videos, as clips asks for"),
+        (["--seed", "100"], "seed 100 is out of range"),
+        (["--limit", "100000"], "100000 questions are too many"),
+        (["--limit", "clips=5"], "unknown task with a limit 'clips'"),
+    ],
+)
+def test_mistakes_that_a_model_or_task_finds(refused, loaded, tmp_path, arguments, pattern):
+    refused(pattern, *arguments, "--out", tmp_path / "run")
+
+
+def test_a_folder_that_holds_a_run(refused, loaded, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"cases": {}, "tasks": []}')
+    refused("holds a run: go on with --resume", "--out", folder)
+
+
+def test_only_the_first_of_several_processes_speaks(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    result = cli("eval", "--limit", 0, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert result.stderr == ""
+
+
+def test_help_is_light(cli):
+    assert "accelerate launch" in cli("eval", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a, b", ["a", "b"]),
+        ("a(x=1, y=[2,3])+b,c", ["a(x=1, y=[2,3])+b", "c"]),
+        ("", [""]),
+    ],
+)
+def test_commas_inside_parentheses_separate_nothing(text, parts):
+    assert between_commas(text) == parts
+
+
+class First:
+    rank = 0
+
+
+class Second:
+    rank = 1
+
+
+@pytest.mark.parametrize(("part", "told"), [(First(), 2), (Second(), 0)])
+def test_time_left(monkeypatch, capsys, part, told):
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr("vlmcompress.cli.advance.time.monotonic", lambda: next(clock))
+    with Advance(40, part) as advance:
+        for _ in range(4):
+            advance(10, "pictures: divprune at 25%")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == told
+    if told:
+        assert re.fullmatch(
+            r" ?\d+%, \d+\.\d min left: pictures: divprune at 25%", lines[0].strip()
+        )
+
+
+def test_the_model_is_not_needed_for_the_checks(unloadable):
+    assert loading.resolve("tiny-llava")
+
+
+@pytest.mark.parametrize("name", ["scipy", "matplotlib", "yaml"])
+def test_a_missing_package_is_named_before_anything_runs(
+    refused, unloadable, tmp_path, monkeypatch, name
+):
+    monkeypatch.setitem(sys.modules, name, None)
+    words = rf"this part of the evaluation needs {name}: pip install 'vlmcompress\[eval\]'"
+    refused(words, "--out", tmp_path / "run")

@@ -1,0 +1,106 @@
+"""Questions about images and videos as inputs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL.Image import Image
+
+from vlmcompress.errors import UnsupportedModelError, VLMCompressError
+from vlmcompress.patches import FAMILIES, family_of
+from vlmcompress.video import Video
+
+Turn = Mapping[str, Any]
+"""Of a conversation, as chat templates take it: `{"role": "user", "content": [{"type": "image"},
+{"type": "text", "text": "what is this ?"}]}`."""
+
+Prompt = tuple[Sequence[Image | Video], str | Sequence[Turn]]
+"""Images and videos in order, and the question behind them; or a conversation that says where each
+of them stands."""
+
+
+def prepare(model: Any, processor: Any, prompts: Sequence[Prompt]) -> Any:
+    """One batch of `generate`'s inputs, padded on the left, on the model's device.
+
+    Args:
+        model: of a supported family.
+        processor: its own; the chat template of it is used.
+        prompts: one a row. Either none or all rows hold videos.
+
+    Returns:
+        What the processor gives; pixels in the model's dtype.
+
+    Raises:
+        UnsupportedModelError: the model takes no videos, or not together with images.
+        VLMCompressError: the processor or its chat template refuses.
+    """
+    clips = [one for media, _ in prompts for one in media if isinstance(one, Video)]
+    images = [[one for one in media if not isinstance(one, Video)] for media, _ in prompts]
+    _check_family(model, bool(clips))
+    given: dict[str, Any] = {
+        "text": [_chat(processor, prompt) for prompt in prompts],
+        "return_tensors": "pt",
+    }
+    if len(prompts) > 1:
+        given |= {"padding": True, "padding_side": "left"}
+    if any(images):
+        given["images"] = images
+    if clips:
+        given |= _video_arguments(processor, prompts)
+    if any(images) and clips:
+        _check_mixture(processor)
+    try:
+        inputs = processor(**given)
+    except ValueError as error:
+        raise VLMCompressError(f"the model's processor refuses the input: {error}") from error
+    inputs = inputs.to(model.device)
+    for name in inputs:
+        # Times of frames are floats as well, and half precision would shift positions.
+        if name.startswith("pixel_values"):
+            inputs[name] = inputs[name].to(model.dtype)
+    return inputs
+
+
+def _chat(processor: Any, prompt: Prompt) -> str:
+    """The model's own chat format; before a question go its pictures, in the order given."""
+    media, turns = prompt
+    if isinstance(turns, str):
+        content = [{"type": "video" if isinstance(one, Video) else "image"} for one in media]
+        turns = [{"role": "user", "content": [*content, {"type": "text", "text": turns}]}]
+    try:
+        return str(processor.apply_chat_template(turns, add_generation_prompt=True))
+    except ValueError as error:
+        raise VLMCompressError(f"the model's chat template does not work: {error}") from error
+
+
+def _video_arguments(processor: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Frames as they were sampled, with their times, and nothing left to changing defaults."""
+    rows = [[one for one in media if isinstance(one, Video)] for media, _ in prompts]
+    arguments: dict[str, Any] = {
+        "videos": [[clip.frames for clip in clips] for clips in rows],
+        "video_metadata": [clip.metadata() for clips in rows for clip in clips],
+        "do_sample_frames": False,
+    }
+    settings = processor.video_processor
+    if hasattr(settings, "cap_pixels_per_frame"):
+        arguments["cap_pixels_per_frame"] = bool(settings.cap_pixels_per_frame)
+    return arguments
+
+
+def _check_family(model: Any, clips: bool) -> None:
+    family = family_of(model)
+    if clips and not family.video:
+        able = ", ".join(name for name, kind in FAMILIES.items() if kind.video)
+        raise UnsupportedModelError(
+            f"{family.name} models take images but no videos; families that take both: {able}"
+        )
+
+
+def _check_mixture(processor: Any) -> None:
+    """SmolVLM's processor has one place for pixels, so that clips overwrite images."""
+    parts = processor.image_processor, processor.video_processor
+    if set.intersection(*(set(part.model_input_names) for part in parts)):
+        raise UnsupportedModelError(
+            f"{type(processor).__name__} takes images or videos in one prompt, not both"
+        )
