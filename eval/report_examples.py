@@ -135,7 +135,8 @@ def _picture(task: str, name: str, divided: _Divided, model: Any, processor: Any
     title = f"what {', '.join(case.method for case in shown)} keep at {best.budget}"
     labels = [f"{case.method}: {'right' if divided.right[case] else 'wrong'}" for case in shown]
     file = io.BytesIO()
-    _page(panels, labels).save(file, format="PNG")
+    # A palette keeps a page with its pictures inside small enough to send around.
+    _page(panels, labels).quantize(256).save(file, format="PNG", optimize=True)
     return Picture(task, name, title, file.getvalue())
 
 
