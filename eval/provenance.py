@@ -41,7 +41,9 @@ def of_run(name: str, model: Any, **settings: Any) -> dict[str, Any]:
 
 def command() -> str:
     """The command line of this process, without the folder of the interpreter or script."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    script = Path(sys.argv[0])
+    name = script.parent.name if script.name == "__main__.py" else script.name
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def _weights(name: str) -> str | None:

@@ -159,7 +159,7 @@ def _closing(content: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     return (
         f"`auto` takes {picks}, chosen by these and other questions, so its figures flatter it. "
         f"All methods: [report](docs/eval/{source['model']}/report.md); which to take when: "
-        f"[docs/which.md](docs/which.md). Reproduce with `{source['command']}`."
+        f"[docs/which.md](docs/which.md). Reproduce with `make accuracy`."
     )
 
 

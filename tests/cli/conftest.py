@@ -1,5 +1,7 @@
 """A command line in this process, and pictures to ask about."""
 
+import re
+
 import numpy as np
 import pytest
 from clip_files import write_clip
@@ -56,3 +58,19 @@ def picture(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (96, 160, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     return tmp_path / "picture.png"
+
+
+@pytest.fixture
+def refuses(cli, tmp_path):
+    """Check that a command refuses its arguments with one line, and writes nothing."""
+
+    def check(command, pattern, *arguments):
+        before = sorted(tmp_path.rglob("*"))
+        result = cli(command, *arguments)
+        assert result.exit_code == 2, result.output
+        assert result.stdout == ""
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert re.match(f"error: .*{pattern}", result.stderr), result.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return check

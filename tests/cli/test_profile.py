@@ -1,7 +1,7 @@
 """`vlmcompress profile`: tables, files that are whole or not at all, and mistakes."""
 
+import functools
 import json
-import re
 import sys
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmcompress import loading, real_models
+from vlmcompress import real_models
 from vlmcompress.cli import profiling
 from vlmcompress.profiling_stages import STAGES
 from vlmcompress.real_shapes import SHAPES, RealShape
@@ -18,21 +18,10 @@ FAST = ("--rounds", 2, "--output-tokens", 2)
 
 
 @pytest.fixture
-def refused(cli, tmp_path, monkeypatch):
+def refused(refuses, unloadable, monkeypatch):
     """Check that a call is refused with one line, before a model is loaded, and writes nothing."""
-    monkeypatch.setattr(loading, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     monkeypatch.setattr(profiling, "build", lambda *a, **k: pytest.fail("a model was made"))
-
-    def check(pattern, *arguments):
-        before = sorted(tmp_path.rglob("*"))
-        result = cli("profile", *arguments)
-        assert result.exit_code == 2, result.output
-        assert result.stdout == ""
-        assert len(result.stderr.splitlines()) == 1, result.stderr
-        assert re.match(f"error: .*{pattern}", result.stderr), result.stderr
-        assert sorted(tmp_path.rglob("*")) == before
-
-    return check
+    return functools.partial(refuses, "profile")
 
 
 def test_the_example_of_the_help(cli, loaded):

@@ -90,11 +90,6 @@ def silent_libraries() -> Iterator[None]:
 
 def between_commas(text: str) -> list[str]:
     """The parts between commas that are not inside parentheses."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += {"(": 1, ")": -1}.get(letter, 0)
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
+    from vlmcompress.methods.spec import split
+
+    return [part.strip() for part in split(text, ",")]

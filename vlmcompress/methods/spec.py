@@ -33,7 +33,7 @@ def parse(spec: str | Method | Sequence[Method], /, **options: Any) -> Pipeline:
         VLMCompressError: a malformed spec, or a value of the wrong type or out of range.
     """
     if isinstance(spec, str):
-        parts = [part for text in _split(spec) for part in _read(text)]
+        parts = [part for text in split(spec, "+") for part in _read(text)]
     else:
         methods = [spec] if isinstance(spec, Method) else spec
         if not isinstance(methods, Sequence) or not all(isinstance(m, Method) for m in methods):
@@ -95,12 +95,12 @@ def _no_option(names: list[str], option: str, known: list[str]) -> UnknownNameEr
     return unknown(f"option of {'+'.join(names)}", option, list(dict.fromkeys(known)))
 
 
-def _split(spec: str) -> list[str]:
-    """The parts between the plus signs that are not inside parentheses."""
+def split(text: str, separator: str) -> list[str]:
+    """The parts between separators, of one letter, that are not inside parentheses."""
     parts, depth = [""], 0
-    for letter in spec:
+    for letter in text:
         depth += {"(": 1, ")": -1}.get(letter, 0)
-        if letter == "+" and depth == 0:
+        if letter == separator and depth == 0:
             parts.append("")
         else:
             parts[-1] += letter
@@ -114,7 +114,7 @@ def _read(text: str) -> list[_Part]:
         raise VLMCompressError(f"cannot read the method {text.strip()!r}: {_EXAMPLE}")
     options = _literals(match[2] or "", text)
     if match[1] in COMPOSITIONS:
-        parts = [part for name in _split(COMPOSITIONS[match[1]]) for part in _read(name)]
+        parts = [part for name in split(COMPOSITIONS[match[1]], "+") for part in _read(name)]
         _give(parts, options)
         return parts
     if match[1] not in METHODS.names():
