@@ -115,8 +115,7 @@ def _accuracy(content: Mapping[str, Any]) -> list[str]:
         ]
     versions = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
     parts.append(
-        f"{source['date']}, {source['dtype']}, {source['device']}, {versions}; "
-        "`make accuracy`.\n"
+        f"{source['date']}, {source['dtype']}, {source['device']}, {versions}; `make accuracy`.\n"
     )
     return parts
 
