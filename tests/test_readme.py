@@ -128,7 +128,7 @@ def test_the_table_of_right_answers(task, monkeypatch):
         f"about {100 * half:.1f} points either way",
         "`auto` takes `divprune`, `divprune+fastv`, chosen by these",
         "(docs/eval/tiny-llava/report.md)",
-        "`make it`",
+        "`make accuracy`",
     ):
         assert words in lines[-1], words
 
