@@ -18,6 +18,7 @@ from vlmcompress.eval.provenance import of_run
 from vlmcompress.eval.runner import Job, Progress, Share, pieces, run
 from vlmcompress.eval.samples import Task
 from vlmcompress.eval.store import RUN, Store, begin, read_run
+from vlmcompress.eval.tasks import load_tasks
 from vlmcompress.patches import family_of
 from vlmcompress.registry import unknown
 
@@ -63,13 +64,13 @@ class Evaluation:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._check(plan)
+        named = _check(plan)
         self.plan = plan
         self.share = _share(plan.device)
         self.model, self.processor = loading.load(
             plan.model, device=_device(plan.device), dtype=plan.dtype
         )
-        self.tasks = _tasks(self.model, plan.tasks)
+        self.tasks = _tasks(self.model, named)
         if isinstance(plan.limit, Mapping):
             names = [task.name for task in self.tasks]
             for name in plan.limit:
@@ -137,32 +138,29 @@ class Evaluation:
             },
         }
 
-    @staticmethod
-    def _check(plan: Plan) -> None:
-        """What can be checked without a model, the cheapest first."""
-        loading.resolve(plan.model)
-        cases(plan.methods, plan.budgets, video=False)
-        limits = plan.limit.values() if isinstance(plan.limit, Mapping) else [plan.limit]
-        for limit in limits:
-            if limit is not None and limit < 1:
-                raise VLMCompressError(f"a limit is 1 or more, got {limit}")
-        if plan.batch < 1:
-            raise VLMCompressError(f"a batch is 1 or more, got {plan.batch}")
-        if plan.tasks is not None:
-            from vlmcompress.eval.tasks import load_tasks
 
-            load_tasks(plan.tasks)
+def _check(plan: Plan) -> list[Task] | None:
+    """What can be checked without a model, the cheapest first; gives the tasks that were named."""
+    loading.resolve(plan.model)
+    cases(plan.methods, plan.budgets, video=False)
+    limits = plan.limit.values() if isinstance(plan.limit, Mapping) else [plan.limit]
+    for limit in limits:
+        if limit is not None and limit < 1:
+            raise VLMCompressError(f"a limit is 1 or more, got {limit}")
+    if plan.batch < 1:
+        raise VLMCompressError(f"a batch is 1 or more, got {plan.batch}")
+    return None if plan.tasks is None else load_tasks(plan.tasks)
 
 
-def _tasks(model: Any, names: Sequence[str] | None) -> list[Task]:
-    from vlmcompress.eval.tasks import load_tasks
-
+def _tasks(model: Any, named: list[Task] | None) -> list[Task]:
+    """The named tasks, or the built-in ones that the model can take."""
     video = family_of(model).video
-    tasks = load_tasks(names or (["pictures", "clips"] if video else ["pictures"]))
-    blind = [task.name for task in tasks if task.medium == "video" and not video]
+    if named is None:
+        return load_tasks(["pictures", "clips"] if video else ["pictures"])
+    blind = [task.name for task in named if task.medium == "video" and not video]
     if blind:
         raise VLMCompressError(f"{type(model).__name__} takes no videos, as {blind[0]} asks for")
-    return tasks
+    return named
 
 
 def _pairs(found: Sequence[Case]) -> list[list[str | None]]:
