@@ -91,17 +91,17 @@ typecheck: $(READY) ## mypy --strict
 readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and the generated pages of docs/
 	$(BIN)/vlmcompress ask $(DEMO) --overlay docs/overlay.png
 	$(BIN)/vlmcompress ask $(CLIP) --overlay docs/clip.png
-	$(BIN)/python -m vlmcompress.eval.readme
-	$(BIN)/python -m vlmcompress.eval.methods_page
-	$(BIN)/python -m vlmcompress.eval.speed_page
-	$(BIN)/python -m vlmcompress.eval.which
+	$(BIN)/python -m dev.pages.readme
+	$(BIN)/python -m dev.pages.methods
+	$(BIN)/python -m dev.pages.speed
+	$(BIN)/python -m dev.pages.which
 
 accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour on two cores)
 	$(MEASURE) --model tiny-llava --limit pictures=500 --out docs/eval/tiny-llava \
 		--methods "all,embedlens(table='tiny-llava'),$(SETTINGS)"
 	$(MEASURE) --model tiny-qwen --limit pictures=500,clips=192 --out docs/eval/tiny-qwen \
 		--methods "all,embedlens(table='tiny-qwen'),$(SETTINGS)"
-	$(BIN)/python -m vlmcompress.eval.auto_table --out vlmcompress/methods/data/auto.json
+	$(BIN)/python -m dev.pages.auto_table --out vlmcompress/methods/data/auto.json
 
 baselines: $(READY) ## write eval/baselines.json, which `make gate` compares with, anew
 	for model in tiny-llava tiny-qwen; do \
@@ -114,16 +114,16 @@ gate: $(READY) ## fail if a method answers worse than eval/baselines.json says, 
 	$(BIN)/vlmcompress eval --check eval/baselines.json
 
 figures: $(READY) ## measure times on this machine's CPU again (half an hour, on an idle machine)
-	$(BIN)/python -m vlmcompress.eval.select_speed --out eval/select.json
-	$(BIN)/python -m vlmcompress.eval.decode_speed --out eval/decode.json
-	$(BIN)/python -m vlmcompress.eval.real_speed --out eval/real_speed.json
+	$(BIN)/python -m dev.benchmarks.farthest_point --out dev/benchmarks/results/farthest_point.json
+	$(BIN)/python -m dev.benchmarks.decode_step --out dev/benchmarks/results/decode_step.json
+	$(BIN)/python -m dev.benchmarks.published_shapes --out dev/benchmarks/results/published_shapes.json
 
 gpu-figures: $(READY) ## on a machine with a GPU: its tests, then kernels, decoding and whole 7B shapes
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m pytest tests/ops
-	$(BIN)/python -m vlmcompress.eval.kernel_speed --device cuda --out eval/kernels_gpu.json
-	$(BIN)/python -m vlmcompress.eval.decode_speed --device cuda --out eval/decode_gpu.json
-	$(BIN)/python -m vlmcompress.eval.real_speed --device cuda --out eval/real_speed_gpu.json
+	$(BIN)/python -m dev.benchmarks.kernels --device cuda --out dev/benchmarks/results/kernels_gpu.json
+	$(BIN)/python -m dev.benchmarks.decode_step --device cuda --out dev/benchmarks/results/decode_step_gpu.json
+	$(BIN)/python -m dev.benchmarks.published_shapes --device cuda --out dev/benchmarks/results/published_shapes_gpu.json
 
 wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv, try it from another folder
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python

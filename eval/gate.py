@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.eval import statistics
-from vlmcompress.eval.cases import Case
-from vlmcompress.eval.evaluate import Evaluation, Plan, Watch
-from vlmcompress.eval.results import read_run, summarise
-from vlmcompress.eval.results_cases import RANDOM_NAME
+from vlmcompress.eval.results import statistics
+from vlmcompress.eval.results.scores import RANDOM_NAME
+from vlmcompress.eval.results.summary import read_run, summarise
+from vlmcompress.eval.run.cases import Case
+from vlmcompress.eval.run.evaluate import Evaluation, Plan, Watch
 from vlmcompress.files import write_json
 
 FORMAT = 1

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.eval.needs import needs_eval
-from vlmcompress.eval.samples import Media, Sample, Task
-from vlmcompress.eval.tasks import load_tasks
+from vlmcompress.eval.extras import needs_eval
+from vlmcompress.eval.tasks.registry import load_tasks
+from vlmcompress.eval.tasks.task import Media, Sample, Task
 from vlmcompress.files import whole_file
-from vlmcompress.video import Video
+from vlmcompress.media.video import Video
 
 PREFIX = "vlmcompress_"
 """Before a task's name, so that it cannot be taken for one that lmms-eval ships."""

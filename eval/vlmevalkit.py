@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.eval.harness import Settings, Subject, conversation
-from vlmcompress.patches import family_of
+from vlmcompress.eval.harnesses.harness import Settings, Subject, conversation
+from vlmcompress.patches.families.registry import family_of
 
 CLASS = "VLMCompress"
 """Name of the model class in `vlmeval.vlm`, for run.py's --config."""

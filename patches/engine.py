@@ -14,30 +14,30 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from vlmcompress.budget import Planner
+from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import CompositionError
-from vlmcompress.ops.later import collected
-from vlmcompress.patches.activations import watch
-from vlmcompress.patches.attach import MARK, Attachments, check_compiled, engine_of
-from vlmcompress.patches.calls import by_name, carries_images
-from vlmcompress.patches.deepstack import follow
-from vlmcompress.patches.family import Family
-from vlmcompress.patches.forwards import go_on, masking
-from vlmcompress.patches.guard import (
+from vlmcompress.ops.deferred_checks import collected
+from vlmcompress.patches.call.call_state import Current, Shared
+from vlmcompress.patches.cost.budget_solver import Solver
+from vlmcompress.patches.decoder.continuation import go_on, masking
+from vlmcompress.patches.decoder.layer_attention import CutContext, ranked
+from vlmcompress.patches.decoder.mlp_activations import watch
+from vlmcompress.patches.decoder.prefill import Reducing
+from vlmcompress.patches.encoder.feature_call import check_handed_over, encode, upstream_of
+from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.hooks.arguments import by_name, carries_images
+from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
+from vlmcompress.patches.hooks.unsupported import (
     check_forward,
     check_generate,
     check_kinds,
     check_modalities,
 )
-from vlmcompress.patches.masks import FULL, SLIDING, LayerKinds, layer_kinds
-from vlmcompress.patches.reduce import Reducing
-from vlmcompress.patches.signals import Signals
-from vlmcompress.patches.solving import Solver
-from vlmcompress.patches.state import attach_state, state_of
-from vlmcompress.patches.threads import Current, Shared
-from vlmcompress.patches.trace import Trace, mark
-from vlmcompress.patches.upstream import check_handed_over, encode, upstream_of
-from vlmcompress.patches.view import CutContext, ranked
+from vlmcompress.patches.sequence.attention_masks import FULL, SLIDING, LayerKinds, layer_kinds
+from vlmcompress.patches.sequence.cache_state import attach_state, state_of
+from vlmcompress.patches.sequence.call_trace import Trace, mark
+from vlmcompress.patches.sequence.deepstack import follow
+from vlmcompress.patches.signals.signals import Signals
 
 
 class Engine:
@@ -298,3 +298,12 @@ class Engine:
         for cache in parts:
             if isinstance(cache, Cache) and state is not None:
                 attach_state(cache, state)
+
+
+MARK = "_vlmcompress_engine"
+
+
+def engine_of(model: nn.Module) -> Engine | None:
+    """The engine that is installed on `model`."""
+    found: Engine | None = vars(model).get(MARK)
+    return found

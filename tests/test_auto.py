@@ -9,17 +9,18 @@ from subject_models import SUBJECTS
 from typer.testing import CliRunner
 
 import vlmcompress
-from vlmcompress import auto, loading
+from dev.pages import committed_results as committed
+from dev.pages.auto_table import document
+from vlmcompress import auto
 from vlmcompress.api import compress
 from vlmcompress.auto import Case, choose
 from vlmcompress.cli import app
 from vlmcompress.errors import BudgetError, CompositionError, UnsupportedModelError
-from vlmcompress.eval import committed
-from vlmcompress.eval.auto_table import document
-from vlmcompress.methods.base import resolve
-from vlmcompress.methods.spec import parse
-from vlmcompress.patches import family_of
-from vlmcompress.patches.signals import given_by
+from vlmcompress.methods.composition.spec import parse
+from vlmcompress.methods.contracts.method import resolve
+from vlmcompress.models import loading
+from vlmcompress.patches.families.registry import family_of
+from vlmcompress.patches.signals.signals import given_by
 
 SAMPLE = Path(vlmcompress.__file__).parent / "assets" / "samples" / "street.png"
 

@@ -11,9 +11,9 @@ from processor_folders import KINDS, write_folder
 
 from vlmcompress import prompts
 from vlmcompress.errors import UnsupportedModelError
-from vlmcompress.processors import load_processor
+from vlmcompress.media.video import Video
+from vlmcompress.models.processors import load_processor
 from vlmcompress.prompts import prepare
-from vlmcompress.video import Video
 
 without_torchvision = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is not None,

@@ -3,14 +3,14 @@
 import pytest
 
 from vlmcompress.errors import UnknownNameError
-from vlmcompress.methods.base import Method
+from vlmcompress.methods.contracts.method import Method
 from vlmcompress.methods.divprune import DivPrune
 from vlmcompress.registry import Registry
 
 
 @pytest.fixture
 def methods() -> Registry[Method]:
-    registry: Registry[Method] = Registry("method", "vlmcompress.methods.base:Method")
+    registry: Registry[Method] = Registry("method", "vlmcompress.methods.contracts.method:Method")
     registry.register("divprune", "vlmcompress.methods.divprune:DivPrune")
     return registry
 

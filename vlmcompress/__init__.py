@@ -9,19 +9,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from vlmcompress.version import __version__
+
 if TYPE_CHECKING:
     from vlmcompress.api import Compression, compress, list_models
-    from vlmcompress.budget import Budget
+    from vlmcompress.budget.budget import Budget
     from vlmcompress.errors import VLMCompressError
-    from vlmcompress.flops import DecoderShape, kv_bytes, prefill_flops
-    from vlmcompress.loading import load
+    from vlmcompress.flops.exact import DecoderShape, kv_bytes, prefill_flops
+    from vlmcompress.media.video import Video, read_video
     from vlmcompress.methods import get_method, list_methods, register_method
-    from vlmcompress.patches.text_tower import LongText
-    from vlmcompress.report import Report
+    from vlmcompress.models.loading import load
+    from vlmcompress.patches.signals.text_tower import LongText
+    from vlmcompress.report.report import Report
     from vlmcompress.tokens import Grid, Reduction, VisualTokens
-    from vlmcompress.video import Video, read_video
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Budget",
@@ -47,24 +48,24 @@ __all__ = [
 ]
 
 _HOME = {
-    "Budget": "budget",
+    "Budget": "budget.budget",
     "Compression": "api",
-    "DecoderShape": "flops",
+    "DecoderShape": "flops.exact",
     "Grid": "tokens",
-    "LongText": "patches.text_tower",
+    "LongText": "patches.signals.text_tower",
     "Reduction": "tokens",
-    "Report": "report",
+    "Report": "report.report",
     "VLMCompressError": "errors",
-    "Video": "video",
+    "Video": "media.video",
     "VisualTokens": "tokens",
     "compress": "api",
     "get_method": "methods",
-    "kv_bytes": "flops",
+    "kv_bytes": "flops.exact",
     "list_methods": "methods",
     "list_models": "api",
-    "load": "loading",
-    "prefill_flops": "flops",
-    "read_video": "video",
+    "load": "models.loading",
+    "prefill_flops": "flops.exact",
+    "read_video": "media.video",
     "register_method": "methods",
 }
 

@@ -11,17 +11,18 @@ from typing import Any, Literal
 from torch import nn
 
 from vlmcompress.auto import AUTO, pick
-from vlmcompress.budget import Budget, Planner
+from vlmcompress.budget.budget import Budget
+from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import CompositionError, VLMCompressError
-from vlmcompress.methods.base import Method
-from vlmcompress.methods.spec import parse
-from vlmcompress.patches import FAMILIES, family_of
-from vlmcompress.patches.attach import check_compiled, engine_of
-from vlmcompress.patches.engine import Engine
-from vlmcompress.patches.signals import Signals
-from vlmcompress.patches.text_tower import LongText
-from vlmcompress.patches.trace import Trace
-from vlmcompress.report import Report
+from vlmcompress.methods.composition.spec import parse
+from vlmcompress.methods.contracts.method import Method
+from vlmcompress.patches.engine import Engine, engine_of
+from vlmcompress.patches.families.registry import FAMILIES, family_of
+from vlmcompress.patches.hooks.attachments import check_compiled
+from vlmcompress.patches.sequence.call_trace import Trace
+from vlmcompress.patches.signals.signals import Signals
+from vlmcompress.patches.signals.text_tower import LongText
+from vlmcompress.report.report import Report
 
 POSITIONS = ("keep", "renumber")
 ORDERS = ("raster", "method")

@@ -14,18 +14,18 @@ from typing import Any
 from torch import nn
 
 import vlmcompress.methods
-from vlmcompress.budget import Budget, different_shares, largest_share
+from vlmcompress.budget.budget import Budget
+from vlmcompress.budget.search import different_shares, largest_share
 from vlmcompress.errors import BudgetError, CompositionError, UnsupportedModelError
-from vlmcompress.flops import Costs, first_token
-from vlmcompress.methods.base import Stage, resolve
-from vlmcompress.methods.pipeline import ImagePlan
-from vlmcompress.methods.spec import parse
-from vlmcompress.patches.costs import load_of, shape_of
-from vlmcompress.patches.family import Family
-from vlmcompress.patches.guard import check_kinds
-from vlmcompress.patches.left import defined
-from vlmcompress.patches.masks import FULL, SLIDING, layer_kinds
-from vlmcompress.patches.signals import given_by
+from vlmcompress.flops.exact import Costs, first_token
+from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.spec import parse
+from vlmcompress.methods.contracts.method import Stage, resolve
+from vlmcompress.patches.cost.workload import load_of, shape_of
+from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.hooks.unsupported import check_kinds
+from vlmcompress.patches.sequence.attention_masks import FULL, SLIDING, layer_kinds
+from vlmcompress.patches.signals.signals import defined, given_by
 from vlmcompress.tokens import Grid
 
 AUTO = "auto"
@@ -113,7 +113,7 @@ def _figures(places: Sequence[str], share: float) -> tuple[str, list[Sequence[Fi
 
 @cache
 def _tables() -> dict[str, Any]:
-    """See `vlmcompress.eval.auto_table`, which makes the file."""
+    """See `dev.pages.auto_table`, which makes the file."""
     file = Path(vlmcompress.methods.__file__).parent / "data" / "auto.json"
     found: dict[str, Any] = json.loads(file.read_text())
     return found

@@ -8,8 +8,8 @@ from typing import Any
 from PIL.Image import Image
 
 from vlmcompress.errors import UnsupportedModelError, VLMCompressError
-from vlmcompress.patches import FAMILIES, family_of
-from vlmcompress.video import Video
+from vlmcompress.media.video import Video
+from vlmcompress.patches.families.registry import FAMILIES, family_of
 
 Turn = Mapping[str, Any]
 """Of a conversation, as chat templates take it: `{"role": "user", "content": [{"type": "image"},

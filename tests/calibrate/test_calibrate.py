@@ -19,10 +19,10 @@ from vlmcompress.calibrate.agreement import agreement, log_likelihood, next_toke
 from vlmcompress.calibrate.changes import locations
 from vlmcompress.calibrate.questions import batches
 from vlmcompress.errors import BudgetError, MediaError, VLMCompressError
-from vlmcompress.eval import worlds
+from vlmcompress.eval.worlds import world as worlds
 from vlmcompress.methods.adaptinfer import AdaptInfer
 from vlmcompress.methods.psigmoid import PSigmoid
-from vlmcompress.patches.attach import engine_of
+from vlmcompress.patches.engine import engine_of
 
 RUNS = {"adaptinfer": calibrate_adaptinfer, "gsearch": calibrate_gsearch}
 METHODS = {"adaptinfer": AdaptInfer, "gsearch": lambda path: PSigmoid(table=path)}

@@ -8,8 +8,8 @@ from clip_files import write_clip
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlmcompress import loading
 from vlmcompress.cli import app
+from vlmcompress.models import loading
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ def test_text_output(cli, loaded, sample):
 
 
 def test_compare_warms_up_and_alternates(cli, loaded, sample, monkeypatch):
-    from vlmcompress.cli.asking import Asker
+    from vlmcompress.cli.ask_run import Asker
 
     order, plain = [], Asker.run
     monkeypatch.setattr(
@@ -180,7 +180,7 @@ def test_compare_warms_up_and_alternates(cli, loaded, sample, monkeypatch):
 def test_compare_shows_the_medians_without_the_warm_up():
     from types import SimpleNamespace
 
-    from vlmcompress.cli.asking import Asker, Run
+    from vlmcompress.cli.ask_run import Asker, Run
 
     asker = Asker.__new__(Asker)
     times = iter([100.0, 5.0, 1.0, 3.0])

@@ -14,8 +14,8 @@ from clip_files import write_clip, write_sound
 from PIL import Image
 
 import vlmcompress
-from vlmcompress import video
-from vlmcompress.video import read_video
+from vlmcompress.media import video
+from vlmcompress.media.video import read_video
 
 SAMPLES = Path(vlmcompress.__file__).parent / "assets" / "samples"
 QUESTION = "which way does the circle move ?"

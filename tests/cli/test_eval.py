@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from vlmcompress import loading
-from vlmcompress.cli.advance import Advance
 from vlmcompress.cli.common import between_commas
+from vlmcompress.cli.progress_bar import Advance
+from vlmcompress.models import loading
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ class Second:
 @pytest.mark.parametrize(("part", "told"), [(First(), 2), (Second(), 0)])
 def test_time_left(monkeypatch, capsys, part, told):
     clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr("vlmcompress.cli.advance.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("vlmcompress.cli.progress_bar.time.monotonic", lambda: next(clock))
     with Advance(40, part) as advance:
         for _ in range(4):
             advance(10, "pictures: divprune at 25%")

@@ -3,7 +3,8 @@
 import pytest
 import typer
 
-from vlmcompress import __version__, cli
+from vlmcompress import cli
+from vlmcompress.version import __version__
 
 
 @pytest.fixture

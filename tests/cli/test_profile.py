@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmcompress import real_models
-from vlmcompress.cli import profiling
-from vlmcompress.profiling_stages import STAGES
-from vlmcompress.real_shapes import SHAPES, RealShape
+from vlmcompress.cli import profile_run as profiling
+from vlmcompress.profiler import random_weights as real_models
+from vlmcompress.profiler.published_shapes import SHAPES, RealShape
+from vlmcompress.profiler.stopwatch import STAGES
 
 FAST = ("--rounds", 2, "--output-tokens", 2)
 

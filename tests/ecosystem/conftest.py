@@ -12,7 +12,7 @@ from PIL import Image
 from subject_models import CLIP, LLAMA, build
 
 import vlmcompress
-from vlmcompress.loading import ASSETS
+from vlmcompress.models.names import ASSETS
 
 METHODS = {"divprune": "25%", "fastv": "55%", "divprune+fastv": "25%"}
 """Method -> budget: before the decoder, inside it, both."""

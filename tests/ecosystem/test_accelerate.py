@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import vlmcompress
-from vlmcompress.loading import ASSETS
+from vlmcompress.models.names import ASSETS
 
 FOLDER = ASSETS / "tiny_llava"
 

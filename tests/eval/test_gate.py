@@ -7,8 +7,8 @@ import pytest
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval import gate
-from vlmcompress.eval.cases import Case
 from vlmcompress.eval.gate import baselines_of, compare, judge, save
+from vlmcompress.eval.run.cases import Case
 
 ONE, OTHER = ("pictures", Case("divprune", "25%")), ("pictures", Case("fastv", None))
 

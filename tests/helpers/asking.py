@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from vlmcompress.eval.answering import Batch, answer
-from vlmcompress.eval.cases import Case
-from vlmcompress.eval.samples import Sample
-from vlmcompress.eval.tasks import load_tasks
+from vlmcompress.eval.run.answering import Batch, answer
+from vlmcompress.eval.run.cases import Case
+from vlmcompress.eval.tasks.registry import load_tasks
+from vlmcompress.eval.tasks.task import Sample
 
 SEED = 50
 """Far from the worlds of the committed results."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from made_up_run import TOKENS, MadeUp, line, write
 
-from vlmcompress.eval.cases import FULL, RANDOM, TEXT_ONLY, Case
-from vlmcompress.eval.results import summarise
+from vlmcompress.eval.results.summary import summarise
+from vlmcompress.eval.run.cases import FULL, RANDOM, TEXT_ONLY, Case
 
 BASELINES = {**dict.fromkeys(RANDOM, 30), "stride": 25, "downsample": 35}
 """Wrong answers of each."""

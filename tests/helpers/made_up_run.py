@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmcompress.eval import statistics
-from vlmcompress.eval.cases import FULL, RANDOM, TEXT_ONLY, Case
-from vlmcompress.eval.results_run import Run
-from vlmcompress.eval.results_run import read_run as read
-from vlmcompress.eval.samples import Sample
-from vlmcompress.eval.store import ANSWERS, RUN, TIMES, Store
+from vlmcompress.eval.results import statistics
+from vlmcompress.eval.results.read import Run
+from vlmcompress.eval.results.read import read_run as read
+from vlmcompress.eval.run.cases import FULL, RANDOM, TEXT_ONLY, Case
+from vlmcompress.eval.run.store import ANSWERS, RUN, TIMES, Store
+from vlmcompress.eval.tasks.task import Sample
 from vlmcompress.files import write_json
 
 KINDS = ("color", "shape", "place", "count", "reading", "presence", "relation")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlmcompress.eval.tasks import load_tasks
+from vlmcompress.eval.tasks.registry import load_tasks
 
 CLIP = Path(__file__).parents[2] / "vlmcompress" / "assets" / "samples" / "stage.mp4"
 

@@ -21,10 +21,10 @@ from lmms_eval.tasks import TaskManager
 
 import vlmcompress
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.eval.answering import Batch, answer
-from vlmcompress.eval.cases import Case
 from vlmcompress.eval.lmms_task import write_task
-from vlmcompress.eval.tasks import load_tasks
+from vlmcompress.eval.run.answering import Batch, answer
+from vlmcompress.eval.run.cases import Case
+from vlmcompress.eval.tasks.registry import load_tasks
 
 LIMIT, BATCH = 40, 8
 CPU = "device=cpu,dtype=float32"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vlmcompress.eval import stand_ins
-from vlmcompress.eval.stand_ins import LAYERS, Widths, asked_of, methods, tokens
+from dev.benchmarks import random_signals as stand_ins
+from dev.benchmarks.random_signals import LAYERS, Widths, asked_of, methods, tokens
 from vlmcompress.tokens import Grid
 
 __all__ = ["LAYERS", "Layer", "asked_of", "make", "methods", "tokens", "told"]

@@ -8,8 +8,8 @@ from shown import Layer
 
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.adaptinfer import PUBLISHED, AdaptInfer
-from vlmcompress.methods.base import mean_tokens, tokens_per_layer
-from vlmcompress.methods.shares import cut, meet, scaled_cuts, stairs
+from vlmcompress.methods.contracts.method import mean_tokens, tokens_per_layer
+from vlmcompress.methods.shared.calibrated_schedules import cut, meet, scaled_cuts, stairs
 from vlmcompress.tokens import Grid
 
 SHARES = (1.0, 1.0, 0.6, 0.6, 0.25, 0.1)

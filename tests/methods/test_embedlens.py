@@ -7,8 +7,8 @@ import torch
 
 from vlmcompress.calibrate.embedlens import Tally, calibrate_embedlens
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.loading import load
 from vlmcompress.methods.embedlens import EmbedLens, WordTable, write_table
+from vlmcompress.models.loading import load
 from vlmcompress.tokens import Grid, VisualTokens
 
 WORDS = torch.eye(6)

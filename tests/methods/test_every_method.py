@@ -11,7 +11,7 @@ from shown import Layer, asked_of, make, methods, tokens
 
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods import DecoderMethod, Reducer, Selector
-from vlmcompress.methods.base import mean_tokens, tokens_per_layer
+from vlmcompress.methods.contracts.method import mean_tokens, tokens_per_layer
 from vlmcompress.tokens import Grid
 
 GRIDS = [Grid(1, 1, 1), Grid(1, 4, 4), Grid(1, 3, 5), Grid(1, 1, 7), Grid(4, 3, 3), Grid(1, 6, 6)]
@@ -195,7 +195,7 @@ def guided(name):
 
 
 def make_needs(name):
-    from vlmcompress.methods import METHODS
+    from vlmcompress.methods.registry import METHODS
 
     return METHODS.get(name).needs
 
@@ -265,7 +265,8 @@ def test_an_attention_of_nan_is_one_clear_error(method):
 
 
 def test_every_method_is_described_for_tables():
-    from vlmcompress.methods import METHODS, list_methods
+    from vlmcompress.methods import list_methods
+    from vlmcompress.methods.registry import METHODS
 
     for info in list_methods():
         assert info.summary

@@ -9,8 +9,8 @@ from mergers import AFTER, MERGERS, by_name, randn
 
 from vlmcompress.errors import BudgetError, CompositionError, VLMCompressError
 from vlmcompress.methods.aim_merge import AimMerge
+from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.mctf import MCTF
-from vlmcompress.methods.pipeline import Pipeline
 from vlmcompress.methods.pitome import PiToMe
 from vlmcompress.methods.tome import ToMe
 from vlmcompress.ops.groups import reduce

@@ -10,8 +10,8 @@ from mergers import AFTER, GRIDS, MERGERS, by_name, randn
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.aim_merge import AimMerge
 from vlmcompress.methods.mctf import MCTF
-from vlmcompress.methods.merging import Merger
 from vlmcompress.methods.pitome import PiToMe
+from vlmcompress.methods.shared.token_merging import Merger
 from vlmcompress.methods.tome import ToMe
 from vlmcompress.ops.groups import reduce
 from vlmcompress.ops.merge import bipartite, energy_matching, three_factor

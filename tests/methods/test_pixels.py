@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vlmcompress.errors import BudgetError, CompositionError, VLMCompressError
+from vlmcompress.methods.contracts.before_projector import PixelTokens
 from vlmcompress.methods.downsample import Downsample
 from vlmcompress.methods.pixelprune import PixelPrune
 from vlmcompress.methods.pool import Pool
-from vlmcompress.methods.upstream import PixelTokens
 from vlmcompress.tokens import Grid, VisualTokens
 
 ALL, QWEN = ("encoder", "projector", "decoder"), ("pixels", "projector", "decoder")

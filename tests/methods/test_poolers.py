@@ -12,7 +12,7 @@ from vlmcompress.methods.m3 import M3
 from vlmcompress.methods.pllava import PLLaVA
 from vlmcompress.methods.pool import Pool
 from vlmcompress.methods.ppllava import PPLLaVA
-from vlmcompress.methods.shapes import near_square
+from vlmcompress.methods.shared.grid_shapes import near_square
 from vlmcompress.ops.pool import window
 from vlmcompress.tokens import Grid, VisualTokens
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlmcompress.ops.provenance import grouped
+from vlmcompress.ops.groups import grouped
 
 
 def test_hand_example():

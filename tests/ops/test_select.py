@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops import farthest, select
+from vlmcompress.ops import farthest_point_cpu as farthest
+from vlmcompress.ops import select
 from vlmcompress.ops.select import farthest_point, top_k
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from vlmcompress.patches import family_of
-from vlmcompress.patches.tower import attention_layers
+from vlmcompress.patches.families.registry import family_of
+from vlmcompress.patches.families.tower_layers import attention_layers
 
 
 def running_towers(subject: Any) -> list[Any]:

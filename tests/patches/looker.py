@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from vlmcompress.methods.base import Selector
+from vlmcompress.methods.contracts.method import Selector
 from vlmcompress.tokens import VisualTokens
 
 

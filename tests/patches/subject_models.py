@@ -19,7 +19,7 @@ from subjects import (
     TileSubject,
 )
 
-from vlmcompress.loading import load
+from vlmcompress.models.loading import load
 
 TEXT = {
     "hidden_size": 32,

@@ -12,9 +12,10 @@ from snapshots import snapshot
 
 from vlmcompress.api import compress
 from vlmcompress.errors import BudgetError, VLMCompressError
-from vlmcompress.methods import METHODS, DecoderMethod, Selector, get_method
-from vlmcompress.methods.base import resolve
-from vlmcompress.patches import family_of
+from vlmcompress.methods import DecoderMethod, Selector, get_method
+from vlmcompress.methods.contracts.method import resolve
+from vlmcompress.methods.registry import METHODS
+from vlmcompress.patches.families.registry import family_of
 
 BUDGETS = ("50%", "80%", None)
 """The first that a method can meet; None for its own setting."""

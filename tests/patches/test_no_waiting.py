@@ -14,8 +14,8 @@ from shown import told
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmcompress.api import compress
-from vlmcompress.methods import METHODS
-from vlmcompress.methods.base import DecoderMethod
+from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.registry import METHODS
 
 WAITING = {
     "_local_scalar_dense",

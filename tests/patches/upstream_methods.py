@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from vlmcompress.methods.upstream import EncoderMethod, Merge, PixelSelector, Resizer
+from vlmcompress.methods.contracts.before_projector import (
+    EncoderMethod,
+    Merge,
+    PixelSelector,
+    Resizer,
+)
 from vlmcompress.tokens import Grid
 
 

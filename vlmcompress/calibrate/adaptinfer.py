@@ -23,9 +23,9 @@ from vlmcompress.calibrate.document import depth, document, share_of
 from vlmcompress.calibrate.questions import Asked, batches
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.adaptinfer import AdaptInfer
-from vlmcompress.methods.base import DecoderMethod, tokens_per_layer
-from vlmcompress.methods.layer_view import LayerView
-from vlmcompress.methods.shares import cut, meet, stairs
+from vlmcompress.methods.contracts.layer_view import LayerView
+from vlmcompress.methods.contracts.method import DecoderMethod, tokens_per_layer
+from vlmcompress.methods.shared.calibrated_schedules import cut, meet, stairs
 
 RATIOS = (0.22, 0.35, 0.1, 0.5, 0.7)
 """What each cut after the first may leave of the cut before; the paper's usual one first."""

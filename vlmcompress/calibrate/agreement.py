@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.api import compress
-from vlmcompress.methods.base import Method
+from vlmcompress.methods.contracts.method import Method
 
 Inputs = Sequence[dict[str, Any]]
 """Some batches of prompts."""

@@ -10,10 +10,10 @@ import torch
 import transformers
 
 import vlmcompress
-from vlmcompress.budget import Budget
+from vlmcompress.budget.budget import Budget
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods.shares import VERSION
-from vlmcompress.patches import family_of
+from vlmcompress.methods.shared.calibrated_schedules import VERSION
+from vlmcompress.patches.families.registry import family_of
 
 _DIGITS = 6
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from vlmcompress.api import compress
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import Selector
+from vlmcompress.methods.contracts.method import Selector
 from vlmcompress.methods.embedlens import WordTable
-from vlmcompress.methods.saliency import NEED, saliency
-from vlmcompress.ops.nearest import nearest_rows
+from vlmcompress.methods.shared.saliency import NEED, saliency
+from vlmcompress.ops.nearest_rows import nearest_rows
 from vlmcompress.tokens import Grid, VisualTokens
 
 TOKENS = 0.05

@@ -12,7 +12,7 @@ from vlmcompress.calibrate.document import depth, document, share_of
 from vlmcompress.calibrate.questions import Asked, batches
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.psigmoid import PSigmoid, sigmoid_shares, solve_alpha
-from vlmcompress.methods.shares import cut
+from vlmcompress.methods.shared.calibrated_schedules import cut
 
 STEPS = 16
 """Shares are searched in steps of 1 / 16."""

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from vlmcompress import __version__
 from vlmcompress.cli.ask import ask
 from vlmcompress.cli.calibrate import calibrate
 from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls
 from vlmcompress.cli.profile import profile
+from vlmcompress.version import __version__
 
 # click's class, wherever the installed typer keeps click.
 _UsageError: Any = typer.BadParameter.__mro__[1]

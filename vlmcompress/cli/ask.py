@@ -22,8 +22,8 @@ from vlmcompress.cli.options import (
 from vlmcompress.files import whole_file
 
 if TYPE_CHECKING:
-    from vlmcompress.cli.asking import Asker, Run
-    from vlmcompress.cli.request import Request
+    from vlmcompress.cli.ask_request import Request
+    from vlmcompress.cli.ask_run import Asker, Run
 
 
 class Positions(str, Enum):
@@ -107,8 +107,8 @@ def ask(
 
     Bad input ends with exit code 2 and one line on stderr.
     """
-    from vlmcompress.cli.request import Given as Media
-    from vlmcompress.cli.request import check
+    from vlmcompress.cli.ask_request import Given as Media
+    from vlmcompress.cli.ask_request import check
 
     media = Media(given or [], image or [], video or [], question, frames, fps)
     request = check(media, model, method, budget, option or [], overlay)
@@ -118,15 +118,15 @@ def ask(
             runs = _run(asker, request, positions.value, repeat if compare else None)
     if overlay is not None:
         _draw(overlay, request, runs[-1], asker)
-    from vlmcompress.cli.show import as_document, as_text
+    from vlmcompress.cli.ask_output import as_document, as_text
 
     typer.echo(as_document(request, asker, runs) if as_json else as_text(request, runs))
 
 
 def _load(request: Request, device: str | None, dtype: str | None, max_new_tokens: int) -> Asker:
     with progress(f"loading {request.model}"):
-        from vlmcompress.cli.asking import Asker
-        from vlmcompress.loading import load
+        from vlmcompress.cli.ask_run import Asker
+        from vlmcompress.models.loading import load
 
         model, processor = load(request.model, device=device, dtype=dtype)
         return Asker(model, processor, request.media, request.question, max_new_tokens)
@@ -134,7 +134,7 @@ def _load(request: Request, device: str | None, dtype: str | None, max_new_token
 
 def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[Run]:
     """The reduced run, or the full and the reduced one."""
-    from vlmcompress.cli.asking import Setting
+    from vlmcompress.cli.ask_run import Setting
 
     reduced = Setting(request.method, request.methods, request.budget, positions)
     if rounds is None:
@@ -143,7 +143,7 @@ def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> 
 
 
 def _draw(path: Path, request: Request, run: Run, asker: Asker) -> None:
-    from vlmcompress.overlay import draw
+    from vlmcompress.report.overlay import draw
 
     picture = draw(request.media, run.report.images, asker.processor)
     with whole_file(path) as draft:

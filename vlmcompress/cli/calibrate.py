@@ -127,7 +127,7 @@ def _asked(model: str, data: Path | None, limit: int, seed: int, budget: str | N
     from vlmcompress.calibrate import read_questions, training_questions
     from vlmcompress.calibrate.document import share_of
     from vlmcompress.errors import VLMCompressError
-    from vlmcompress.loading import BUILT_IN, resolve
+    from vlmcompress.models.names import BUILT_IN, resolve
 
     share_of(budget)
     resolve(model)
@@ -154,10 +154,10 @@ def _measure(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """What the file is to hold."""
-    from vlmcompress import loading
     from vlmcompress.calibrate import calibrate_adaptinfer, calibrate_gsearch
     from vlmcompress.calibrate.embedlens import calibrate_embedlens
     from vlmcompress.calibrate.questions import batches
+    from vlmcompress.models import loading
 
     with progress(f"loading {model}"):
         loaded, processor = loading.load(model, device=device, dtype=dtype)

@@ -90,6 +90,6 @@ def silent_libraries() -> Iterator[None]:
 
 def between_commas(text: str) -> list[str]:
     """The parts between commas that are not inside parentheses."""
-    from vlmcompress.methods.spec import split
+    from vlmcompress.methods.composition.spec import split
 
     return [part.strip() for part in split(text, ",")]

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmcompress.cli.advance import Advance
 from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet
 from vlmcompress.cli.options import Device, Dtype
+from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
 
 if TYPE_CHECKING:
-    from vlmcompress.eval.evaluate import Plan
+    from vlmcompress.eval.run.evaluate import Plan
 
 Model = Annotated[
     str | None,
@@ -109,7 +109,7 @@ def evaluate(
         "--dtype": dtype,
         "--save-baselines": save_baselines,
     }
-    from vlmcompress.eval.needs import check_eval
+    from vlmcompress.eval.extras import check_eval
 
     check_eval()
     if check is not None:
@@ -120,7 +120,7 @@ def evaluate(
         raise VLMCompressError("give a folder for the answers and the report: --out DIR")
     if save_baselines is not None:
         check_output(save_baselines, frozenset({".json"}))
-    from vlmcompress.eval.evaluate import Plan
+    from vlmcompress.eval.run.evaluate import Plan
 
     plan = Plan(
         model or "tiny-llava",
@@ -154,11 +154,11 @@ def _no_others(names: Sequence[str]) -> None:
 def _evaluate(plan: Plan, out: Path, resume: bool, baselines: Path | None) -> None:
     import json
 
-    from vlmcompress.eval.evaluate import Evaluation
     from vlmcompress.eval.gate import save
-    from vlmcompress.eval.report import PAGE, RESULTS, write_report
-    from vlmcompress.eval.results import read_run
-    from vlmcompress.eval.store import check_folder
+    from vlmcompress.eval.report.write import PAGE, RESULTS, write_report
+    from vlmcompress.eval.results.summary import read_run
+    from vlmcompress.eval.run.evaluate import Evaluation
+    from vlmcompress.eval.run.store import check_folder
 
     check_folder(out, resume)
     with quiet():
@@ -180,7 +180,7 @@ def _evaluate(plan: Plan, out: Path, resume: bool, baselines: Path | None) -> No
 
 def _show(results: dict[str, Any]) -> None:
     """The warnings, and the best at every budget; the rest stands in the report."""
-    from vlmcompress.eval.report_text import sentences, warnings
+    from vlmcompress.eval.report.text import sentences, warnings
 
     for task, text in warnings(results):
         typer.echo(f"warning: {task}: {text}", err=True)

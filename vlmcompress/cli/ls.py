@@ -57,7 +57,7 @@ def _methods() -> list[dict[str, Any]]:
 
 def _models() -> dict[str, list[dict[str, Any]]]:
     from vlmcompress.api import list_models
-    from vlmcompress.loading import ASSETS, BUILT_IN
+    from vlmcompress.models.names import ASSETS, BUILT_IN
 
     return {
         "built_in": [

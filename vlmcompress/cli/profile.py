@@ -13,7 +13,7 @@ from vlmcompress.cli.options import Device, Dtype, Fps, Frames, ImageFiles, Mode
 from vlmcompress.files import check_output, whole_file
 
 if TYPE_CHECKING:
-    from vlmcompress.profiler import Profile
+    from vlmcompress.profiler.measure import Profile
 
 
 class Attention(str, Enum):
@@ -122,7 +122,7 @@ def profile(
 
     Bad input ends with exit code 2 and one line on stderr.
     """
-    from vlmcompress.cli.profiling import Random, ask_for, measure, random_prompt, sample_prompt
+    from vlmcompress.cli.profile_run import Random, ask_for, measure, random_prompt, sample_prompt
 
     own = {
         "--layers": layers,
@@ -149,7 +149,7 @@ def _check_outputs(document: Path | None, plot: Path | None) -> None:
     if document is not None and str(document) != "-":
         check_output(document, frozenset({".json"}))
     if plot is not None:
-        from vlmcompress.profile_plot import SUFFIXES, check_matplotlib
+        from vlmcompress.profiler.plot import SUFFIXES, check_matplotlib
 
         check_output(plot, SUFFIXES)
         check_matplotlib()
@@ -158,11 +158,11 @@ def _check_outputs(document: Path | None, plot: Path | None) -> None:
 def _write(found: Profile, document: Path | None, plot: Path | None) -> None:
     import json
 
-    from vlmcompress.cli.profile_show import show
+    from vlmcompress.cli.profile_output import show
 
     text = json.dumps(found.to_dict(), indent=1)
     if plot is not None:
-        from vlmcompress.profile_plot import draw
+        from vlmcompress.profiler.plot import draw
 
         with whole_file(plot) as draft:
             draw(found, draft)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from vlmcompress.errors import CompositionError, VLMCompressError
-from vlmcompress.methods.base import (
+from vlmcompress.methods.contracts.layer_view import LayerView
+from vlmcompress.methods.contracts.method import (
     DecoderMethod,
     Method,
     ProjectorMethod,
@@ -16,61 +17,7 @@ from vlmcompress.methods.base import (
     Selector,
     Stage,
 )
-from vlmcompress.methods.layer_view import LayerView
-from vlmcompress.registry import Registry
-
-METHODS: Registry[Method] = Registry("method", "vlmcompress.methods.base:Method")
-for _name, _entry in {
-    "full": "baselines:Full",
-    "text-only": "baselines:TextOnly",
-    "random": "random:Random",
-    "stride": "stride:Stride",
-    "pool": "pool:Pool",
-    "downsample": "downsample:Downsample",
-    "pixelprune": "pixelprune:PixelPrune",
-    "tome": "tome:ToMe",
-    "pitome": "pitome:PiToMe",
-    "mctf": "mctf:MCTF",
-    "divprune": "divprune:DivPrune",
-    "hiprune": "hiprune:HiPrune",
-    "hiprune-pp": "hiprune_pp:HiPrunePP",
-    "todre-select": "todre_select:TodreSelect",
-    "zoo-prune": "zoo_prune:ZooPrune",
-    "embedlens": "embedlens:EmbedLens",
-    "token-correlation": "token_correlation:TokenCorrelation",
-    "vispruner": "vispruner:VisPruner",
-    "holov": "holov:HoloV",
-    "cdpruner": "cdpruner:CDPruner",
-    "scope": "scope:Scope",
-    "mmtok": "mmtok:MMTok",
-    "evs": "evs:EVS",
-    "vidcom2": "vidcom2:VidCom2",
-    "fastvid": "fastvid:FastVID",
-    "visionzip": "visionzip:VisionZip",
-    "aim-merge": "aim_merge:AimMerge",
-    "expedit": "expedit:Expedit",
-    "ppllava": "ppllava:PPLLaVA",
-    "pllava": "pllava:PLLaVA",
-    "m3": "m3:M3",
-    "fastv": "fastv:FastV",
-    "pyramiddrop": "pyramiddrop:PyramidDrop",
-    "adaptinfer": "adaptinfer:AdaptInfer",
-    "feather": "feather:Feather",
-    "psigmoid": "psigmoid:PSigmoid",
-    "sparsevlm": "sparsevlm:SparseVLM",
-    "dart": "dart:DART",
-    "aim-prune": "aim_prune:AimPrune",
-    "corematching": "corematching:CoreMatching",
-    "var": "var:VAR",
-    "todre-exit": "todre_exit:TodreExit",
-}.items():
-    METHODS.register(_name, f"vlmcompress.methods.{_entry}")
-
-COMPOSITIONS = {
-    "aim": "aim-merge+aim-prune",
-    "todre": "todre-select+todre-exit",
-}
-"""Papers of several stages: their name stands for the methods that they are made of."""
+from vlmcompress.methods.registry import METHODS
 
 M = TypeVar("M", bound=Method)
 
@@ -111,10 +58,10 @@ def get_method(name: str, **options: Any) -> Method:
         options: fields of the method.
 
     Raises:
-        VLMCompressError: see `vlmcompress.methods.spec.parse`; also for a composition.
+        VLMCompressError: see `vlmcompress.methods.composition.spec.parse`; also for a composition.
     """
     # It needs the registry above.
-    from vlmcompress.methods.spec import parse
+    from vlmcompress.methods.composition.spec import parse
 
     pipeline = parse(name, **options)
     if len(pipeline.methods) > 1:

@@ -12,11 +12,19 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import DecoderMethod
-from vlmcompress.methods.checks import check_cuts, check_types
-from vlmcompress.methods.layer_view import LayerView
-from vlmcompress.methods.published import published
-from vlmcompress.methods.shares import Calibrated, check_depth, cut, meet, scaled_cuts, stairs
+from vlmcompress.methods.contracts.layer_view import LayerView
+from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.shared.calibrated_schedules import (
+    Calibrated,
+    check_depth,
+    cut,
+    meet,
+    scaled_cuts,
+    stairs,
+)
+from vlmcompress.methods.shared.published_tables import published
+from vlmcompress.methods.shared.schedules import check_cuts
 from vlmcompress.ops.text_prior import weigh_by_text
 
 PUBLISHED = Path(__file__).parent / "data" / "adaptinfer.json"

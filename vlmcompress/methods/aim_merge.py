@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import BudgetError, VLMCompressError
-from vlmcompress.methods.base import Reducer
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.merging import Crowd, merge_in_rounds
+from vlmcompress.methods.contracts.method import Reducer
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.token_merging import Crowd, merge_in_rounds
 from vlmcompress.ops.finite import finite
 from vlmcompress.ops.groups import Groups
 from vlmcompress.ops.merge import ranked_bipartite

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.base import Selector
+from vlmcompress.methods.contracts.method import Selector
 from vlmcompress.tokens import Grid, VisualTokens
 
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.saliency import check_signal
-from vlmcompress.methods.text import text_cosine
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.saliency import check_signal
+from vlmcompress.methods.shared.text_similarity import text_cosine
 from vlmcompress.ops.coverage import dpp_map
 from vlmcompress.tokens import VisualTokens
 

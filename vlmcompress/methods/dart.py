@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import DecoderMethod
-from vlmcompress.methods.checks import check_types
-from vlmcompress.methods.layer_view import LayerView
-from vlmcompress.methods.schedules import one_cut
-from vlmcompress.ops.places import best, marked
+from vlmcompress.methods.contracts.layer_view import LayerView
+from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.shared.schedules import one_cut
+from vlmcompress.ops.ranking import best, marked
 from vlmcompress.ops.select import top_k
 from vlmcompress.ops.similarity import unit_rows
 

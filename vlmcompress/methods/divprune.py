@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.ops.select import farthest_point
 from vlmcompress.tokens import VisualTokens
 

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from vlmcompress.methods.base import Stage
-from vlmcompress.methods.checks import check_types
-from vlmcompress.methods.shapes import Pooler
-from vlmcompress.methods.upstream import Resizer
+from vlmcompress.methods.contracts.before_projector import Resizer
+from vlmcompress.methods.contracts.method import Stage
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.shared.grid_shapes import Pooler
 from vlmcompress.ops.pool import window
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import Selector, share_kept
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.published import published
-from vlmcompress.ops.nearest import nearest_rows
+from vlmcompress.methods.contracts.method import Selector, share_kept
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.published_tables import published
+from vlmcompress.ops.nearest_rows import nearest_rows
 from vlmcompress.tokens import Grid, VisualTokens
 
 PUBLISHED = Path(__file__).parent / "data" / "embedlens.json"

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.stride import Stride
 from vlmcompress.ops.select import top_k
 from vlmcompress.ops.similarity import unit_rows

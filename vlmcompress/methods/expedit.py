@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.checks import check_types
-from vlmcompress.methods.shapes import Pooler
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.shared.grid_shapes import Pooler
 from vlmcompress.ops.cluster import soft_cluster
 from vlmcompress.ops.groups import Groups
 from vlmcompress.tokens import Grid, Reduction, VisualTokens

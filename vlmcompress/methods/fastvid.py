@@ -8,15 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.base import Reducer
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.saliency import NEED, saliency
+from vlmcompress.methods.contracts.method import Reducer
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.saliency import NEED, saliency
+from vlmcompress.ops.apportion import apportion, even
 from vlmcompress.ops.density import absorb, density_peaks
 from vlmcompress.ops.finite import check_finite
-from vlmcompress.ops.places import best, marked
-from vlmcompress.ops.provenance import grouped
+from vlmcompress.ops.groups import grouped
+from vlmcompress.ops.ranking import best, marked
 from vlmcompress.ops.select import top_k
-from vlmcompress.ops.share import apportion, even
 from vlmcompress.ops.similarity import unit_rows
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 

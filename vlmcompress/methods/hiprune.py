@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.frames import select_by_frame
-from vlmcompress.methods.saliency import check_signal
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.per_frame import select_by_frame
+from vlmcompress.methods.shared.saliency import check_signal
 from vlmcompress.ops.finite import check_finite
-from vlmcompress.ops.places import best, marked, ranks
+from vlmcompress.ops.ranking import best, marked, ranks
 from vlmcompress.tokens import Grid, VisualTokens
 
 # LLaVA takes the output of layer 23 of CLIP-L; the paper's object layer there.

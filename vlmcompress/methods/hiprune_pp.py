@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmcompress.methods.checks import check_fields
+from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.hiprune import HiPrune, add_best
-from vlmcompress.methods.text import text_cosine
+from vlmcompress.methods.shared.text_similarity import text_cosine
 from vlmcompress.tokens import VisualTokens
 
 

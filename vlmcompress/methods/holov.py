@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.frames import frame_quotas, select_by_frame
-from vlmcompress.methods.saliency import NEED, saliency
-from vlmcompress.ops.places import best
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.per_frame import frame_quotas, select_by_frame
+from vlmcompress.methods.shared.saliency import NEED, saliency
+from vlmcompress.ops.ranking import best
 from vlmcompress.ops.similarity import unit_rows
 from vlmcompress.tokens import Grid, VisualTokens
 

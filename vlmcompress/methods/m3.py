@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods.checks import check_types
-from vlmcompress.methods.shapes import Pooler
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.shared.grid_shapes import Pooler
 from vlmcompress.ops.pool import geometry, strided
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods.base import share_kept
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.merging import Crowd, Merger
-from vlmcompress.methods.saliency import check_signal
-from vlmcompress.methods.upstream import EncoderView
+from vlmcompress.methods.contracts.before_projector import EncoderView
+from vlmcompress.methods.contracts.method import share_kept
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.saliency import check_signal
+from vlmcompress.methods.shared.token_merging import Crowd, Merger
 from vlmcompress.ops.merge import positive, three_factor
 from vlmcompress.tokens import Grid, VisualTokens
 

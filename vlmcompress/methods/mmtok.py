@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.text import text_cosine
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.text_similarity import text_cosine
 from vlmcompress.ops.coverage import facility_location
 from vlmcompress.ops.similarity import cosines
 from vlmcompress.tokens import VisualTokens

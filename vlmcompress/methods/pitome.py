@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import share_kept
-from vlmcompress.methods.merging import Crowd, Merger, descend
-from vlmcompress.methods.upstream import EncoderView
+from vlmcompress.methods.contracts.before_projector import EncoderView
+from vlmcompress.methods.contracts.method import share_kept
+from vlmcompress.methods.shared.token_merging import Crowd, Merger, descend
 from vlmcompress.ops.merge import bipartite, energy_matching
 from vlmcompress.tokens import Grid
 

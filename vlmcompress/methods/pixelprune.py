@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import share_kept
-from vlmcompress.methods.checks import check_types
-from vlmcompress.methods.upstream import PixelSelector, PixelTokens
+from vlmcompress.methods.contracts.before_projector import PixelSelector, PixelTokens
+from vlmcompress.methods.contracts.method import share_kept
+from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.ops.select import top_k
 from vlmcompress.tokens import Grid
 

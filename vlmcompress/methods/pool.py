@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vlmcompress.methods.shapes import Pooler
+from vlmcompress.methods.shared.grid_shapes import Pooler
 from vlmcompress.ops.pool import window
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.checks import check_types
-from vlmcompress.methods.saliency import check_signal
-from vlmcompress.methods.shapes import Pooler, near_square
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.shared.grid_shapes import Pooler, near_square
+from vlmcompress.methods.shared.saliency import check_signal
 from vlmcompress.ops.pool import geometry, strided
 from vlmcompress.ops.similarity import cosines
 from vlmcompress.tokens import Grid, Reduction, VisualTokens

@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import DecoderMethod
-from vlmcompress.methods.checks import check_cuts, check_reachable, check_types
-from vlmcompress.methods.layer_view import LayerView
-from vlmcompress.methods.schedules import falling, nearest
+from vlmcompress.methods.contracts.layer_view import LayerView
+from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.shared.schedules import check_cuts, check_reachable, falling, nearest
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_types
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.tokens import VisualTokens
 
 # The CPU generator reads 32 bits of a seed only, so seed and image index have to share them.

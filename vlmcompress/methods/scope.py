@@ -8,9 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.saliency import NEED, saliency
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.saliency import NEED, saliency
 from vlmcompress.ops.coverage import facility_location
 from vlmcompress.ops.similarity import cosines
 from vlmcompress.tokens import VisualTokens

@@ -7,10 +7,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from vlmcompress.methods.base import DecoderMethod
-from vlmcompress.methods.checks import check_cuts, check_types
-from vlmcompress.methods.layer_view import LayerView
-from vlmcompress.methods.shares import cut, meet, scaled_cuts, stairs
+from vlmcompress.methods.contracts.layer_view import LayerView
+from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.shared.calibrated_schedules import cut, meet, scaled_cuts, stairs
+from vlmcompress.methods.shared.schedules import check_cuts
 from vlmcompress.ops.text_prior import text_raters
 
 _CUTS, _DEPTH, _TOKENS = (3, 7, 16), 32, 576

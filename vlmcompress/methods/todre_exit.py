@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import BudgetError, VLMCompressError
-from vlmcompress.methods.base import DecoderMethod
-from vlmcompress.methods.checks import check_cuts, check_types
-from vlmcompress.methods.layer_view import LayerView
+from vlmcompress.methods.contracts.layer_view import LayerView
+from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.shared.schedules import check_cuts
 
 
 @dataclass(frozen=True)

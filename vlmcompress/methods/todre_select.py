@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.random import Random
-from vlmcompress.methods.saliency import check_signal
+from vlmcompress.methods.shared.saliency import check_signal
 from vlmcompress.ops.select import max_sum
 from vlmcompress.tokens import VisualTokens
 

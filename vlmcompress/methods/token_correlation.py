@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import Selector, share_kept
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.saliency import check_signal
+from vlmcompress.methods.contracts.method import Selector, share_kept
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.saliency import check_signal
+from vlmcompress.ops.apportion import apportion
 from vlmcompress.ops.finite import check_finite
-from vlmcompress.ops.places import best, ranks
-from vlmcompress.ops.share import apportion
+from vlmcompress.ops.ranking import best, ranks
 from vlmcompress.ops.similarity import self_cosines, unit_rows
 from vlmcompress.tokens import Grid, VisualTokens
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmcompress.methods.merging import Crowd, Merger
-from vlmcompress.methods.upstream import EncoderView
+from vlmcompress.methods.contracts.before_projector import EncoderView
+from vlmcompress.methods.shared.token_merging import Crowd, Merger
 from vlmcompress.ops.merge import bipartite
 
 

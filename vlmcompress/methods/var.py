@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import DecoderMethod
-from vlmcompress.methods.checks import check_cuts, check_types
-from vlmcompress.methods.layer_view import LayerView
-from vlmcompress.methods.published import published
-from vlmcompress.methods.schedules import one_cut
+from vlmcompress.methods.contracts.layer_view import LayerView
+from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.shared.published_tables import published
+from vlmcompress.methods.shared.schedules import check_cuts, one_cut
 from vlmcompress.ops.sinks import sinkness
 
 PUBLISHED = Path(__file__).parent / "data" / "sinks.json"

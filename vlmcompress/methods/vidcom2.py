@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.ops.places import best
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.ops.apportion import apportion
+from vlmcompress.ops.ranking import best
 from vlmcompress.ops.select import top_k
-from vlmcompress.ops.share import apportion
 from vlmcompress.ops.similarity import unit_rows
 from vlmcompress.tokens import VisualTokens
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from vlmcompress.methods.base import Reducer
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.frames import frame_quotas
-from vlmcompress.methods.saliency import NEED, saliency
+from vlmcompress.methods.contracts.method import Reducer
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.per_frame import frame_quotas
+from vlmcompress.methods.shared.saliency import NEED, saliency
 from vlmcompress.ops.finite import check_finite
-from vlmcompress.ops.places import best, marked
-from vlmcompress.ops.provenance import grouped
+from vlmcompress.ops.groups import grouped
+from vlmcompress.ops.ranking import best, marked
 from vlmcompress.ops.similarity import unit_rows
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
-from vlmcompress.methods.frames import select_by_frame
-from vlmcompress.methods.saliency import NEED, saliency
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.per_frame import select_by_frame
+from vlmcompress.methods.shared.saliency import NEED, saliency
 from vlmcompress.ops.similarity import MATRIX_BYTES, self_cosines, unit_rows
 from vlmcompress.tokens import VisualTokens
 

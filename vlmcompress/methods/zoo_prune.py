@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.base import Selector
-from vlmcompress.methods.checks import check_fields
+from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.ops.sensitivity import Probe, sensitivity, weighted_farthest_point
 from vlmcompress.ops.similarity import unit_rows
 from vlmcompress.tokens import Grid, VisualTokens

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops.places import ranks
+from vlmcompress.ops.ranking import ranks
 from vlmcompress.ops.similarity import unit_rows
 
 _DUPLICATE = 1e-5

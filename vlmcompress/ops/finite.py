@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops.later import expect
+from vlmcompress.ops.deferred_checks import expect
 
 
 def finite(features: Tensor) -> Tensor:

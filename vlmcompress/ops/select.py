@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.ops.backend import use_triton
-from vlmcompress.ops.farthest import farthest
-from vlmcompress.ops.later import expect
+from vlmcompress.ops.deferred_checks import expect
+from vlmcompress.ops.farthest_point_cpu import farthest
 from vlmcompress.ops.similarity import (
     MATRIX_BYTES,
     Cosines,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops.later import expect
+from vlmcompress.ops.deferred_checks import expect
 
 MATRIX_BYTES = 2**30
 """Memory for the similarities of one selection: a matrix of up to 16384 tokens."""

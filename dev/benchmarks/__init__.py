@@ -1,0 +1,1 @@
+"""Measurements of kernels, selection and whole shapes."""

@@ -1,0 +1,1 @@
+"""Generators of README.md and docs/."""

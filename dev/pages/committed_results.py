@@ -1,0 +1,50 @@
+"""The results that are committed: one folder for each built-in model, and what they are read by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmcompress.errors import VLMCompressError
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "eval"
+"""Holds a folder for each of `FAMILIES`, as `vlmcompress eval --out` writes it."""
+RESULTS = "results.json"
+FAMILIES = {"tiny-llava": "llava", "tiny-qwen": "qwen2_5_vl"}
+"""Model -> its family."""
+
+
+def results(model: str) -> dict[str, Any]:
+    """The content of the results.json of a model, see `vlmcompress.eval.results.summary.summarise`.
+
+    Args:
+        model: one of `FAMILIES`.
+
+    Raises:
+        VLMCompressError: there is no such file, or it is no JSON.
+    """
+    path = FOLDER / model / RESULTS
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VLMCompressError(
+            f"no results of {model!r} are committed, only a checkout has them: no {str(path)!r}"
+        ) from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise VLMCompressError(f"cannot read {str(path)!r}: {error}") from error
+    return found
+
+
+def all_results() -> dict[str, dict[str, Any]]:
+    """Model -> content of its results.json."""
+    return {model: results(model) for model in FAMILIES}
+
+
+def scores_of(row: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """[n] scores of a case, of 0 to 1, question by question."""
+    return np.array([float(score) for score in row["scores"]], dtype=np.float64)

@@ -1,0 +1,170 @@
+"""Many questions about one picture in one sequence, each as if it were asked alone.
+
+The sequence is a shared prefix (`<s> user : <image>`) followed by segments of equal length, one
+question with its answer each. A segment sees the prefix and itself and its positions restart after
+the prefix, so training meets exactly what inference with a single question will.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dev.training.llava.attention_targets import HEADS
+from dev.training.llava.data import FIELDS, IGNORED, PATCHES
+from dev.training.llava.model import vocabulary
+from vlmcompress.eval.worlds.world import KINDS, Question, Scene, ask
+
+PREFIX = ("<s>", "user", ":")
+PREFIX_LENGTH = len(PREFIX) + PATCHES
+SEGMENTS = 14
+SEGMENT_LENGTH = 16
+UNSCORED = -100
+
+IDS = {word: number for number, word in enumerate(vocabulary())}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions about several pictures.
+
+    Attributes:
+        tokens: [B, SEGMENTS, SEGMENT_LENGTH], int64.
+        wanted: Like `tokens`, the next token where it is part of an answer, else `UNSCORED`.
+        kinds: [B, SEGMENTS], index into `KINDS`.
+    """
+
+    tokens: Tensor
+    wanted: Tensor
+    kinds: Tensor
+
+
+def pose(scene: Scene, rng: np.random.Generator, odds: list[float]) -> list[Question]:
+    """Ask `SEGMENTS` questions about `scene`, kinds drawn with `odds`."""
+    questions: list[Question] = []
+    while len(questions) < SEGMENTS:
+        kind = KINDS[int(rng.choice(len(KINDS), p=odds))]
+        question = ask(scene, kind, rng)
+        if question is not None:
+            questions.append(question)
+    return questions
+
+
+def pack(
+    asked: list[list[Question]],
+    ids: Mapping[str, int] = IDS,
+    end: str = "</s>",
+    every_kind: Sequence[str] = KINDS,
+) -> Batch:
+    """Turn questions, as many about each picture, into tokens; padding has the id 0."""
+    shape = (len(asked), len(asked[0]), SEGMENT_LENGTH)
+    tokens = np.zeros(shape, dtype=np.int64)
+    wanted = np.full(shape, UNSCORED)
+    kinds = np.zeros(shape[:2], dtype=np.int64)
+    for row, questions in enumerate(asked):
+        for column, question in enumerate(questions):
+            prompt = [*question.text.split(), "assistant", ":"]
+            words = [ids[word] for word in [*prompt, *question.answer.split(), end]]
+            tokens[row, column, : len(words)] = words
+            start = len(prompt)
+            wanted[row, column, start - 1 : len(words) - 1] = words[start:]
+            kinds[row, column] = every_kind.index(question.kind)
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(wanted), torch.from_numpy(kinds))
+
+
+def positions() -> Tensor:
+    """Position ids of the whole sequence, [1, PREFIX_LENGTH + SEGMENTS * SEGMENT_LENGTH]."""
+    segment = torch.arange(PREFIX_LENGTH, PREFIX_LENGTH + SEGMENT_LENGTH)
+    return torch.cat([torch.arange(PREFIX_LENGTH), segment.repeat(SEGMENTS)])[None]
+
+
+def _causal(length: int, like: Tensor) -> Tensor:
+    mask = torch.full((length, length), float("-inf"), dtype=like.dtype, device=like.device)
+    return mask.triu(1)
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of prefix and segments, with the signature of transformers' attention functions.
+
+    It costs less than half of full attention under a block mask. `prefix` among `kwargs` is the
+    length of the prefix if it is not `PREFIX_LENGTH`. `record` is filled with the attention of the
+    first `HEADS` heads of segments to the prefix, layer by layer; `record_prefix`, where its
+    layers are already keys, with that of the last `HEADS` heads within the prefix.
+    """
+    batch, heads, length, width = query.shape
+    cut = kwargs.get("prefix", PREFIX_LENGTH)
+    query = query * scaling
+    head_q, head_k, head_v = query[:, :, :cut], key[:, :, :cut], value[:, :, :cut]
+    scores = head_q @ head_k.transpose(-1, -2) + _causal(cut, query)
+    head_weights = scores.softmax(dim=-1)
+    head_out = head_weights @ head_v
+
+    tail_q, tail_k, tail_v = query[:, :, cut:], key[:, :, cut:], value[:, :, cut:]
+    split = (batch, heads, (length - cut) // SEGMENT_LENGTH, SEGMENT_LENGTH, width)
+    own = tail_q.reshape(split) @ tail_k.reshape(split).transpose(-1, -2)
+    own = own + _causal(SEGMENT_LENGTH, query)
+    seen = tail_q @ head_k.transpose(-1, -2)
+    weights = torch.cat([seen, own.flatten(2, 3)], dim=-1).softmax(dim=-1)
+    inner = weights[..., cut:].reshape(own.shape) @ tail_v.reshape(split)
+    record = kwargs.get("record")
+    if record is not None:
+        record[module.layer_idx] = weights[:, :HEADS, :, :cut]
+    within = kwargs.get("record_prefix")
+    if within is not None and module.layer_idx in within:
+        within[module.layer_idx] = head_weights[:, -HEADS:]
+    tail_out = weights[..., :cut] @ head_v + inner.flatten(2, 3)
+    return torch.cat([head_out, tail_out], dim=2).transpose(1, 2), None
+
+
+def word_table() -> tuple[Tensor, Tensor]:
+    """Which words describe a label.
+
+    Returns:
+        The ids of all describing words, [W], and for each field and value which of them apply,
+        [fields, values, W] float. The middle of an object is called "object": one such patch an
+        object makes counting possible.
+    """
+    words: dict[str, list[tuple[str, ...]]] = {
+        "shape": [(word,) for word in FIELDS["shape"]],
+        "color": [(word,) for word in FIELDS["color"]],
+        "size": [() for _ in FIELDS["size"]],
+        "glyph": [(word,) for word in FIELDS["glyph"]],
+        "place": [tuple(place.split()) for place in FIELDS["place"]],
+        "middle": [("object",)],
+    }
+    ids = sorted({IDS[word] for field in words.values() for value in field for word in value})
+    values = max(len(field) for field in FIELDS.values()) + 1
+    table = torch.zeros(len(FIELDS), values, len(ids))
+    for row, field in enumerate(FIELDS):
+        for value, describing in enumerate(words[field]):
+            for word in describing:
+                table[row, value + 1, ids.index(IDS[word])] = 1
+    return torch.tensor(ids), table
+
+
+def describe_patches(labels: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Words of each patch.
+
+    Args:
+        labels: [B, fields, 144].
+        table: Of `word_table`.
+
+    Returns:
+        Multi-hot words, [B, 144, W], and two masks, [B, 144]: objects, and background.
+    """
+    wanted = labels.long().clamp(min=0)
+    words = sum(table[field][wanted[:, field]] for field in range(len(FIELDS)))
+    assert isinstance(words, Tensor)
+    known = labels[:, 0] != IGNORED
+    return words.clamp(max=1), (labels[:, 0] > 0), known & (labels[:, 0] == 0)

@@ -1,0 +1,1 @@
+"""Answers read back, scored and compared."""

@@ -1,0 +1,1 @@
+"""Asking models the questions of tasks, and storing the answers."""

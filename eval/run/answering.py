@@ -1,0 +1,136 @@
+"""Answers of a model to a batch of samples under one case, and what was kept of their tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from vlmcompress.api import Compression, compress
+from vlmcompress.eval.run.cases import FULL, ONE_FRAME, Case
+from vlmcompress.eval.tasks.task import Media, Sample
+from vlmcompress.media.video import Video
+from vlmcompress.prompts import prepare
+from vlmcompress.report.report import Report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a batch."""
+
+    answers: list[str]
+    before: list[int]
+    """Visual tokens of each row before any method."""
+    mean: list[float]
+    """Of those the true mean over the decoder's layers."""
+    images: list[int]
+    """Images and clips of each row, for a budget is that of one."""
+    output_tokens: list[int]
+    """Generated tokens of each row, without padding behind its end."""
+    seconds: float
+    """Wall time of `generate`, the selection included."""
+    milliseconds: dict[str, float]
+    """The stages of the report."""
+
+
+class Batch:
+    """Some samples, read and made ready once for all cases."""
+
+    def __init__(self, model: Any, processor: Any, samples: Sequence[Sample]) -> None:
+        self._model, self._processor = model, processor
+        self.samples = samples
+        self._inputs: dict[bool, Any] = {}
+
+    def inputs(self, case: Case) -> Any:
+        """Of `generate`; made at the first call."""
+        frozen = case.method == ONE_FRAME
+        if frozen not in self._inputs:
+            prompts = [
+                (_one_frame(media) if frozen else media, sample.question)
+                for sample in self.samples
+                for media in [sample.load()]
+            ]
+            self._inputs[frozen] = prepare(self._model, self._processor, prompts)
+        return self._inputs[frozen]
+
+
+def answer(
+    model: Any, processor: Any, inputs: Mapping[str, Any], case: Case, **generation: Any
+) -> Outcome:
+    """Answer one batch under a case; the model is as it was afterwards.
+
+    Args:
+        model: not compressed.
+        processor: its own.
+        inputs: of `prepare`, padded on the left.
+        case: method and budget.
+        generation: arguments of `generate`; without any it is greedy.
+
+    Raises:
+        VLMCompressError: the model, or these images, cannot run the case.
+    """
+    method = FULL if case.method == ONE_FRAME else case.method
+    with compress(model, method, case.budget, processor=processor) as handle:
+        return run(handle, processor, inputs, **generation)
+
+
+def run(
+    handle: Compression, processor: Any, inputs: Mapping[str, Any], **generation: Any
+) -> Outcome:
+    """Answer one batch with a compressed model; arguments and errors are those of `answer`."""
+    model: Any = handle.model
+    started = _now(model)
+    with torch.inference_mode():
+        ids = model.generate(**inputs, **{"do_sample": False, **generation})
+    seconds = _now(model) - started
+    report = handle.report()
+    fresh = ids[:, inputs["input_ids"].shape[1] :]
+    texts = processor.batch_decode(fresh, skip_special_tokens=True)
+    before, mean, images = _tokens(report, len(texts), generation.get("num_beams") or 1)
+    return Outcome(
+        [text.strip() for text in texts],
+        before,
+        mean,
+        images,
+        [_length(row, model) for row in fresh],
+        seconds,
+        dict(report.milliseconds),
+    )
+
+
+def _one_frame(media: Media) -> Media:
+    """Clips that repeat their middle frame: what is left when time is taken away."""
+    return [
+        replace(one, frames=one.frames[[len(one.frames) // 2] * len(one.frames)])
+        if isinstance(one, Video)
+        else one
+        for one in media
+    ]
+
+
+def _tokens(report: Report, rows: int, beams: int) -> tuple[list[int], list[float], list[int]]:
+    """Of each row; `generate` repeats it for each beam, of which the report has the first."""
+    before, mean, images = [0] * rows, [0.0] * rows, [0] * rows
+    for image in report.images:
+        row = image.row // beams
+        before[row] += image.before
+        mean[row] += image.mean
+        images[row] += 1
+    return before, mean, images
+
+
+def _length(row: torch.Tensor, model: Any) -> int:
+    """Tokens up to the first that ends a text, which counts as well."""
+    ends = model.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    stops = [i for i, token in enumerate(row.tolist()) if token in ends]
+    return stops[0] + 1 if stops else len(row)
+
+
+def _now(model: Any) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()

@@ -1,0 +1,140 @@
+"""The folder of a run: what was asked for, and files to which answers are only ever appended."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.eval.run.cases import Case
+from vlmcompress.files import write_json
+
+RUN, ANSWERS, TIMES = "run.json", "answers", "times"
+
+Key = tuple[str, int, Case]
+"""Task, index of the sample, case."""
+
+
+class Store:
+    """Answers and times of one process of a run.
+
+    Each process appends to files of its own, a batch with one write, so that a process that is
+    killed leaves at most one torn line behind it, at the end of its file. That is cut off when the
+    run goes on.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self._folder, self._rank = folder, rank
+
+    def append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to `ANSWERS` or `TIMES`.
+
+        Raises:
+            VLMCompressError: the disk is full, or the like.
+        """
+        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+        path = self._folder / f"{name}-{self._rank}.jsonl"
+        try:
+            with path.open("ab", buffering=0) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise VLMCompressError(f"cannot write {str(path)!r}: {error.strerror}") from error
+
+    def repair(self) -> None:
+        """Cut torn lines off the ends of all files; for one process, before the others read."""
+        for path in sorted(self._folder.glob("*-*.jsonl")):
+            content = path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(path, whole)
+
+    def done(self) -> set[Key]:
+        """What all processes have answered, or failed to."""
+        return {
+            (line["task"], line["index"], Case(line["method"], line["budget"]))
+            for line in read_lines(self._folder, ANSWERS)
+        }
+
+
+def read_lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """All lines of all processes; a torn last line is passed over.
+
+    Raises:
+        VLMCompressError: another line is no JSON.
+    """
+    for path in sorted(folder.glob(f"{name}-*.jsonl")):
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith("\n"):
+                    break
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    raise VLMCompressError(
+                        f"{str(path)!r} is damaged at line {number}: remove the line"
+                    ) from None
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The content of run.json.
+
+    Raises:
+        VLMCompressError: there is none, or it is not one.
+    """
+    path = folder / RUN
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VLMCompressError(f"folder {str(folder)!r} holds no run: no {RUN}") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise VLMCompressError(f"cannot read {str(path)!r}: {error}") from error
+    return content
+
+
+_SAME = ("model", "weights_sha256", "dtype", "attention", "batch", "seed")
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise a VLMCompressError if the folder holds a run that is not to be gone on with."""
+    if (folder / RUN).exists() and not resume:
+        raise VLMCompressError(
+            f"folder {str(folder)!r} holds a run: go on with --resume, or give another --out"
+        )
+
+
+def begin(folder: Path, run: Mapping[str, Any], resume: bool) -> None:
+    """Make the folder of a new run, or go on with the one that it holds.
+
+    Raises:
+        VLMCompressError: it holds a run and `resume` is not set; or another run; or it cannot be
+            made.
+    """
+    check_folder(folder, resume)
+    if (folder / RUN).exists():
+        _compare(folder, read_run(folder), run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VLMCompressError(f"cannot make {str(folder)!r}: {error.strerror}") from error
+    write_json(folder / RUN, run)
+
+
+def _compare(folder: Path, found: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Raise unless answers of the one may stand beside answers of the other."""
+    before, now = found["provenance"], run["provenance"]
+    for key in _SAME:
+        if before.get(key) != now.get(key):
+            raise VLMCompressError(
+                f"folder {str(folder)!r} holds another run: {key} {before.get(key)!r} there, "
+                f"{now.get(key)!r} now"
+            )
+    known = {task["name"]: task for task in found["tasks"]}
+    for task in run["tasks"]:
+        if known.get(task["name"], task) != task:
+            raise VLMCompressError(
+                f"folder {str(folder)!r} holds another run: task {task['name']} or its limit has "
+                "changed"
+            )

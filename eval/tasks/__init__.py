@@ -1,0 +1,1 @@
+"""Tasks: questions with answers, drawn or from files, described by the YAML files beside."""

@@ -1,0 +1,1 @@
+"""What is installed on a model, and the call that a thread is in."""

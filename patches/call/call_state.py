@@ -1,0 +1,104 @@
+"""What each thread is in the middle of, and what all threads that use a compressed model share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from vlmcompress.patches.hooks.per_thread import PerThread
+from vlmcompress.patches.sequence.call_trace import Trace
+
+if TYPE_CHECKING:
+    from vlmcompress.patches.sequence.attention_masks import Given
+    from vlmcompress.patches.sequence.cache_state import CacheState
+    from vlmcompress.patches.sequence.call_trace import Solved
+    from vlmcompress.patches.sequence.stage_layout import Flow
+    from vlmcompress.patches.signals.signals import Encoded
+
+
+class Current(PerThread):
+    """The call that a thread is in."""
+
+    generating = False
+    prompt: int | None = None
+    """Tokens that `generate` was given."""
+    given: dict[str, Any] | None = None
+    """Arguments of `generate` by name."""
+    call: dict[str, Any] | None = None
+    """Arguments of the base model's forward by name."""
+    own_loop = False
+    """Whether `generate` runs a loop of the caller's."""
+    nothing_masked: bool | None = None
+    """Of the prompt that `generate` was given; None before it was looked at."""
+    flow: Flow | None = None
+    next_state: CacheState | None = None
+    """What the cache must remember of a forward that needs no flow."""
+    given_masks: Given = None
+    """Masks that the base model made."""
+    solved: Solved | None = None
+    """A budget that is a cost, for the prefill that is to come."""
+    started: Any = None
+    ended: Any = None
+    """When the decoder stack began and ended."""
+    trace: Trace | None = None
+
+    def __init__(self) -> None:
+        self.encoded: dict[str, Encoded] = {}
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While the decoder runs by itself, on nothing of the prompt."""
+        call, self.call = self.call, None
+        try:
+            yield
+        finally:
+            self.call = call
+
+    def begin_decoder(self) -> None:
+        """Nothing is known yet of how the tokens will lie."""
+        self.flow = self.next_state = None
+
+    def end_generate(self) -> None:
+        """Forget the call of `generate`."""
+        self.generating, self.prompt, self.given, self.nothing_masked = False, None, None, None
+        self.end_forward()
+
+    def end_forward(self) -> None:
+        """Forget the forward, also one that failed."""
+        self.call, self.encoded, self.flow, self.given_masks = None, {}, None, None
+        self.next_state = self.solved = None
+        if not self.generating:
+            self.trace = None
+
+
+class Shared:
+    """The last trace that any thread began, and the threads that are inside `generate`."""
+
+    def __init__(self) -> None:
+        self.trace = Trace()
+        self._changed = threading.Condition()
+        self._threads: list[int] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
+        return Shared()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Count this thread during the block."""
+        own = threading.get_ident()
+        with self._changed:
+            self._threads.append(own)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._threads.remove(own)
+                self._changed.notify_all()
+
+    def wait_for_others(self) -> None:
+        """Return when no other thread is inside."""
+        own = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: all(thread == own for thread in self._threads))

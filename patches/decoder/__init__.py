@@ -1,0 +1,1 @@
+"""The prefill and what follows: cuts between the layers of the decoder."""

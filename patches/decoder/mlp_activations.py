@@ -1,0 +1,50 @@
+"""What the neurons of an MLP give, remembered for decoder methods that look at them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from vlmcompress.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from vlmcompress.methods.contracts.method import DecoderMethod
+    from vlmcompress.patches.call.call_state import Current
+
+
+def watch(
+    method: DecoderMethod | None, layers: Iterable[nn.Module], now: Current
+) -> list[RemovableHandle]:
+    """Hook the MLP of every decoder layer; each remembers only where the next layer cuts.
+
+    Args:
+        method: nothing is hooked unless it watches neurons.
+        layers: of the decoder.
+        now: knows the flow of the running forward, which gets what is remembered.
+
+    Raises:
+        UnsupportedModelError: a layer has several MLPs, as a mixture of experts has.
+    """
+    handles: list[RemovableHandle] = []
+    if method is None or not method.watches:
+        return handles
+    for number, layer in enumerate(layers):
+        down = getattr(getattr(layer, "mlp", None), "down_proj", None)
+        if not isinstance(down, nn.Module):
+            raise UnsupportedModelError(
+                f"{method.name} needs the neurons of one MLP in each decoder layer, and layer "
+                f"{number} ({type(layer).__name__}) has a mixture of experts or none"
+            )
+        hook = functools.partial(_remember, now, number)
+        handles.append(down.register_forward_pre_hook(hook))
+    return handles
+
+
+def _remember(now: Current, number: int, module: nn.Module, args: Any) -> None:
+    flow = now.flow
+    if flow is not None and number + 1 in flow.cuts:
+        flow.fired = args[0]

@@ -1,0 +1,151 @@
+"""Asking a projector-stage method for its choice, and not believing all that it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.contracts.answers import check_count, indices, wrong
+from vlmcompress.methods.contracts.method import ProjectorMethod, Reducer, Selector
+from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.patches.signals.projector import used_by
+from vlmcompress.patches.signals.tower_hooks import (
+    AT_FEATURE,
+    PER_LAYER,
+)
+from vlmcompress.tokens import Grid, Projection, Reduction, VisualTokens
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is left of the tokens that a method was shown."""
+
+    kept: Tensor
+    """[K] int64: which, or the smallest member of each group."""
+    counts: tuple[int, ...]
+    """Of each part of the plan."""
+    merged: Reduction | None = None
+    """New features, and what became of the tokens."""
+
+
+def choose(
+    method: ProjectorMethod,
+    plan: ImagePlan,
+    whole: VisualTokens,
+    parts: tuple[Grid, ...],
+    free: bool,
+    picked: bool,
+    checks: Checks,
+) -> Chosen:
+    """Ask the method, part by part.
+
+    Args:
+        method: a selector or reducer.
+        plan: of the image.
+        whole: all its tokens.
+        parts: the grids that they lie on, for methods that want them at once.
+        free: whether the method may keep fewer than planned.
+        picked: the order of the method rather than the raster's.
+        checks: what only the device knows is checked there; if it will raise, all indices are 0.
+
+    Raises:
+        VLMCompressError: the method gave another kind of thing than it was asked for.
+    """
+    starts = [0, *accumulate(len(grid) for grid, _ in plan.parts)][:-1]
+    chosen, reductions = [], []
+    for part, ((grid, count), start) in enumerate(zip(plan.parts, starts, strict=True)):
+        tokens = part_of(whole, grid, start, part)
+        if method.across_parts:
+            tokens = replace(tokens, parts=parts if len(plan.parts) == 1 else (grid,))
+        if isinstance(method, Reducer):
+            reductions.append(_reduced(method, tokens, count, free, checks))
+        else:
+            assert isinstance(method, Selector)
+            chosen.append(_selected(method, tokens, count, free, picked, checks) + start)
+    if not reductions:
+        return Chosen(torch.cat(chosen), tuple(map(len, chosen)))
+    joined = Reduction.join(reductions, starts)
+    return Chosen(joined.anchors, tuple(len(r.offsets) - 1 for r in reductions), joined)
+
+
+def _selected(
+    method: Selector, tokens: VisualTokens, count: int, free: bool, picked: bool, checks: Checks
+) -> Tensor:
+    total = len(tokens.grid)
+    if not _asks(count, total, free):
+        return torch.arange(count, device=tokens.features.device)
+    found = (method.pick if picked else method.select)(tokens, count)
+    return indices(method.name, found, total, count, checks, free=free, picked=picked)
+
+
+def _reduced(
+    method: Reducer, tokens: VisualTokens, count: int, free: bool, checks: Checks
+) -> Reduction:
+    total, features = len(tokens.grid), tokens.features
+    if not _asks(count, total, free):
+        return Reduction.identity(features[:count])
+    found = method.reduce(tokens, count)
+    if not isinstance(found, Reduction):
+        raise wrong(method.name, "no Reduction")
+    members, offsets = found.members, found.offsets
+    if members.dtype != torch.int64 or offsets.dtype != torch.int64:
+        raise wrong(method.name, "members or offsets that are not int64")
+    check_count(method.name, len(offsets) - 1, count, free)
+    if found.features.shape != (len(offsets) - 1, features.shape[1]):
+        raise wrong(
+            method.name,
+            f"features of shape {tuple(found.features.shape)} for {len(offsets) - 1} groups of "
+            f"tokens with {features.shape[1]} numbers",
+        )
+    error = wrong(
+        method.name,
+        f"groups that are not each non-empty, ascending, from 0 to {total - 1} and ordered by "
+        "their smallest member",
+    )
+    if not len(members):
+        raise error
+    good = _grouped(members, offsets, total)
+    checks.expect(good, lambda: error)
+    return replace(found, members=members.where(good, 0), offsets=offsets.where(good, 0))
+
+
+def _grouped(members: Tensor, offsets: Tensor, total: int) -> Tensor:
+    """[] bool: whether groups are what `Reduction` says; there is at least one member."""
+    fits = (offsets[0] == 0) & (offsets[-1] == len(members)) & (offsets.diff() > 0).all()
+    starts = offsets[:-1].where(fits, 0)
+    first = torch.zeros_like(members, dtype=torch.bool).index_fill(0, starts, True)
+    ascending = ((members.diff() > 0) | first[1:]).all()
+    ordered = (members[starts].diff() > 0).all()
+    return fits & ordered & ascending & ((members >= 0) & (members < total)).all()
+
+
+def _asks(count: int, total: int, free: bool) -> bool:
+    """Whether there is anything to choose."""
+    return count > 0 and (count < total or free)
+
+
+_PER_TOKEN = ("features", "relevance", "projection", "sizes", *AT_FEATURE, *PER_LAYER)
+"""Fields of `VisualTokens` that have a value for each token."""
+
+
+def part_of(tokens: VisualTokens, grid: Grid, start: int, part: int) -> VisualTokens:
+    """The tokens of one of several grids of an image, which begins with token `start`."""
+    own = slice(start, start + len(grid))
+    if len(grid) == len(tokens.features):
+        return replace(tokens, grid=grid, part=part)
+    fields = {name: _cut(getattr(tokens, name), own) for name in _PER_TOKEN}
+    return replace(tokens, grid=grid, part=part, **fields)
+
+
+def _cut(value: Any, own: slice) -> Any:
+    if isinstance(value, Mapping):
+        return {layer: values[own] for layer, values in value.items()}
+    if isinstance(value, Projection):
+        return used_by(value, own)
+    return None if value is None else value[own]

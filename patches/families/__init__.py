@@ -1,0 +1,1 @@
+"""Adapters: what each model family is like. Adding a family touches this folder only."""

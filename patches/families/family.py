@@ -1,0 +1,187 @@
+"""What the engine needs to know of a model family. An adapter describes; it copies no forward."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import transformers
+from torch import Tensor, nn
+
+from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.methods.contracts.method import Stage
+from vlmcompress.patches.families.vision_encoders import Encoder
+from vlmcompress.patches.sequence.cache_state import CacheState
+from vlmcompress.tokens import Grid, Layout
+
+IMAGES = {"image": "get_image_features"}
+IMAGES_AND_CLIPS = IMAGES | {"video": "get_video_features"}
+"""Modality -> feature call, as most base models name them."""
+
+
+class Family:
+    """One model family of transformers.
+
+    Most families end their base model's forward in one call of `language_model`, so an adapter
+    usually states names and how to compute a grid.
+    """
+
+    name: ClassVar[str]
+    class_name: ClassVar[str]
+    """The transformers class that users hold."""
+    images: ClassVar[bool] = True
+    video: ClassVar[bool] = False
+    stages: ClassVar[tuple[Stage, ...]] = ("projector", "decoder")
+    renumbers: ClassVar[bool] = True
+    """Whether positions are one number per token, so that their gaps can be closed."""
+    encoder: ClassVar[Encoder] = Encoder()
+    """The vision side, for signals."""
+    feature_calls: ClassVar[Mapping[str, str]] = IMAGES
+    """Modality -> bound method of the base model that returns its projected features."""
+
+    text_module: ClassVar[str] = "language_model"
+    """Name of the decoder stack in the base model."""
+    mergers: ClassVar[tuple[str, ...]] = ()
+    """Modules of the base model that make tokens out of patches, where pixels can be left out."""
+    deepstack: ClassVar[str | None] = None
+    """Method of the decoder stack that adds visual features after its first layers, if any."""
+
+    masks_in_base: ClassVar[bool] = False
+    """Whether the base model makes the attention masks, because images attend to themselves."""
+
+    def model_class(self) -> type[nn.Module]:
+        """The class named by `class_name`."""
+        found: type[nn.Module] = getattr(transformers, self.class_name)
+        return found
+
+    def base(self, model: nn.Module) -> nn.Module:
+        """The base model: vision tower, projector and language model, no LM head."""
+        found: nn.Module = model.get_submodule("model")
+        return found
+
+    def language_model(self, base: nn.Module) -> nn.Module:
+        """The decoder stack inside the base model."""
+        return base.get_submodule(self.text_module)
+
+    def layers(self, base: nn.Module) -> nn.ModuleList:
+        """The decoder layers in order."""
+        layers = self.language_model(base).get_submodule("layers")
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    def placeholders(self, model: nn.Module) -> dict[str, int]:
+        """Modality -> token id that stands for one visual token in `input_ids`."""
+        return {
+            modality: int(getattr(model.config, f"{modality}_token_id"))
+            for modality in self.feature_calls
+        }
+
+    def layouts(
+        self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
+    ) -> list[Layout]:
+        """How the placeholders of each image or clip lie, in the order of `features`.
+
+        By default each of `features` is a square grid, or a row where its length is no square.
+
+        Args:
+            model: the wrapped model.
+            modality: "image" or "video".
+            features: per image [N, D], what the feature call returned.
+            call: the arguments of the feature call by name.
+        """
+        return [Layout.of(square(len(tokens))) for tokens in features]
+
+    def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:
+        """Whether each encoded piece of a prompt belongs to the image of the piece before it.
+
+        For families whose encoder takes tiles without saying which of them make up an image.
+
+        Args:
+            ids: the prompt.
+            pieces: the columns of the visual tokens of each.
+        """
+        return [False] * len(pieces)
+
+    def unmasked(self, call: Mapping[str, Any], state: CacheState) -> dict[str, Any]:
+        """Arguments of the base model with which it makes masks for the chunk alone.
+
+        Only for `masks_in_base`; `call` continues on the shortened cache of `state`.
+        """
+        return {"attention_mask": None}
+
+    def fixed_grid(self, model: nn.Module) -> Grid | None:
+        """The grid of every image where the family has only one, so that budgets fail early."""
+        return None
+
+    def whole(
+        self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
+    ) -> Grid | None:
+        """The image or clip that a tile of the vision tower belongs to; None where sizes differ.
+
+        Only where methods act at the encoder stage.
+
+        Args:
+            model: the wrapped model.
+            modality: "image" or "video".
+            call: the arguments of the feature call by name.
+            tile: patches that the tower sees at once.
+
+        Raises:
+            UnsupportedCallError: the tokens of this modality are no patches.
+        """
+        return tile
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless every seam the engine hooks is where this version of the engine expects it.
+
+        Raises:
+            UnsupportedModelError: a module, method or parameter is missing.
+        """
+        try:
+            base = self.base(model)
+            lm = self.language_model(base)
+            layers = self.layers(base)
+        except (AttributeError, AssertionError) as error:
+            raise self._broken(str(error)) from error
+        for method in self.feature_calls.values():
+            if not callable(getattr(base, method, None)):
+                raise self._broken(f"{type(base).__name__} has no {method}()")
+        if self.deepstack and not callable(getattr(lm, self.deepstack, None)):
+            raise self._broken(f"{type(lm).__name__} has no {self.deepstack}()")
+        _expect(self, base, "input_ids", "attention_mask", "mm_encoder_outputs")
+        _expect(self, lm, "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+        _expect(self, layers[0], "hidden_states", "attention_mask", "position_embeddings")
+
+    def _broken(self, detail: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self.name}: transformers {transformers.__version__} does not have the expected "
+            f"structure ({detail}); supported: transformers >=5.19,<6"
+        )
+
+
+def square(count: int) -> Grid:
+    """A square grid, or one row when CLS or registers were kept among the tokens."""
+    side = math.isqrt(count)
+    return Grid(1, side, side) if side * side == count else Grid(1, 1, count)
+
+
+def _expect(family: Family, module: nn.Module, *names: str) -> None:
+    known = inspect.signature(module.forward).parameters
+    for name in names:
+        if name not in known:
+            raise family._broken(f"{type(module).__name__}.forward has no parameter {name!r}")
+
+
+def tower_of(family: Family, base: nn.Module) -> nn.Module:
+    """The vision tower; of two the first, for both have the same sizes."""
+    return base.get_submodule((*family.encoder.towers, "vision_tower")[0])
+
+
+def projectors_of(family: Family, base: nn.Module) -> list[nn.Module]:
+    """What makes tokens out of patches; every token goes through all of them."""
+    names = family.mergers or (
+        "connector" if hasattr(base, "connector") else family.encoder.projector,
+    )
+    return [base.get_submodule(name) for name in names]

@@ -1,0 +1,25 @@
+"""InternVL: the tiles of an image follow one another; frames of a clip are images of their own."""
+
+from __future__ import annotations
+
+from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.families.vision_encoders import InternVLEncoder
+
+
+class InternVL(Family):
+    """`InternVLForConditionalGeneration`.
+
+    Its processor turns a clip into one image for each frame, with text between them.
+    """
+
+    name = "internvl"
+    class_name = "InternVLForConditionalGeneration"
+    encoder = InternVLEncoder()
+    video = True
+
+    def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:
+        ends = [None, *(piece[-1] for piece in pieces)]
+        return [
+            end is not None and piece[0] == end + 1
+            for end, piece in zip(ends, pieces, strict=False)
+        ]

@@ -1,0 +1,68 @@
+"""LLaVA-NeXT: an overview and a grid of tiles per image, with a newline after every row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.families.vision_encoders import TileEncoder
+from vlmcompress.tokens import Grid, Layout, Separator
+
+
+class LlavaNext(Family):
+    """`LlavaNextForConditionalGeneration`.
+
+    The tiles are joined and cut to the shape of the image before the decoder sees them, so they
+    are one grid. Newlines stay with their rows.
+    """
+
+    name = "llava_next"
+    class_name = "LlavaNextForConditionalGeneration"
+    encoder = TileEncoder()
+    stages = ("encoder", "projector", "decoder")
+
+    def layouts(
+        self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
+    ) -> list[Layout]:
+        newline: Any = self.base(model).get_parameter("image_newline")
+        return [_with_newlines(tokens, newline, side(model)) for tokens in features]
+
+    def whole(
+        self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
+    ) -> Grid | None:
+        if modality == "video":
+            raise UnsupportedCallError(
+                f"{self.name} pools the patches of clips, so encoder-stage methods take images only"
+            )
+        return None
+
+
+def side(model: nn.Module) -> int:
+    """Patches along each side of what the vision tower sees."""
+    vision: Any = model.config.vision_config  # type: ignore[union-attr]
+    return int(vision.image_size // vision.patch_size)
+
+
+def _with_newlines(tokens: Tensor, newline: Tensor, side: int) -> Layout:
+    """Tell newlines from visual tokens: they are copies of one vector.
+
+    Args:
+        tokens: [N, D]: the overview, then the rows of the image, each with a newline at its end;
+            or only the overview and one newline.
+        newline: [D].
+        side: of the overview.
+    """
+    rows = int((tokens == newline.to(tokens)).all(-1).sum())
+    overview, rest = side * side, len(tokens) - side * side
+    width = rest // rows - 1
+    if width == 0:
+        return Layout((Grid(1, side, side),), (Separator(overview, 0, overview),))
+    starts = [overview + row * width for row in range(rows)]
+    separators = (
+        Separator(start + width + row, start, start + width) for row, start in enumerate(starts)
+    )
+    return Layout((Grid(1, side, side), Grid(1, rows, width)), tuple(separators))

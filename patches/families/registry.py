@@ -1,0 +1,55 @@
+"""Model families by the `model_type` of their configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.patches.families.family import Family
+from vlmcompress.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+FAMILIES: Registry[Family] = Registry("model family", "vlmcompress.patches.families.family:Family")
+
+
+for _name, _entry in {
+    "llava": "llava:Llava",
+    "llava_next": "llava_next:LlavaNext",
+    "llava_next_video": "llava_next_video:LlavaNextVideo",
+    "llava_onevision": "llava_onevision:LlavaOnevision",
+    "video_llava": "video_llava:VideoLlava",
+    "qwen2_vl": "qwen2_vl:Qwen2VL",
+    "qwen2_5_vl": "qwen2_5_vl:Qwen2_5VL",
+    "qwen3_vl": "qwen3_vl:Qwen3VL",
+    "qwen3_vl_moe": "qwen3_vl:Qwen3VLMoe",
+    "internvl": "internvl:InternVL",
+    "idefics3": "idefics3:Idefics3",
+    "smolvlm": "smolvlm:SmolVLM",
+    "gemma3": "gemma3:Gemma3",
+    "vipllava": "vipllava:VipLlava",
+    "mistral3": "mistral3:Mistral3",
+}.items():
+    FAMILIES.register(_name, f"vlmcompress.patches.families.{_entry}")
+
+
+def family_of(model: nn.Module) -> Family:
+    """The adapter for `model`, chosen by its configuration's `model_type`.
+
+    Raises:
+        UnsupportedModelError: no adapter serves it; the message lists the families that have one.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in FAMILIES.names():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} (model_type {model_type!r}) is not supported; "
+            f"supported families: {', '.join(FAMILIES.names())}"
+        )
+    family = FAMILIES.get(model_type)()
+    if not isinstance(model, family.model_class()):
+        raise UnsupportedModelError(
+            f"{family.name}: expected a {family.model_class().__name__}, got {type(model).__name__}"
+        )
+    return family

@@ -1,0 +1,68 @@
+"""Vision encoders that take the patches of all images as one sequence: those of Qwen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmcompress.patches.families.vision_encoders import Encoder, signals_of
+
+
+class PackedEncoder(Encoder):
+    """All patches in one sequence, merged in groups of neighbours in it (Qwen2-VL, Qwen3-VL).
+
+    A token has the mean of its patches. Attention stays within a frame.
+    """
+
+    signals = signals_of("encoder_attention", "keys", "projection")
+    towers = ("visual",)
+    projector = "visual.merger"
+
+    def projected(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
+    ) -> Tensor:
+        return values.view(-1, self.patches(base), values.shape[-1]).mean(1)
+
+    def patches(self, base: Any) -> int:
+        return int(base.config.vision_config.spatial_merge_size**2)
+
+    def pieces(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
+    ) -> Sequence[Tensor]:
+        return torch.split(values, [t * h * w for t, h, w in self._grids(base, modality, call)])
+
+    def _grids(
+        self, base: Any, modality: str, call: Mapping[str, Any]
+    ) -> list[tuple[int, int, int]]:
+        """Of the tokens of each image or clip."""
+        merge = base.config.vision_config.spatial_merge_size
+        return [(t, h // merge, w // merge) for t, h, w in call[f"{modality}_grid_thw"].tolist()]
+
+
+class WindowEncoder(PackedEncoder):
+    """Qwen2.5-VL: the tower sees tokens window by window; most layers attend within a window.
+
+    The attention received in such a layer compares tokens of one window (its mean over a window of
+    n tokens is 1/n patches); `whole` names the others.
+    """
+
+    def whole(self, base: Any, depth: int) -> Sequence[int]:
+        full = base.config.vision_config.fullatt_block_indexes
+        return sorted(layer for layer in full if layer < depth)
+
+    def packed(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any], number: int
+    ) -> Tensor:
+        grid = self._grids(base, modality, call)[number]
+        config = base.config.vision_config
+        size = config.window_size // config.spatial_merge_size // config.patch_size
+        t, h, w = (torch.arange(n) for n in grid)
+        across = -(-grid[2] // size)
+        window = (h // size)[:, None] * across + (w // size)[None]
+        window = (t[:, None, None] * (window.max() + 1) + window).flatten()
+        raster = torch.empty_like(values)
+        raster[window.argsort(stable=True).to(values.device)] = values
+        return raster

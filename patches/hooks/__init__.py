@@ -1,0 +1,1 @@
+"""Putting things on modules, reading hooked calls, taking everything off again."""

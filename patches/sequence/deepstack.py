@@ -1,0 +1,60 @@
+"""Visual features that some families add again after the first decoder layers (DeepStack).
+
+They come as one list of rows for all visual tokens of the batch, beside a mask of where those are:
+both have to follow the tokens that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vlmcompress.ops.gather import take_all
+from vlmcompress.patches.sequence.cache_state import Slots
+from vlmcompress.patches.sequence.placeholders import Located
+from vlmcompress.tokens import Reduction
+
+
+def follow(mask: Tensor, features: Sequence[Tensor], slots: Slots) -> tuple[Tensor, list[Tensor]]:
+    """The mask and the feature rows of the slots that are left.
+
+    Args:
+        mask: [B, L] bool: which columns are visual tokens.
+        features: each [mask.sum(), D], row after row of the batch.
+        slots: [B, K] columns; what fillers get does no harm.
+    """
+    kept, numbers = take_all([mask, _numbers(mask)], slots.index)
+    rows = numbers[kept]
+    return kept, [feature[rows.to(feature.device)] for feature in features]
+
+
+def merge(
+    mask: Tensor,
+    features: Sequence[Tensor],
+    images: Sequence[Located],
+    reductions: Sequence[Reduction | None],
+) -> list[Tensor]:
+    """Give each merged token the mean of its members' features."""
+    if all(reduction is None for reduction in reductions):
+        return list(features)
+    merged = [feature.clone() for feature in features]
+    numbers = _numbers(mask)
+    for image, reduction in zip(images, reductions, strict=True):
+        if reduction is None:
+            continue
+        rows = numbers[image.row, image.columns.to(mask.device)]
+        members, anchors = rows[reduction.members], rows[reduction.anchors]
+        sizes = reduction.offsets.diff()
+        group = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+        for feature, new in zip(features, merged, strict=True):
+            sums = feature.new_zeros(len(sizes), feature.shape[1], dtype=torch.float32)
+            sums.index_add_(0, group, feature[members].float())
+            new[anchors] = (sums / sizes[:, None]).to(new.dtype)
+    return merged
+
+
+def _numbers(mask: Tensor) -> Tensor:
+    """[B, L] int64: which feature row belongs to each visual column."""
+    return (mask.flatten().cumsum(0) - 1).view_as(mask)

@@ -1,0 +1,209 @@
+"""Finding every image's visual tokens in the prompts of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.tokens import Grid, Layout
+
+Continues = Callable[[list[int], list[list[int]]], list[bool]]
+Piece = tuple[str, int]
+Pieces = tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Separators:
+    """Placeholders of an image that are no picture, each bound to a row of its visual tokens."""
+
+    at: Tensor
+    """[S] int64: where they are, in columns of the prompt or in slots."""
+    rows: Tensor
+    """[S, 2] int64: first visual token of the row, and the one after the last."""
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def to(self, device: torch.device) -> Separators:
+        """The same on `device`."""
+        return Separators(self.at.to(device), self.rows.to(device))
+
+    def bound_to(self, index: Tensor) -> Tensor:
+        """[S] bool: those with any of the visual tokens `index` in their row."""
+        index = index.sort().values
+        first, after = torch.searchsorted(index, self.rows.to(index.device)).unbind(1)
+        return after > first
+
+    def only(self, stay: Tensor) -> Separators:
+        """Those that `stay` [S] bool."""
+        return Separators(self.at[stay], self.rows[stay])
+
+    def move(self, place: Tensor) -> Separators:
+        """The same, now at `place[at]`."""
+        return Separators(place[self.at], self.rows)
+
+
+def close(
+    keep: Tensor, at: Tensor, places: Tensor, index: Tensor, separators: Separators
+) -> tuple[int, Separators]:
+    """Close the tokens of an image that are dropped, and separators of rows that lose them all.
+
+    Args:
+        keep: [L] bool of its row, changed in place.
+        at: [V] int64: where its tokens are.
+        places: those among them that stay.
+        index: raster indices of those.
+        separators: of the image.
+
+    Returns:
+        How many were closed, and the separators that are left.
+    """
+    keep[at] = False
+    keep[at[places]] = True
+    left = separators
+    if separators:
+        stay = separators.bound_to(index).to(keep.device)
+        keep[separators.at] = stay
+        left = separators.only(stay)
+    return len(at) - len(places) + len(separators) - len(left), left
+
+
+@dataclass(frozen=True)
+class Located:
+    """One image or clip of one prompt."""
+
+    row: int
+    pieces: Pieces
+    """What the encoder made it of, as (modality, which one of the call); mostly one piece. Rows
+    that repeat a prompt repeat its pieces."""
+    ordinal: int
+    """Which image of its prompt this is."""
+    layout: Layout
+    columns: Tensor
+    """[N] int64, on the CPU: the columns of its visual tokens in `input_ids`, in raster order."""
+    separators: Separators
+    """On the CPU, in columns."""
+
+    placeholders: Tensor
+    """[N + S] int64, on the CPU: the columns of both."""
+
+    @classmethod
+    def of(cls, row: int, pieces: Pieces, layout: Layout, placeholders: Tensor) -> Located:
+        """Tell visual tokens from separators."""
+        visual = layout.visual
+        rows = torch.tensor([(s.start, s.stop) for s in layout.separators]).view(-1, 2)
+        separators = Separators(placeholders[~visual], rows)
+        return cls(row, pieces, 0, layout, placeholders[visual], separators, placeholders)
+
+    def __add__(self, other: Located) -> Located:
+        layout = self.layout + other.layout
+        placeholders = torch.cat([self.placeholders, other.placeholders])
+        return Located.of(self.row, self.pieces + other.pieces, layout, placeholders)
+
+
+def locate(
+    input_ids: Tensor,
+    placeholders: Mapping[str, int],
+    layouts: Mapping[str, Sequence[Layout]],
+    continues: Continues,
+) -> list[Located]:
+    """Walk the placeholders of each row and hand them to the images in order.
+
+    Args:
+        input_ids: [B, L].
+        placeholders: modality -> placeholder token id.
+        layouts: modality -> layout of each encoded image, as the encoder was called. Beams and
+            `num_return_sequences` repeat rows after encoding: B is then a multiple of the prompts,
+            and each group of equal rows shares its images.
+        continues: `Family.continues`.
+
+    Raises:
+        UnsupportedCallError: placeholders and encoded images do not match.
+    """
+    ids = input_ids.cpu()
+    copies = _copies(ids, placeholders, layouts)
+    token_of = {
+        placeholders[modality]: iter([((modality, n), layout) for n, layout in enumerate(found)])
+        for modality, found in layouts.items()
+    }
+    located: list[Located] = []
+    first: list[Located] = []
+    for row, line in enumerate(ids):
+        if row % copies:
+            located += [replace(image, row=row) for image in first]
+            continue
+        first = _join(line, list(_pieces(row, line, token_of)), continues)
+        located += first
+    return located
+
+
+def _pieces(
+    row: int, line: Tensor, token_of: Mapping[int, Iterator[tuple[Piece, Layout]]]
+) -> Iterator[Located]:
+    """What the encoder gave for one row, piece by piece."""
+    columns = torch.isin(line, torch.tensor(list(token_of))).nonzero()[:, 0]
+    while len(columns):
+        piece, layout = next(token_of[int(line[columns[0]])], (None, None))
+        if piece is None or layout is None or layout.placeholders > len(columns):
+            raise UnsupportedCallError(
+                f"row {row}: the number of image placeholders does not match the images"
+            )
+        mine, columns = columns[: layout.placeholders], columns[layout.placeholders :]
+        yield Located.of(row, (piece,), layout, mine)
+
+
+def _join(line: Tensor, pieces: list[Located], continues: Continues) -> list[Located]:
+    """The images of a row; one that was encoded in several pieces becomes one again."""
+    joins = continues(line.tolist(), [piece.columns.tolist() for piece in pieces])
+    images: list[Located] = []
+    for piece, more in zip(pieces, joins, strict=True):
+        if more:
+            images[-1] += piece
+        else:
+            images.append(replace(piece, ordinal=len(images)))
+    return images
+
+
+def _copies(
+    ids: Tensor, placeholders: Mapping[str, int], layouts: Mapping[str, Sequence[Layout]]
+) -> int:
+    """How many rows of the batch share each prompt's images."""
+    for modality, found in layouts.items():
+        encoded = sum(layout.placeholders for layout in found)
+        placed = int((ids == placeholders[modality]).sum())
+        if encoded and placed % encoded == 0:
+            return max(1, placed // encoded)
+        raise UnsupportedCallError(
+            f"{placed} {modality} placeholders in the prompts, {encoded} encoded tokens"
+        )
+    return 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a prefill is made of."""
+
+    images: Sequence[Located]
+    text: Sequence[int]
+    """Per row of the batch its tokens that are no placeholders; padding is none."""
+    left: Sequence[Sequence[Grid] | None]
+    """Per image what a method before the projector left of each grid; None where unknown."""
+
+    @classmethod
+    def of(
+        cls,
+        ids: Tensor,
+        valid: Tensor | None,
+        images: Sequence[Located],
+        left: Sequence[Sequence[Grid] | None] | None = None,
+    ) -> Prompt:
+        """Count the text of `ids` [B, L], of which `valid` [B, L] is no padding."""
+        batch, length = ids.shape
+        text = [length] * batch if valid is None else valid.sum(1).tolist()
+        for image in images:
+            text[image.row] -= len(image.placeholders)
+        return cls(images, text, [None] * len(images) if left is None else left)

@@ -1,0 +1,299 @@
+"""The layout of one forward: which slots each stage of decoder layers computes and attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.ops.gather import take, take_all
+from vlmcompress.patches.sequence.attention_masks import Given, LayerKinds, Seen, build
+from vlmcompress.patches.sequence.cache_state import CacheState, Slots
+from vlmcompress.patches.sequence.call_trace import ImageTrace
+from vlmcompress.patches.sequence.packing import both, cut_mask, pack, slot_of
+from vlmcompress.patches.sequence.placeholders import Separators, close
+
+Rotary = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Span:
+    """The visual tokens of one image in one row of the batch, as far as they survive."""
+
+    row: int
+    slots: Tensor
+    """[V] int64: slots of the chunk at the current stage."""
+    index: Tensor
+    """[V] int64: raster indices."""
+    separators: Separators
+    """At slots of the current stage."""
+    trace: ImageTrace
+
+
+@dataclass
+class Flow:
+    """One forward of the decoder on a chunk of new tokens after `past` cached ones."""
+
+    batch: int
+    past: int
+    """Virtual length of what the cache holds."""
+    state: CacheState | None
+    columns: Slots
+    """Virtual columns of the chunk's slots at the first stage."""
+    virtual_width: int
+    """Length of the chunk as the caller sees it."""
+    kinds: LayerKinds
+    given_masks: Given = None
+    """Masks that the base model made for the unshortened chunk, for each kind of layer."""
+    cache: Cache | None = None
+    padding: Tensor | None = None
+    """[B, past + chunk] bool over virtual columns: the caller's attention mask."""
+    rotary: Rotary | None = None
+    """Computes (cos, sin) of a kind of layer from hidden states and positions, to renumber."""
+    counts: list[int] = field(default_factory=list)
+    """Valid chunk tokens of each row at the current stage."""
+    spans: list[Span] = field(default_factory=list)
+    text: list[Tensor] = field(default_factory=list)
+    """Per row: slots, at the current stage, of the text after the last visual token."""
+    last: Tensor | None = None
+    """[B] slot, at the current stage, of the last prompt token."""
+    generated: int = 0
+    """Tokens at the end of the chunk that are not part of the prompt."""
+    cuts: tuple[int, ...] = ()
+    """Layers before which tokens are dropped."""
+    checks: Checks = field(default_factory=Checks)
+    """Of what the method gave there, due when the layers are done."""
+    current: int = 0
+    stash: Tensor | None = None
+    """Input of the layer before a cut."""
+    fired: Tensor | None = None
+    """[B, Q, I]: what the neurons of that layer gave, where the method watches them."""
+    _rows: dict[int, Slots] = field(default_factory=dict)
+    _inputs: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
+    embeddings: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Kind of layer -> cos and sin of the chunk's tokens at the current stage, as far as seen."""
+
+    @cached_property
+    def leaves_layers_alone(self) -> bool:
+        """Whether the model's own arguments are right for every layer, as in most decode steps."""
+        stages = 1 if self.state is None else len(self.state.stages)
+        changed = self.cuts or stages > 1 or self.rotary is not None
+        return not (changed or self.kinds.own or self.kinds.flash)
+
+    def starts_stage(self, layer: int) -> bool:
+        """Whether a stage begins at `layer`, of this forward or of an earlier turn."""
+        earlier = self.state is not None and layer in self.state.stages
+        return layer in self.cuts or earlier
+
+    @property
+    def width(self) -> int:
+        """Slots of the chunk at the first stage."""
+        return self.columns.index.shape[1]
+
+    def _past_slots(self, layer: int) -> Slots:
+        if self.state is not None:
+            return self.state.stage(layer, self.state.tail)
+        columns = torch.arange(self.past, device=self.columns.index.device)
+        return Slots(columns.expand(self.batch, self.past), None)
+
+    def past_valid(self, layer: int) -> Tensor | None:
+        """[B, past slots of `layer`] bool: cached keys that may be attended to."""
+        valid = self._past_slots(layer).valid
+        if self.padding is None:
+            return valid
+        return both(take(self.padding, self._past_columns(layer)), valid)
+
+    def _past_columns(self, layer: int) -> Tensor:
+        """[B, past slots of `layer`] int64: their virtual columns."""
+        index = self._past_slots(layer).index
+        if self.state is None or self.state.is_first(layer):
+            return index
+        return take(self._past_slots(0).index, index)
+
+    def rows(self, layer: int) -> Slots:
+        """Slots of the chunk that enter `layer`, numbered as at the first stage."""
+        cut = self.last_cut(layer)
+        if cut is not None:
+            return cut
+        columns = torch.arange(self.width, device=self.columns.index.device)
+        return Slots(columns.expand(self.batch, self.width), self.columns.valid)
+
+    def last_cut(self, layer: int) -> Slots | None:
+        """What the last cut of this forward at or before `layer` left of the chunk."""
+        starts = [start for start in self._rows if start <= layer]
+        return self._rows[max(starts)] if starts else None
+
+    def keys(self, layer: int) -> Slots:
+        """Slots that `layer` attends to: cached ones, then the chunk's."""
+        past = self._past_slots(layer)
+        if layer == 0:
+            return past.append(self.columns, 0)
+        return past.append(self.rows(layer), self.past_width(0))
+
+    def first_mask(self) -> Tensor | None:
+        """[B, slots] bool: the 2-D mask of the first stage, None when nothing is masked.
+
+        None as well where every layer gets a mask of its own.
+        """
+        if self.kinds.own:
+            return None
+        if self.padding is None and not self._has_fillers(0):
+            return None
+        keys = self.keys(0)
+        if self.padding is None:
+            return keys.valid
+        return both(take(self.padding, keys.index), keys.valid)
+
+    def _has_fillers(self, layer: int) -> bool:
+        """Whether any slot of `layer` is one; a decode step without must not compute anything."""
+        past = self.state is not None and self.state.has_fillers(layer)
+        chunk = self.last_cut(layer) or self.columns
+        return past or chunk.valid is not None
+
+    def layer_inputs(
+        self, layer: int, given: dict[str, Any], hidden: Tensor
+    ) -> dict[str, Any] | None:
+        """The keyword arguments of `layer` at the current stage, or None to leave them alone."""
+        key = self.current, self.kinds.names[layer]
+        if key not in self._inputs:
+            self._inputs[key] = self._stage_inputs(layer, given, hidden)
+        inputs = self._inputs[key]
+        self.embeddings[key[1]] = inputs.get("position_embeddings", given["position_embeddings"])
+        return inputs or None
+
+    def start_stage(self, layer: int) -> None:
+        """From `layer` on, fewer tokens are left."""
+        self.current = layer
+        self.embeddings = {}
+
+    def _stage_inputs(self, layer: int, given: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = {}
+        stage = self.current
+        if self.kinds.flash and hidden.shape[1] > 1 and given.get("position_ids") is not None:
+            # FlashAttention reads gaps in position ids as borders between packed sequences.
+            steps = torch.arange(hidden.shape[1], device=hidden.device)
+            inputs["position_ids"] = steps.expand(len(hidden), -1)
+        if self.kinds.own:
+            inputs["attention_mask"] = self._own_mask(layer, hidden.dtype)
+        if stage == 0:
+            return inputs
+        mask = given.get("attention_mask")
+        if not self.kinds.own and (mask is not None or self._has_fillers(stage)):
+            keys, rows = self.keys(stage), self.rows(stage)
+            inputs["attention_mask"] = cut_mask(
+                mask, rows.index, keys.index, keys.valid, self.past_width(0), self.kinds.flash
+            )
+        if self.rotary is not None:
+            kind = self.kinds.names[layer]
+            inputs["position_embeddings"] = self.rotary(hidden, self.renumbered(stage), kind)
+        elif (cut := self.last_cut(stage)) is not None:
+            inputs["position_embeddings"] = tuple(take_all(given["position_embeddings"], cut.index))
+        return inputs
+
+    def _own_mask(self, layer: int, dtype: torch.dtype) -> Tensor | None:
+        kind, end = self.kinds.names[layer], self.past + self.virtual_width
+        window = self.kinds.window_of(kind)
+        given = self.given_masks
+        return build(
+            self.past_seen(layer),
+            self.chunk_seen(),
+            given.get(kind) if isinstance(given, Mapping) else given,
+            self.past,
+            window if window is not None and window < end else None,
+            dtype if self.kinds.eager else None,
+        )
+
+    def past_seen(self, layer: int) -> Seen:
+        """The cached keys that `layer` still holds."""
+        past = self._past_columns(layer)
+        held = past.shape[1]
+        if self.cache is not None and layer < len(self.cache.layers):
+            keys = getattr(self.cache.layers[layer], "keys", None)
+            held = held if keys is None else min(held, keys.shape[-2])
+        return Seen(past, self.past_valid(layer)).last(held)
+
+    def chunk_seen(self) -> Seen:
+        """The chunk's tokens at the current stage."""
+        rows = self.rows(self.current)
+        return Seen(take(self.columns.index, rows.index), self._open(rows))
+
+    def renumbered(self, layer: int) -> Tensor:
+        """[B, Q] int64: positions of the chunk at `layer`, counted without gaps."""
+        rows = self.rows(layer)
+        valid = self._open(rows)
+        steps = torch.ones_like(rows.index) if valid is None else valid.long()
+        past_valid = self.past_valid(layer)
+        if past_valid is None:
+            before = torch.full_like(steps[:, :1], self.past_width(layer))
+        else:
+            before = past_valid.sum(1, keepdim=True)
+        return (before + steps.cumsum(1) - 1).clamp_min(0)
+
+    def cut(self, layer: int, kept: list[Tensor], hidden: Tensor) -> Tensor:
+        """Drop tokens of the spans before `layer`.
+
+        Args:
+            layer: the first layer without them.
+            kept: per span, ascending places [count] among its surviving tokens.
+            hidden: [B, Q, D] at the current stage.
+
+        Returns:
+            [B, Q', D] hidden states of the kept tokens.
+        """
+        rows = self.rows(self.current)
+        opened = self._open(rows)
+        keep = torch.ones_like(rows.index, dtype=torch.bool) if opened is None else opened.clone()
+        for span, places in zip(self.spans, kept, strict=True):
+            closed, span.separators = close(
+                keep[span.row], span.slots, places, span.index[places], span.separators
+            )
+            self.counts[span.row] -= closed
+        size = max(self.counts)
+        index, valid = pack(keep, size, ragged=min(self.counts) < size)
+        hidden, entered = take_all([hidden, rows.index], index)
+        self._rows[layer] = Slots(entered, valid)
+        self.move(slot_of(keep, size), kept)
+        self.stash = self.fired = None
+        for span in self.spans:
+            span.trace.cuts[layer] = span.index
+            span.trace.separators[layer] = len(span.separators)
+        return hidden
+
+    def _open(self, rows: Slots) -> Tensor | None:
+        if self.padding is None:
+            return rows.valid
+        chunk = take(self.padding, take(self.columns.index, rows.index))
+        return both(chunk, rows.valid)
+
+    def past_width(self, layer: int) -> int:
+        """Slots that the cache of `layer` holds before this forward."""
+        return self._past_slots(layer).index.shape[1]
+
+    def move(self, slot: Tensor, kept: list[Tensor]) -> None:
+        """Renumber spans and text rows after `slot` [B, Q] gave every old slot its new one."""
+        for span, places in zip(self.spans, kept, strict=True):
+            span.slots, span.index = slot[span.row, span.slots[places]], span.index[places]
+            span.separators = span.separators.move(slot[span.row])
+        self.text = [slot[row, slots] for row, slots in enumerate(self.text)]
+        if self.last is not None:
+            self.last = slot.gather(1, self.last[:, None])[:, 0]
+
+    def next_state(self) -> CacheState:
+        """What the cache must remember after this forward."""
+        if not self.spans and self.state is not None:
+            return self.state.grown(self.width)
+        starts = {0, *self._rows, *(self.state.stages if self.state else ())}
+        prompt = {}
+        for start in sorted(starts):
+            slots = self.keys(start)
+            end = slots.index.shape[1] - self.generated
+            valid = None if slots.valid is None else slots.valid[:, :end]
+            prompt[start] = Slots(slots.index[:, :end], valid)
+        length = self.past + self.virtual_width - self.generated
+        return CacheState(length, prompt, self.generated)

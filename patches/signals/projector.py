@@ -1,0 +1,150 @@
+"""A projector taken apart, for methods that probe it: all but its last linear layer, and that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear, rms_norm
+
+from vlmcompress.patches.families.vision_encoders import Encoder
+from vlmcompress.tokens import Projection
+
+_FORMS = (
+    ("", "linear_1", "act", "linear_2"),
+    ("projector_layernorm", "linear_1", "act", "linear_2"),
+    ("layer_norm", "linear_1", "act", "linear_2"),
+    ("ln_q", "mlp.0", "mlp.1", "mlp.2"),
+    ("norm", "linear_fc1", "act_fn", "linear_fc2"),
+)
+"""Norm, linear layer, activation and last linear layer as projectors name them."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The layers of a projector, in order. Called with [M, P, D], it is all but the last."""
+
+    norm: Any
+    """Over each of the P patches or over all of them, or None."""
+    first: nn.Linear
+    act: Any
+    last: nn.Linear
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """[M, K], computed in the dtype of `inputs`. The modules are not called: they have hooks,
+        and weights of another dtype."""
+        rows = inputs.flatten(1)
+        if self.norm is not None:
+            weight = self.norm.weight.to(rows.dtype)
+            grouped, shape = rows.unflatten(1, (-1, len(weight))), weight.shape  # type: ignore[no-untyped-call]
+            if isinstance(self.norm, nn.LayerNorm):
+                grouped = layer_norm(
+                    grouped, shape, weight, _like(self.norm.bias, rows), self.norm.eps
+                )
+            else:
+                grouped = rms_norm(grouped, shape, weight, self.norm.variance_epsilon)
+            rows = grouped.flatten(1)
+        first = linear(rows, self.first.weight.to(rows.dtype), _like(self.first.bias, rows))
+        acted: Tensor = self.act(first)
+        return acted
+
+
+def parts_of(projector: nn.Module) -> Parts | None:
+    """The parts of a projector, None where it has another form or weights that are no matrices."""
+    children = {name for name, _ in projector.named_children()}
+    for names in _FORMS:
+        if children == {name.partition(".")[0] for name in names if name}:
+            norm, first, act, last = (projector.get_submodule(n) if n else None for n in names)
+            if _plain(first) and _plain(last) and _known(norm):
+                return Parts(norm, first, act, last)
+    return None
+
+
+def projections(
+    encoder: Encoder, base: nn.Module, modality: str, call: Mapping[str, Any], inputs: Tensor
+) -> list[Projection]:
+    """For each piece of a feature call the projector with what entered it.
+
+    Args:
+        encoder: describes the vision side of `base`.
+        base: the base model.
+        modality: "image" or "video".
+        call: arguments of the feature call by name.
+        inputs: of its projector, as [B, m, P * D], or [M * P, D] where the patches of all images
+            are one sequence.
+
+    Returns:
+        Per layout of the family; values at separators among the tokens are anything.
+    """
+    parts, patches = parts_of(base.get_submodule(encoder.projector)), encoder.patches(base)
+    assert parts is not None
+    if inputs.dim() == 2:
+        inputs = inputs.reshape(len(inputs) // patches, -1)
+
+    def piece(number: int, own: Tensor) -> Projection:
+        def to_tokens(values: Tensor) -> Tensor:
+            grid = values.float().view(own.shape[:-1])[..., None]
+            return encoder.packed(base, modality, grid, call, number)[:, 0]
+
+        rows = own.reshape(-1, patches, own.shape[-1] // patches)
+        return Projection(rows, parts, parts.last.weight.detach(), to_tokens)
+
+    return [piece(*one) for one in enumerate(encoder.pieces(base, modality, inputs, call))]
+
+
+def only(projection: Projection, tokens: Tensor | slice) -> Projection:
+    """The same for some of the tokens: a mask [N] or a slice."""
+
+    def to_tokens(values: Tensor) -> Tensor:
+        found = projection.to_tokens(values)
+        # A clone: autograd in `used_by` takes no mask that was made under inference mode.
+        return found[tokens.to(found.device).clone() if isinstance(tokens, Tensor) else tokens]
+
+    return replace(projection, to_tokens=to_tokens)
+
+
+def used_by(projection: Projection, tokens: slice) -> Projection:
+    """Only those of the projected features that become some of the tokens."""
+    cut = only(projection, tokens)
+    with torch.inference_mode(False), torch.enable_grad():
+        values = torch.zeros(len(projection.inputs), requires_grad=True)
+        (share,) = torch.autograd.grad(cut.to_tokens(values).sum(), values)
+    used = share.nonzero()[:, 0]
+
+    def to_tokens(values: Tensor) -> Tensor:
+        whole = values.new_zeros(len(share))
+        whole[used.to(values.device)] = values
+        return cut.to_tokens(whole)
+
+    inputs = projection.inputs[used.to(projection.inputs.device)]
+    return replace(projection, inputs=inputs, to_tokens=to_tokens)
+
+
+def join_projections(pieces: list[Projection]) -> Projection:
+    """Those of the pieces of an image, one after the other."""
+    counts = [len(piece.inputs) for piece in pieces]
+
+    def to_tokens(values: Tensor) -> Tensor:
+        parts = zip(pieces, torch.split(values, counts), strict=True)
+        return torch.cat([piece.to_tokens(part) for piece, part in parts])
+
+    inputs = torch.cat([piece.inputs for piece in pieces])
+    return replace(pieces[0], inputs=inputs, to_tokens=to_tokens)
+
+
+def _plain(layer: nn.Module | None) -> TypeGuard[nn.Linear]:
+    """Whether it is a linear layer whose weight is there, and a matrix of real numbers."""
+    return (
+        type(layer) is nn.Linear and layer.weight.is_floating_point() and not layer.weight.is_meta
+    )
+
+
+def _known(norm: nn.Module | None) -> bool:
+    return norm is None or isinstance(norm, nn.LayerNorm) or hasattr(norm, "variance_epsilon")
+
+
+def _like(bias: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(rows.dtype)

@@ -1,0 +1,293 @@
+"""What a method wants to know beside the features: collected only where it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
+from vlmcompress.methods.composition.pipeline import Pipeline
+from vlmcompress.methods.contracts.before_projector import Resizer
+from vlmcompress.methods.contracts.method import resolve
+from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.families.tower_layers import width
+from vlmcompress.patches.families.vision_encoders import towers
+from vlmcompress.patches.hooks.per_thread import PerThread
+from vlmcompress.patches.sequence.placeholders import Located
+from vlmcompress.patches.sequence.survivors import Left
+from vlmcompress.patches.signals import text_tower
+from vlmcompress.patches.signals.instruction import Instruction
+from vlmcompress.patches.signals.projector import join_projections, parts_of
+from vlmcompress.patches.signals.text_tower import TextTower
+from vlmcompress.patches.signals.tower_hooks import WHILE_ENCODING, Record, Tap
+from vlmcompress.tokens import Layout, Projection, VisualTokens
+
+if TYPE_CHECKING:
+    from vlmcompress.patches.decoder.prefill import Reducing
+
+_ENCODED = "_vlmcompress_encoded"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What one feature call gave: an entry per piece (image, clip or tile)."""
+
+    layouts: Sequence[Layout]
+    signals: Sequence[Mapping[str, Any]]
+    """What `Tap.collect` gave."""
+    by: Signals
+    """Who collected it."""
+    left: Sequence[Left] | None = None
+    """What a method before the projector left of each."""
+
+
+class Signals:
+    """Collects what the methods of a pipeline need from one model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        pipeline: Pipeline,
+        processor: Any = None,
+        tower: Any = None,
+    ) -> None:
+        """Find out what is needed and where it comes from.
+
+        Args:
+            model: of the family.
+            family: its adapter.
+            pipeline: the methods.
+            processor: reads the prompts, for `text` and `relevance`; see `Instruction`.
+            tower: text tower for `relevance`; see `text_tower.find`.
+
+        Raises:
+            VLMCompressError: the model does not give it, or it takes a processor or a text tower
+                that is missing or unfit.
+        """
+        self._model, self._family, self._name = model, family, pipeline.name
+        base = family.base(model)
+        given = defined(pipeline, given_by(family, base))
+        self.collected = self._resolved(pipeline, given)
+        """The signals that are collected: what the methods need, as this model can give it."""
+        found: TextTower | None = None
+        if "relevance" in self.collected:
+            found = self._find_text_tower(processor, tower, demanded="relevance" in pipeline.needs)
+            if found is None:
+                given -= {"relevance"}
+                self.collected = self._resolved(pipeline, given)
+        self._thread = PerThread()
+        encoding = self.collected & WHILE_ENCODING
+        self._tap = Tap(family.encoder, base, pipeline, given) if encoding else None
+        if self.collected & {"text", "relevance"}:
+            self._instruction = Instruction.of(processor, _named_tokens(model, family))
+        if found is not None:
+            assert self._tap is not None
+            self._text_tower = self._tap.text_tower = found
+
+    def _resolved(self, pipeline: Pipeline, given: frozenset[str]) -> frozenset[str]:
+        collected, missing = resolve(pipeline.needs, given)
+        if missing:
+            raise UnsupportedModelError(
+                f"{self._name} needs {', '.join(missing)}, which this {self._family.name} model "
+                f"does not give (it gives {', '.join(sorted(given))})"
+            )
+        return collected
+
+    def _find_text_tower(self, processor: Any, tower: Any, demanded: bool) -> TextTower | None:
+        """The text tower; None where there is none and a method can do without."""
+        optional = not demanded and text_tower.chosen(tower) is None
+        if processor is None:
+            if optional:
+                return None
+            raise CompositionError(
+                f"{self._name} compares images with the words of the prompt: "
+                "give compress(..., processor=...)"
+            )
+        first = towers(self._family.encoder, self._family.base(self._model))[0]
+        try:
+            return text_tower.find(tower, first, width(first))
+        except UnsupportedModelError:
+            if optional:
+                return None
+            raise
+
+    def hooks(self) -> list[RemovableHandle]:
+        """Hook the layers that are needed, and no others."""
+        return [] if self._tap is None else self._tap.hooks()
+
+    @contextmanager
+    def recording(self) -> Iterator[Record | None]:
+        """While a feature call runs. Gives None inside another one, whose record goes on."""
+        if getattr(self._thread, "busy", False):
+            yield None
+            return
+        self._thread.busy = True
+        try:
+            with (
+                nullcontext(Record(list)) if self._tap is None else self._tap.recording() as record
+            ):
+                yield record
+        finally:
+            self._thread.busy = False
+
+    @torch.no_grad()
+    def encoded(
+        self, modality: str, call: Mapping[str, Any], output: Any, record: Record
+    ) -> Encoded | None:
+        """What a feature call gave; None if it gave no features.
+
+        Args:
+            modality: "image" or "video".
+            call: its arguments by name.
+            output: what it returned.
+            record: of `recording`.
+        """
+        features = getattr(output, "pooler_output", None)
+        if features is None:
+            return None
+        layouts = self._family.layouts(self._model, modality, features, call)
+        return self._encoded(modality, call, layouts, record)
+
+    @staticmethod
+    def hand_over(output: Any, encoded: Encoded) -> None:
+        """`generate()` encodes before the prefill, so what is known travels with the output."""
+        setattr(output, _ENCODED, encoded)
+
+    def handed_over(self, call: Mapping[str, Any]) -> dict[str, Encoded]:
+        """Modality -> what was encoded before this forward of the base model.
+
+        Raises:
+            UnsupportedCallError: it was encoded without collecting what is needed.
+        """
+        found = {}
+        for modality, output in (call.get("mm_encoder_outputs") or {}).items():
+            features = getattr(output, "pooler_output", None)
+            if features is None:
+                continue
+            known: Encoded | None = getattr(output, _ENCODED, None)
+            if self._tap is not None and (known is None or known.by is not self):
+                raise UnsupportedCallError(
+                    f"{self._name} needs {', '.join(sorted(self.collected & WHILE_ENCODING))}: "
+                    f"encode the {modality} after compress(), or give its pixels"
+                )
+            if known is None:
+                layouts = self._family.layouts(self._model, modality, features, call)
+                known = self._encoded(modality, call, layouts, Record(list))
+            found[modality] = known
+        return found
+
+    def _encoded(
+        self, modality: str, call: Mapping[str, Any], layouts: Sequence[Layout], record: Record
+    ) -> Encoded:
+        if self._tap is None:
+            return Encoded(layouts, [{} for _ in layouts], self)
+        return Encoded(layouts, self._tap.collect(modality, call, layouts, record), self)
+
+    @torch.no_grad()
+    def tokens(self, image: Located, prefill: Reducing) -> VisualTokens:
+        """All that a method may look at, for one image of a prefill.
+
+        Raises:
+            UnsupportedCallError: it needs the instruction of a prompt that has none.
+        """
+        embeds = prefill.embeds
+        features = embeds[image.row, image.columns.to(embeds.device)]
+        pieces = [prefill.encoded[modality].signals[number] for modality, number in image.pieces]
+        names = self.collected & pieces[0].keys()
+        fields = {name: _join([piece[name] for piece in pieces], embeds) for name in names}
+        if "vocabulary" in self.collected:
+            fields["vocabulary"] = _vocabulary(self._family.base(self._model))
+        if self.collected & {"text", "relevance"}:
+            columns, words = self._words(image.row, prefill)
+            if "relevance" in self.collected:
+                looked = fields["relevance"]
+                text = self._text_tower.read(self._instruction.text(words))
+                fields["relevance"] = looked @ text.to(looked.device)
+            if "text" in self.collected:
+                fields["text"] = embeds[image.row, torch.tensor(columns, device=embeds.device)]
+        return VisualTokens(features, image.layout.grid, index=image.ordinal, **fields)
+
+    def _words(self, row: int, prefill: Reducing) -> tuple[list[int], list[int]]:
+        """Columns and ids of the instruction of a prompt."""
+        line = prefill.ids[row, : prefill.prompt_end].tolist()
+        places = list(range(len(line)))
+        if prefill.valid is not None:
+            places = prefill.valid[row, : prefill.prompt_end].nonzero()[:, 0].tolist()
+        ids = [line[place] for place in places]
+        tokens = self._family.placeholders(self._model).values()
+        pictures = [column for column, token in enumerate(ids) if token in tokens]
+        columns = self._instruction.columns(ids, pictures)
+        if not columns:
+            raise UnsupportedCallError(
+                f"{self._name} needs the question, but prompt {row} has no words beside its images"
+            )
+        return [places[column] for column in columns], [ids[column] for column in columns]
+
+
+def _join(pieces: list[Any], like: Tensor) -> Any:
+    """One field of the pieces of an image, on the device of `like`."""
+    if isinstance(pieces[0], dict):
+        return {layer: _join([piece[layer] for piece in pieces], like) for layer in pieces[0]}
+    if isinstance(pieces[0], Projection):
+        return pieces[0] if len(pieces) == 1 else join_projections(pieces)
+    return torch.cat(pieces).to(like.device)
+
+
+def given_by(family: Family, base: nn.Module) -> frozenset[str]:
+    """The signals that a model gives, whatever the text tower."""
+    encoder = family.encoder
+    given = encoder.gives(base)
+    if "projection" in given and parts_of(base.get_submodule(encoder.projector)) is None:
+        given -= {"projection"}
+    return given if not _vocabulary(base).is_meta else given - {"vocabulary"}
+
+
+def _vocabulary(base: Any) -> Tensor:
+    """[V, D] as stored; the embeddings of Gemma 3 are a multiple of it."""
+    weight: Tensor = base.get_input_embeddings().weight
+    return weight
+
+
+def _named_tokens(model: nn.Module, family: Family) -> set[int]:
+    """Ids that the configuration gives a name: begin, end, padding, picture marks."""
+    found = set(family.placeholders(model).values())
+    config: Any = model.config
+    for each in (config, config.get_text_config(), getattr(model, "generation_config", None)):
+        for name, value in vars(each).items() if each is not None else ():
+            if name.endswith(("token_id", "token_index")):
+                values = value if isinstance(value, list) else [value]
+                found |= {number for number in values if number is not None}
+    return found
+
+
+_ANYWHERE = frozenset({"text", "vocabulary"})
+"""Signals that do not come from the vision tower."""
+
+
+def defined(pipeline: Pipeline, given: frozenset[str]) -> frozenset[str]:
+    """The signals of a model that mean something behind the upstream method of a pipeline.
+
+    A smaller picture has all of them. Where patches are merged or left out inside the tower, what
+    its layers attend to is no longer about the tokens of the image.
+
+    Raises:
+        CompositionError: a method needs another one.
+    """
+    upstream = pipeline.upstream
+    if upstream is None or isinstance(upstream, Resizer):
+        return given
+    for method in pipeline.methods:
+        _, missing = resolve(method.asks, given & _ANYWHERE)
+        if missing and not resolve(method.asks, given)[1]:
+            raise CompositionError(
+                f"{method.name} needs {', '.join(missing)}, which is not defined behind "
+                f"{upstream.name}"
+            )
+    return given & _ANYWHERE

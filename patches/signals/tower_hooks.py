@@ -1,0 +1,208 @@
+"""Attention and keys of a vision tower, recorded while it encodes and worked out afterwards."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
+from vlmcompress.methods.composition.pipeline import Pipeline
+from vlmcompress.methods.contracts.method import resolve
+from vlmcompress.patches.families.tower_layers import attention_layers
+from vlmcompress.patches.families.vision_encoders import Encoder, towers
+from vlmcompress.patches.hooks.per_thread import PerThread
+from vlmcompress.patches.signals.projector import only, projections
+from vlmcompress.patches.signals.text_tower import TextTower
+from vlmcompress.patches.signals.tower_attention import Seen
+from vlmcompress.tokens import Layout
+
+Record = defaultdict[tuple[str, int], list[Any]]
+"""("in", layer) -> calls of its attention module, ("out", layer) -> outputs of the layer,
+`_PROJECTOR` -> inputs of the projector."""
+_PROJECTOR = ("in", -1)
+
+
+AT_FEATURE: dict[str, Callable[[Seen], Tensor]] = {
+    "cls_attention": lambda seen: seen.cls_row()[..., None],
+    "keys": Seen.keys,
+}
+"""Signals of the feature layer."""
+PER_LAYER: dict[str, Callable[[Seen], Tensor]] = {
+    "encoder_attention": lambda seen: seen.received()[..., None],
+    **{f"layer_{name}": look for name, look in AT_FEATURE.items()},
+}
+"""Signals of the layers that a method asks for."""
+WHILE_ENCODING = frozenset({*AT_FEATURE, *PER_LAYER, "relevance", "projection"})
+"""Signals that are collected during a feature call."""
+
+
+class Tap:
+    """Hooks on the layers of the vision towers that a pipeline needs to know of, and no others."""
+
+    text_tower: TextTower
+
+    def __init__(
+        self, encoder: Encoder, base: nn.Module, pipeline: Pipeline, given: Collection[str]
+    ) -> None:
+        """Find the layers.
+
+        Args:
+            encoder: describes the towers.
+            base: the base model.
+            pipeline: the methods.
+            given: the signals among which `Method.needs` may choose.
+
+        Raises:
+            UnsupportedModelError: the features come from before the first layer, or layers with
+                attention are not found.
+            CompositionError: a method asks for a layer that the features do not go through.
+        """
+        self._encoder, self._base = encoder, base
+        self._needs, self._name = resolve(pipeline.needs, given)[0] & WHILE_ENCODING, pipeline.name
+        self._thread = PerThread()
+        self._layers = [attention_layers(tower) for tower in towers(encoder, base)]
+        layers = min(map(len, self._layers))
+        depth = encoder.depth(base, layers)
+        if self._needs != {"projection"} and not 1 <= depth <= layers:
+            raise UnsupportedModelError(
+                f"{self._name} needs the attention of a layer of the vision tower, but the "
+                f"features of this model come from after layer {depth} of {layers}"
+            )
+        self._feature = depth - 1
+        self._asked = _asked(pipeline, given, encoder.whole(base, depth), depth)
+
+    def hooks(self) -> list[RemovableHandle]:
+        """Install them."""
+        handles = []
+        wanted = {name: [self._feature] for name in self._needs & AT_FEATURE.keys()} | self._asked
+        rows = {layer for name in wanted if name.endswith("attention") for layer in wanted[name]}
+        for layers in self._layers:
+            for number in sorted({layer for found in wanted.values() for layer in found}):
+                handles += self._attention_hooks(number, layers[number][1], number in rows)
+            if "relevance" in self._needs:
+                handles.append(layers[self._feature][0].register_forward_hook(self._leave))
+        if "projection" in self._needs:
+            projector = self._base.get_submodule(self._encoder.projector)
+            handles.append(projector.register_forward_pre_hook(self._project))
+        return handles
+
+    def _attention_hooks(
+        self, layer: int, attention: nn.Module, queries: bool
+    ) -> list[RemovableHandle]:
+        enter = functools.partial(self._enter, layer)
+        handles = [attention.register_forward_pre_hook(enter, with_kwargs=True)]
+        for name in ("qkv", "k_proj", "q_proj") if queries else ("qkv", "k_proj"):
+            projection = getattr(attention, name, None)
+            if projection is not None:
+                keep = functools.partial(self._keep, layer, name)
+                handles.append(projection.register_forward_hook(keep))
+        return handles
+
+    def _enter(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        record = getattr(self._thread, "record", None)
+        if record is not None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            record["in", layer].append(Seen(module, hidden, kwargs))
+
+    def _keep(self, layer: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        record = getattr(self._thread, "record", None)
+        if record is not None:
+            record["in", layer][-1].projected[name] = output.detach()
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        record = getattr(self._thread, "record", None)
+        if record is not None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            record["out", self._feature].append(hidden)
+
+    def _project(self, module: nn.Module, args: Any) -> None:
+        record = getattr(self._thread, "record", None)
+        if record is not None:
+            record[_PROJECTOR].append(args[0])
+
+    @contextmanager
+    def recording(self) -> Iterator[Record]:
+        """While a feature call runs in this thread; at other times the hooks do nothing."""
+        self._thread.record = Record(list)
+        try:
+            yield self._thread.record
+        finally:
+            self._thread.record = None
+
+    def collect(
+        self, modality: str, call: Mapping[str, Any], layouts: Sequence[Layout], record: Record
+    ) -> list[dict[str, Any]]:
+        """The signals of each piece that a feature call encoded.
+
+        Returns:
+            Field -> [N, ...], for signals of several layers layer -> [N, ...]; without separators.
+            Under `relevance` still [N, C] unit vectors, to be multiplied with that of the text.
+        """
+        found: list[dict[str, Any]] = [{} for _ in layouts]
+
+        def tokens(name: str, values: list[Tensor]) -> Iterator[tuple[dict[str, Any], Tensor]]:
+            pieces = self._encoder.to_tokens(self._base, modality, self._joined(values), call)
+            for mine, piece, layout in zip(found, pieces, layouts, strict=True):
+                visual = _visual(piece, layout)
+                yield mine, visual[:, 0] if name.endswith("attention") else visual
+
+        for name, layers in self._asked.items():
+            for layer in layers:
+                looks = [PER_LAYER[name](seen) for seen in record["in", layer]]
+                for piece, values in tokens(name, looks):
+                    piece.setdefault(name, {})[layer] = values
+        for name in self._needs & AT_FEATURE.keys():
+            looks = [AT_FEATURE[name](seen) for seen in record["in", self._feature]]
+            for piece, values in tokens(name, looks):
+                piece[name] = values
+        if "relevance" in self._needs:
+            looks = [self.text_tower.look(hidden) for hidden in record["out", self._feature]]
+            for piece, values in tokens("relevance", looks):
+                piece["relevance"] = values
+        if "projection" in self._needs:
+            entered = self._joined(record[_PROJECTOR])
+            probed = projections(self._encoder, self._base, modality, call, entered)
+            for piece, projection, layout in zip(found, probed, layouts, strict=True):
+                piece["projection"] = only(projection, layout.visual)
+        return found
+
+    def _joined(self, calls: list[Tensor]) -> Tensor:
+        """Values of all calls of a module; a feature call mostly makes one."""
+        if not calls:
+            raise UnsupportedCallError(
+                f"{self._name} could not look into the vision tower: "
+                "call compress() before torch.compile()"
+            )
+        return calls[0] if len(calls) == 1 else torch.cat(calls)
+
+
+def _asked(
+    pipeline: Pipeline, given: Collection[str], whole: Sequence[int], depth: int
+) -> dict[str, list[int]]:
+    """Signal -> the layers of which the methods want it."""
+    asked: dict[str, set[int]] = {}
+    for method in pipeline.methods:
+        for name in sorted(resolve(method.asks, given)[0] & PER_LAYER.keys()):
+            asked.setdefault(name, set()).update(method.encoder_layers(depth, whole))
+    for layer in sorted(set().union(*asked.values())):
+        if not 0 <= layer < depth:
+            raise CompositionError(
+                f"{pipeline.name} asks for ViT layer {layer}; the features of this model go "
+                f"through layers 0 to {depth - 1}"
+            )
+    return {name: sorted(layers) for name, layers in asked.items()}
+
+
+def _visual(values: Tensor, layout: Layout) -> Tensor:
+    """[placeholders, C] -> [N, C], without separators."""
+    visual = layout.visual
+    if visual.all():
+        return values
+    return values[visual.nonzero()[:, 0].to(values.device)]

@@ -1,0 +1,5 @@
+"""Budgets: their text, counts per image and layer, and what a cost allows."""
+
+from vlmcompress.budget.budget import Budget
+
+__all__ = ["Budget"]

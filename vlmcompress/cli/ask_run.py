@@ -1,0 +1,113 @@
+"""Put one question to a model, reduced or not, and describe what happened."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from vlmcompress.api import compress
+from vlmcompress.media.video import Video
+from vlmcompress.methods.contracts.method import Method
+from vlmcompress.prompts import prepare
+from vlmcompress.report.report import Report
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a call is reduced."""
+
+    label: str
+    methods: str | Sequence[Method]
+    budget: str | None
+    positions: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """An answer, what the call did, and how long its stages took."""
+
+    setting: Setting
+    answer: str
+    report: Report
+    milliseconds: dict[str, float]
+    """The report's stages, then `total`: all of `generate`. Medians where there were several."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what `--compare` sets side by side."""
+        images = self.report.images
+        return {
+            "method": self.setting.label,
+            "budget": self.setting.budget,
+            "answer": self.answer,
+            "tokens": {
+                "before": sum(image.before for image in images),
+                "after": sum(image.after for image in images),
+                "mean": sum(image.mean for image in images),
+            },
+            "per_layer": [image.per_layer for image in images],
+            "milliseconds": self.milliseconds,
+            "decode_tokens": self.report.decode_tokens,
+        }
+
+
+class Asker:
+    """One model, some images and videos and a question, ready to be run in several settings."""
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        media: Sequence[Image | Video],
+        question: str,
+        max_new_tokens: int,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self._max_new_tokens = max_new_tokens
+        self.inputs = prepare(model, processor, [(media, question)])
+
+    def run(self, setting: Setting) -> Run:
+        """Answer once."""
+        with compress(
+            self.model,
+            setting.methods,
+            setting.budget,
+            positions=setting.positions,  # type: ignore[arg-type]
+            processor=self.processor,
+        ) as compression:
+            start = self._now()
+            ids = self.model.generate(
+                **self.inputs, max_new_tokens=self._max_new_tokens, do_sample=False
+            )
+            total = (self._now() - start) * 1000
+            report = compression.report()
+        new = ids[0, self.inputs["input_ids"].shape[1] :]
+        answer = self.processor.decode(new, skip_special_tokens=True).strip()
+        return Run(setting, answer, report, {**report.milliseconds, "total": total})
+
+    def compare(self, settings: Sequence[Setting], repeat: int) -> list[Run]:
+        """Answer in each setting, after a warm-up, in turn and `repeat` times.
+
+        Returns:
+            One run for each setting with the medians of its times.
+        """
+        for setting in settings:
+            self.run(setting)
+        rounds = [[self.run(setting) for setting in settings] for _ in range(repeat)]
+        return [_median(list(runs)) for runs in zip(*rounds, strict=True)]
+
+    def _now(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()
+
+
+def _median(runs: list[Run]) -> Run:
+    stages = runs[0].milliseconds
+    times = {stage: statistics.median(run.milliseconds[stage] for run in runs) for stage in stages}
+    return Run(runs[0].setting, runs[0].answer, runs[0].report, times)

@@ -1,0 +1,1 @@
+"""Methods by their specs, and pipelines of several methods over the stages."""

@@ -1,0 +1,283 @@
+"""Methods put together: how a budget becomes counts, stage by stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from vlmcompress.errors import BudgetError, CompositionError
+from vlmcompress.methods.contracts.before_projector import EncoderMethod, PixelSelector, Resizer
+from vlmcompress.methods.contracts.method import (
+    DecoderMethod,
+    Method,
+    ProjectorMethod,
+    Stage,
+    mean_tokens,
+    tokens_per_layer,
+)
+from vlmcompress.tokens import Grid, Layout
+
+Upstream = Resizer | PixelSelector | EncoderMethod
+_CLASSES: dict[Stage, tuple[type[Method], ...]] = {
+    "pixels": (Resizer, PixelSelector),
+    "encoder": (EncoderMethod,),
+    "projector": (ProjectorMethod,),
+    "decoder": (DecoderMethod,),
+}
+"""In the order in which an image meets them; what a method must be to act at each."""
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """How many visual tokens of one image or clip are kept, and where; known before the run."""
+
+    parts: tuple[tuple[Grid, int], ...]
+    """The grids that the projector method is given one by one, and the tokens it keeps of each."""
+    schedule: dict[int, int]
+    """Decoder layer -> tokens that enter it and all later ones; empty without a decoder method."""
+    layers: int
+    """Decoder layers."""
+
+    @property
+    def given(self) -> int:
+        """Tokens that the projector method is given: all, or what an upstream method left."""
+        return sum(len(grid) for grid, _ in self.parts)
+
+    @property
+    def keep(self) -> int:
+        """Tokens that enter the decoder."""
+        return sum(kept for _, kept in self.parts)
+
+    @property
+    def per_layer(self) -> list[int]:
+        """Tokens that enter each decoder layer."""
+        return tokens_per_layer(self.layers, self.keep, self.schedule)
+
+    @property
+    def mean(self) -> float:
+        """True mean over decoder layers: what a budget is about."""
+        return mean_tokens(self.layers, self.keep, self.schedule)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """At most one method per stage, and one of the pixel and encoder stages.
+
+    Composition rule: the decoder method keeps the proportions of its paper's default, unless that
+    would leave the methods before it less than half of the way. Let s be the mean over layers of
+    the share that its default schedule keeps of the tokens it is given. For a budget the methods
+    before it are asked for k = round(min(budget / s, sqrt(N * budget))) tokens, and the decoder
+    schedule is then solved for the budget from the number really kept. An upstream method (pixels,
+    encoder) before a projector method goes half the way in proportion: it is asked for
+    round(sqrt(N * k)) tokens, the projector method for k of those. A decoder method
+    that decides by content (`adaptive`) follows its own rule then, and the budget is an upper
+    bound. Without a budget each method uses its own default.
+    """
+
+    projector: ProjectorMethod | None
+    decoder: DecoderMethod | None
+    upstream: Upstream | None = None
+
+    @classmethod
+    def of(cls, methods: Sequence[Method]) -> Pipeline:
+        """Each method at its stage; the order does not matter.
+
+        Raises:
+            CompositionError: two methods at one stage, or methods that do not go together.
+        """
+        names = "+".join(method.name for method in methods)
+        at: dict[Stage, Method] = {}
+        for method in methods:
+            stage = getattr(method, "acts_at", None)  # none where a user's class names no stages
+            if stage not in _CLASSES or not isinstance(method, _CLASSES[stage]):
+                raise CompositionError(
+                    f"{names}: {method!r} is no method of one of the stages {', '.join(_CLASSES)}"
+                )
+            if len(methods) > 1 and not method.takes_budget:
+                raise CompositionError(
+                    f"{names}: {method.name} {method.summary}, so it goes with no other method"
+                )
+            if method.acts_at in at:
+                raise CompositionError(
+                    f"{names}: {at[method.acts_at].name} and {method.name} both act at the "
+                    f"{method.acts_at} stage; one is possible"
+                )
+            at[method.acts_at] = method
+        if "pixels" in at and "encoder" in at:
+            raise CompositionError(
+                f"{names}: {at['pixels'].name} acts on pixels and {at['encoder'].name} in the "
+                "encoder; one of the two is possible"
+            )
+        upstream, projector = at.get("pixels", at.get("encoder")), at.get("projector")
+        if upstream and projector and projector.on_grid and not isinstance(upstream, Resizer):
+            raise CompositionError(
+                f"{names}: {projector.name} needs tokens on their grid, and {upstream.name} leaves "
+                "none"
+            )
+        return cls(projector, at.get("decoder"), upstream)  # type: ignore[arg-type]
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """In the order in which an image meets them."""
+        return tuple(m for m in (self.upstream, self.projector, self.decoder) if m is not None)
+
+    @property
+    def name(self) -> str:
+        """For example "divprune+fastv"."""
+        return "+".join(method.name for method in self.methods)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Signals that have to be collected, as methods name them (`Method.asks`)."""
+        return frozenset().union(*(method.asks for method in self.methods))
+
+    def for_stages(self, family: str, stages: Collection[Stage]) -> Pipeline:
+        """The same in a model that lets methods in at `stages`.
+
+        Raises:
+            CompositionError: a method acts at another stage, and cannot do otherwise.
+        """
+        return Pipeline.of([method.settled(family, stages) for method in self.methods])
+
+    def upstream_count(self, grid: Grid, layers: int, budget: float | None) -> int:
+        """Tokens that the upstream method leaves of an image or tile of the given grid.
+
+        Args:
+            grid: of its tokens.
+            layers: of the decoder.
+            budget: its share of the image's budget; None for the default.
+
+        Raises:
+            BudgetError: see `plan`.
+        """
+        assert self.upstream is not None
+        return self.upstream.keep_count(grid, self._upstream_ask(grid, layers, budget))
+
+    def _upstream_ask(self, grid: Grid, layers: int, budget: float | None) -> float | None:
+        if budget is None:
+            return None
+        self._check_budget(budget)
+        ask = self._before_decoder(len(grid), layers, budget)
+        return ask if self.projector is None else round(math.sqrt(len(grid) * ask))
+
+    def _left(self, grid: Grid, layers: int, budget: float | None) -> Grid:
+        """What the upstream method leaves of a grid, by its own rule."""
+        if isinstance(self.upstream, Resizer):
+            return self.upstream.shape(grid, self._upstream_ask(grid, layers, budget))
+        if isinstance(self.upstream, PixelSelector):
+            return Grid(1, 1, self.upstream_count(grid, layers, budget))
+        frame, share = Grid(1, grid.h, grid.w), each(budget, 1 / grid.t)
+        return Grid(grid.t, 1, self.upstream_count(frame, layers, share))
+
+    def plan(
+        self,
+        layout: Layout | Grid,
+        layers: int,
+        budget: float | None,
+        per_frame: bool = False,
+        left: Sequence[Grid] | None = None,
+    ) -> ImagePlan:
+        """Counts for one image. Several grids share a budget in proportion to their tokens.
+
+        Args:
+            layout: of its visual tokens.
+            layers: of the decoder.
+            budget: mean over decoder layers of the image's visual tokens; None for the defaults.
+            per_frame: the projector method meets each temporal step by itself and keeps the same
+                number of each. The decoder method ranks a clip as a whole all the same.
+            left: what the upstream method really left of each grid of the layout; None to take
+                what it was asked for.
+
+        Raises:
+            BudgetError: the budget is no finite number of 0 or more, cannot be met, is given to a
+                method that takes none, or is missing for a method without a default.
+        """
+        if budget is not None:
+            self._check_budget(budget)
+        split = per_frame and steps(layout) > 1
+        if split and isinstance(self.upstream, PixelSelector):
+            raise BudgetError(
+                f"{self.upstream.name} looks at a clip as a whole: give a budget for all of it, "
+                "not per frame"
+            )
+        grids, total = _parts(layout, split and self.upstream is None), len(layout)
+        if self.upstream is not None:
+            if left is None:
+                shares = _shares(budget, [len(grid) for grid in grids], even=False)
+                left = [self._left(g, layers, b) for g, b in zip(grids, shares, strict=True)]
+            grids = tuple(left)
+            grids = _parts(Layout(grids), split and self.projector is not None)
+        if self.projector is not None and self.projector.across_parts and len(grids) > 1:
+            grids = (Grid(1, 1, sum(map(len, grids))),)
+        kept = [len(grid) for grid in grids]
+        if self.projector is not None:
+            ask = None if budget is None else self._before_decoder(total, layers, budget)
+            asked = _shares(ask, kept, even=split)
+            kept = [self.projector.keep_count(*one) for one in zip(grids, asked, strict=True)]
+        return self._plan(grids, kept, layers, budget)
+
+    def revised(self, plan: ImagePlan, kept: Sequence[int]) -> ImagePlan:
+        """The plan of an image of which an adaptive method kept other counts, without a budget."""
+        return self._plan([grid for grid, _ in plan.parts], kept, plan.layers, None)
+
+    def _plan(
+        self, grids: Sequence[Grid], kept: Sequence[int], layers: int, budget: float | None
+    ) -> ImagePlan:
+        schedule = {}
+        if self.decoder is not None:
+            # Behind another method, which meets the budget, content may only take more.
+            free = self.decoder.adaptive and len(self.methods) > 1
+            schedule = self.decoder.schedule(layers, sum(kept), None if free else budget)
+        return ImagePlan(tuple(zip(grids, kept, strict=True)), schedule, layers)
+
+    def _before_decoder(self, tokens: int, layers: int, budget: float) -> float:
+        """Tokens to ask of the methods before the decoder, so that it can do its default."""
+        if self.decoder is None or not tokens:
+            return budget
+        if self.projector is None and self.upstream is None:
+            return tokens
+        default = mean_tokens(layers, tokens, self.decoder.schedule(layers, tokens, None))
+        return round(min(budget * tokens / default, math.sqrt(tokens * min(budget, tokens))))
+
+    def _check_budget(self, budget: float) -> None:
+        if not (math.isfinite(budget) and budget >= 0):
+            raise BudgetError(f"a budget is a number of tokens of 0 or more, got {budget}")
+        for method in self.methods:
+            if not method.takes_budget:
+                raise BudgetError(
+                    f"{method.name} {method.summary} and takes no budget, got {budget:g}"
+                )
+
+
+def steps(layout: Layout | Grid) -> int:
+    """Temporal steps of a clip; an image is one, in however many grids it is laid out."""
+    times = [grid.t for grid in _parts(layout)]
+    return sum(times) if max(times) > 1 else 1
+
+
+def each(budget: float | None, share: float) -> float | None:
+    """The budget of a tile or frame that is `share` of an image: whole tokens, at least one.
+
+    Rounded down, so that equal parts together stay within the budget.
+    """
+    return None if budget is None else max(1, math.floor(budget * share + 1e-9))
+
+
+def _parts(layout: Layout | Grid, split: bool = False) -> tuple[Grid, ...]:
+    """The grids of a layout, or those of its temporal steps."""
+    grids = (layout,) if isinstance(layout, Grid) else layout.parts
+    return tuple(Grid(1, g.h, g.w) for g in grids for _ in range(g.t)) if split else grids
+
+
+def _shares(ask: float | None, sizes: Sequence[int], even: bool) -> Sequence[float | None]:
+    """`ask` tokens over parts of the given sizes, in whole tokens where there are several."""
+    if ask is None:
+        return [None] * len(sizes)
+    if len(sizes) == 1:
+        return [ask]
+    if even:
+        return [round(ask / len(sizes))] * len(sizes)
+    ends = [round(ask * end / sum(sizes)) for end in accumulate(sizes)]
+    return [end - start for start, end in pairwise([0, *ends])]

@@ -1,0 +1,145 @@
+"""What a spec such as "divprune+fastv(k=3)" means."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from vlmcompress.errors import CompositionError, UnknownNameError, VLMCompressError
+from vlmcompress.methods import Method
+from vlmcompress.methods.composition.pipeline import Pipeline
+from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.registry import COMPOSITIONS, METHODS
+from vlmcompress.registry import unknown
+
+_EXAMPLE = 'write for example "divprune", "divprune+fastv" or "divprune(ratio=0.1)+fastv(k=3)"'
+_PART = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+
+
+def parse(spec: str | Method | Sequence[Method], /, **options: Any) -> Pipeline:
+    """The pipeline that `spec` describes.
+
+    Args:
+        spec: a text such as "divprune", "divprune+fastv" or "divprune(ratio=0.1)+fastv(k=3)" with
+            Python literals as values; a method; or several. The order does not matter.
+        options: each goes to the one method that has a field of this name.
+
+    Raises:
+        UnknownNameError: a method or option that does not exist; suggests the nearest.
+        CompositionError: two methods at one stage, a method that goes with no other, or an option
+            that several methods have.
+        VLMCompressError: a malformed spec, or a value of the wrong type or out of range.
+    """
+    if isinstance(spec, str):
+        parts = [part for text in split(spec, "+") for part in _read(text)]
+    else:
+        methods = [spec] if isinstance(spec, Method) else spec
+        if not isinstance(methods, Sequence) or not all(isinstance(m, Method) for m in methods):
+            raise VLMCompressError(f"{spec!r} is no method and no sequence of methods: {_EXAMPLE}")
+        parts = [_Part(type(method), {}, method) for method in methods]
+    if not parts:
+        raise VLMCompressError(f"no method given: {_EXAMPLE}")
+    _give(parts, options)
+    return Pipeline.of([part.build() for part in parts])
+
+
+@dataclass
+class _Part:
+    """A method of a spec before its options are complete."""
+
+    method: type[Method]
+    options: dict[str, Any]
+    instance: Method | None = None
+
+    def build(self) -> Method:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()}
+        check_types(self.method, values)
+        if self.instance is not None:
+            return replace(self.instance, **values)
+        return self.method(**values)
+
+
+def _give(parts: Sequence[_Part], options: Mapping[str, Any]) -> None:
+    """Hand each option to the one method that has it."""
+    for option, value in options.items():
+        part = _owner(parts, option)
+        if option in part.options:
+            raise CompositionError(f"{part.method.name}: {option} is given twice")
+        part.options[option] = value
+
+
+def _owner(parts: Sequence[_Part], option: str) -> _Part:
+    """The one part whose method has the option."""
+    owners = [part for part in parts if option in _options(part.method)]
+    if len(owners) > 1:
+        names = [part.method.name for part in owners]
+        raise CompositionError(
+            f"{' and '.join(names)} both have the option {option!r}: say which, for example "
+            f'"{names[0]}({option}=...)+{names[1]}"'
+        )
+    if not owners:
+        names = [part.method.name for part in parts]
+        raise _no_option(names, option, [o for part in parts for o in _options(part.method)])
+    return owners[0]
+
+
+def _options(method: type[Method]) -> list[str]:
+    return [field.name for field in fields(method) if field.init]
+
+
+def _no_option(names: list[str], option: str, known: list[str]) -> UnknownNameError:
+    if not known:
+        return UnknownNameError(f"{'+'.join(names)} has no options, got {option!r}")
+    return unknown(f"option of {'+'.join(names)}", option, list(dict.fromkeys(known)))
+
+
+def split(text: str, separator: str) -> list[str]:
+    """The parts between separators, of one letter, that are not inside parentheses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if letter == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _read(text: str) -> list[_Part]:
+    """A part such as "fastv(k=3)"; several for the name of a composition."""
+    match = _PART.fullmatch(text)
+    if match is None:
+        raise VLMCompressError(f"cannot read the method {text.strip()!r}: {_EXAMPLE}")
+    options = _literals(match[2] or "", text)
+    if match[1] in COMPOSITIONS:
+        parts = [part for name in split(COMPOSITIONS[match[1]], "+") for part in _read(name)]
+        _give(parts, options)
+        return parts
+    if match[1] not in METHODS.names():
+        raise unknown("method", match[1], [*METHODS.names(), *COMPOSITIONS])
+    method = METHODS.get(match[1])
+    for option in options:
+        if option not in _options(method):
+            raise _no_option([method.name], option, _options(method))
+    return [_Part(method, options)]
+
+
+def _literals(arguments: str, text: str) -> dict[str, Any]:
+    malformed = VLMCompressError(f"cannot read the options of {text.strip()!r}: {_EXAMPLE}")
+    try:
+        call = ast.parse(f"_({arguments})", mode="eval").body
+        # "a=1)(b=2" parses too, as a call of a call.
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
+            raise malformed
+        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
+        # Fewer where a name came twice or "**" hid one.
+        if len(options) != len(call.keywords):
+            raise malformed
+        return options
+    except VLMCompressError:
+        raise
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise malformed from error

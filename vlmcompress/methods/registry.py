@@ -1,0 +1,64 @@
+"""Which methods there are: names to classes, loaded when first asked for."""
+
+from __future__ import annotations
+
+from vlmcompress.methods.contracts.method import (
+    Method,
+)
+from vlmcompress.registry import Registry
+
+METHODS: Registry[Method] = Registry("method", "vlmcompress.methods.contracts.method:Method")
+
+
+for _name, _entry in {
+    "full": "baselines:Full",
+    "text-only": "baselines:TextOnly",
+    "random": "random:Random",
+    "stride": "stride:Stride",
+    "pool": "pool:Pool",
+    "downsample": "downsample:Downsample",
+    "pixelprune": "pixelprune:PixelPrune",
+    "tome": "tome:ToMe",
+    "pitome": "pitome:PiToMe",
+    "mctf": "mctf:MCTF",
+    "divprune": "divprune:DivPrune",
+    "hiprune": "hiprune:HiPrune",
+    "hiprune-pp": "hiprune_pp:HiPrunePP",
+    "todre-select": "todre_select:TodreSelect",
+    "zoo-prune": "zoo_prune:ZooPrune",
+    "embedlens": "embedlens:EmbedLens",
+    "token-correlation": "token_correlation:TokenCorrelation",
+    "vispruner": "vispruner:VisPruner",
+    "holov": "holov:HoloV",
+    "cdpruner": "cdpruner:CDPruner",
+    "scope": "scope:Scope",
+    "mmtok": "mmtok:MMTok",
+    "evs": "evs:EVS",
+    "vidcom2": "vidcom2:VidCom2",
+    "fastvid": "fastvid:FastVID",
+    "visionzip": "visionzip:VisionZip",
+    "aim-merge": "aim_merge:AimMerge",
+    "expedit": "expedit:Expedit",
+    "ppllava": "ppllava:PPLLaVA",
+    "pllava": "pllava:PLLaVA",
+    "m3": "m3:M3",
+    "fastv": "fastv:FastV",
+    "pyramiddrop": "pyramiddrop:PyramidDrop",
+    "adaptinfer": "adaptinfer:AdaptInfer",
+    "feather": "feather:Feather",
+    "psigmoid": "psigmoid:PSigmoid",
+    "sparsevlm": "sparsevlm:SparseVLM",
+    "dart": "dart:DART",
+    "aim-prune": "aim_prune:AimPrune",
+    "corematching": "corematching:CoreMatching",
+    "var": "var:VAR",
+    "todre-exit": "todre_exit:TodreExit",
+}.items():
+    METHODS.register(_name, f"vlmcompress.methods.{_entry}")
+
+
+COMPOSITIONS = {
+    "aim": "aim-merge+aim-prune",
+    "todre": "todre-select+todre-exit",
+}
+"""Papers of several stages: their name stands for the methods that they are made of."""

@@ -1,0 +1,127 @@
+"""A model and its processor by name: built in, a folder, or an id on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmcompress.errors import UnsupportedModelError, VLMCompressError
+from vlmcompress.models.names import BUILT_IN, resolve
+from vlmcompress.registry import unknown
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+_SHARED_OPTIONS = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code")
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a model, in evaluation mode, and its processor.
+
+    Args:
+        name_or_path: a built-in name (`tiny-llava`), a folder, or a Hugging Face id.
+        device: where the model goes; by default the GPU if there is one, else the CPU. Ignored if
+            `device_map` is among `kwargs`.
+        dtype: a torch dtype or its name; by default the one the checkpoint was saved in.
+        kwargs: passed to `AutoModelForImageTextToText.from_pretrained`.
+
+    Raises:
+        VLMCompressError: the name, device or dtype is wrong, or the model cannot be had.
+    """
+    where = resolve(name_or_path)
+    torch_dtype = _dtype(dtype)
+    target = None if "device_map" in kwargs else _device(device)
+
+    from torch import nn
+    from transformers import AutoModelForImageTextToText
+
+    from vlmcompress.models.processors import load_processor
+
+    shared = {name: kwargs[name] for name in _SHARED_OPTIONS if name in kwargs}
+    try:
+        if not Path(where).is_dir():
+            _ask_hub(where, shared)
+        processor = load_processor(where, **shared)
+        model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch_dtype, **kwargs)
+        if target is not None:
+            nn.Module.to(model, target)
+    except Exception as error:
+        raise _explain(str(name_or_path), where, error) from error
+    return model.eval(), processor
+
+
+def _ask_hub(name: str, options: dict[str, Any]) -> None:
+    """Raise at once if the hub cannot be reached or does not have the model.
+
+    transformers finds out file by file, which takes minutes of retries without a network.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    wanted = {key: options.get(key) for key in ("cache_dir", "revision")}
+    if options.get("local_files_only") or isinstance(
+        try_to_load_from_cache(name, "config.json", **wanted), str
+    ):
+        return
+    HfApi().model_info(
+        name, revision=options.get("revision"), token=options.get("token"), timeout=10
+    )
+
+
+def _dtype(given: str | torch.dtype | None) -> str | torch.dtype:
+    import torch
+
+    if given is None or given == "auto":
+        return "auto"
+    if isinstance(given, torch.dtype):
+        return given
+    if given not in DTYPES:
+        raise unknown("dtype", str(given), list(DTYPES))
+    dtype: torch.dtype = getattr(torch, given)
+    return dtype
+
+
+def _device(given: str | torch.device | None) -> torch.device:
+    import torch
+
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(given)
+    except RuntimeError as error:
+        raise VLMCompressError(
+            f"unknown device {given!r}: give cpu, cuda, cuda:1, mps ..."
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise VLMCompressError(
+            f"device {given!r} is not there: this machine has {count} CUDA devices"
+        )
+    return device
+
+
+def _explain(given: str, where: str, error: Exception) -> VLMCompressError:
+    """One line for whatever transformers raised: which model, what was tried, what it said."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if "Unrecognized configuration class" in reason:
+        return UnsupportedModelError(f"model {given!r} does not answer questions about images")
+    if Path(where).is_dir():
+        return VLMCompressError(f"cannot load the model in folder {where!r}: {reason}")
+    if isinstance(error, RepositoryNotFoundError):
+        reason = "it has no such model, or the model is private"
+    return VLMCompressError(
+        f"cannot load {given!r} from the Hugging Face Hub: {reason} "
+        f"(give a folder instead, or a built-in model: {', '.join(BUILT_IN)})"
+    )

@@ -1,0 +1,125 @@
+"""Processors by folder or hub id, with and without torchvision.
+
+Where torchvision imports, transformers' own classes are used. Without it transformers loads no
+processor that has a video processor, not even for images; such a processor is then put together
+here, from its own class, with a part of `video_processors`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils.import_utils import is_torchvision_available
+
+from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.models.video_processors import (
+    InternVLVideoProcessor,
+    LlavaNextVideoVideoProcessor,
+    LlavaOnevisionVideoProcessor,
+    NoVideoProcessor,
+    SmolVLMVideoProcessor,
+    VideoLlavaVideoProcessor,
+)
+from vlmcompress.models.video_processors_qwen import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+
+_VIDEO = {
+    "Qwen2VLProcessor": Qwen2VLVideoProcessor,
+    "Qwen2_5_VLProcessor": Qwen2VLVideoProcessor,
+    "Qwen3VLProcessor": Qwen3VLVideoProcessor,
+    "InternVLProcessor": InternVLVideoProcessor,
+    "LlavaOnevisionProcessor": LlavaOnevisionVideoProcessor,
+    "LlavaNextVideoProcessor": LlavaNextVideoVideoProcessor,
+    "VideoLlavaProcessor": VideoLlavaVideoProcessor,
+    "SmolVLMProcessor": SmolVLMVideoProcessor,
+}
+"""Processor of transformers -> what takes the place of its video processor."""
+
+
+def load_processor(where: str, **options: Any) -> ProcessorMixin:
+    """The processor in a folder or on the hub.
+
+    Args:
+        where: a folder or a hub id.
+        options: of `AutoProcessor.from_pretrained`.
+
+    Raises:
+        UnsupportedModelError: torchvision is installed but does not import.
+    """
+    if not _torchvision():
+        kind = _processor_class(where, options)
+        if kind is not None and "video_processor" in kind.get_attributes():
+            return _put_together(kind, where, options)
+    processor: ProcessorMixin = AutoProcessor.from_pretrained(where, **options)
+    return processor
+
+
+def _torchvision() -> bool:
+    if not is_torchvision_available():
+        return False
+    try:
+        import torchvision  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+    except Exception as error:
+        # Typical: a build for another torch. transformers takes it for usable and breaks later.
+        raise UnsupportedModelError(
+            f"torchvision is installed but does not import ({error}): "
+            "install the build that goes with this torch, or uninstall it"
+        ) from error
+    return True
+
+
+def _processor_class(where: str, options: dict[str, Any]) -> Any:
+    """The processor class that the files name, else the one of the config; None for remote code."""
+    for read in (ProcessorMixin.get_processor_dict, BaseImageProcessor.get_image_processor_dict):
+        try:
+            named = read(where, **options)[0].get("processor_class")
+        except OSError:
+            continue  # no such file
+        if named is not None:
+            return getattr(transformers, named, None)
+    return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(where, **options)), None)
+
+
+def _put_together(kind: Any, where: str, options: dict[str, Any]) -> ProcessorMixin:
+    """What `kind.from_pretrained` does, with a video processor that needs no torchvision."""
+    parts = {
+        "image_processor": AutoImageProcessor,
+        "tokenizer": AutoTokenizer,
+        "video_processor": _video_class(kind, where, options),
+    }
+    settings, rest = kind.get_processor_dict(where, **options)
+    loaded = [parts[name].from_pretrained(where, **options) for name in kind.get_attributes()]
+    processor: ProcessorMixin = _without_check(kind).from_args_and_dict(loaded, settings, **rest)
+    return processor
+
+
+def _video_class(kind: Any, where: str, options: dict[str, Any]) -> Any:
+    """Our stand-in for the video processor that the files name, else that goes with `kind`."""
+    settings: dict[str, Any] = NoVideoProcessor.get_video_processor_dict(where, **options)[0]
+    named = settings.get("video_processor_type")
+    if named is None:
+        return _VIDEO.get(kind.__name__, NoVideoProcessor)
+    return {ours.__name__: ours for ours in _VIDEO.values()}.get(named, NoVideoProcessor)
+
+
+def _without_check(kind: Any) -> Any:
+    """A subclass of the same name that takes our video processor.
+
+    The check of transformers looks up a base class that is not there without torchvision.
+    """
+
+    def check_argument_for_proper_class(self: Any, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor":
+            return type(argument)
+        return kind.check_argument_for_proper_class(self, argument_name, argument)
+
+    changes = {
+        "check_argument_for_proper_class": check_argument_for_proper_class,
+        "__module__": kind.__module__,
+        "__doc__": kind.__doc__,
+    }
+    return type(kind.__name__, (kind,), changes)

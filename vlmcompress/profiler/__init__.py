@@ -1,0 +1,5 @@
+"""Measured time per stage of a call, of the bare model beside methods."""
+
+from vlmcompress.profiler.measure import profile
+
+__all__ = ["profile"]

@@ -1,0 +1,119 @@
+"""The machine that a profile was made on, and its memory."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+import vlmcompress
+from vlmcompress.patches.families.family import tower_of
+from vlmcompress.patches.families.registry import family_of
+
+_PROCESS = Path("/proc/self")
+
+
+def environment(model: nn.Module) -> dict[str, Any]:
+    """What times depend on, as plain values.
+
+    Args:
+        model: of a supported family.
+    """
+    any_model: Any = model
+    family, device = family_of(model), any_model.device
+    base = family.base(model)
+    parts: dict[str, Any] = {
+        "decoder": family.language_model(base),
+        "encoder": tower_of(family, base),
+    }
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": cpu(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(any_model.dtype).removeprefix("torch."),
+        "attention": {name: part.config._attn_implementation for name, part in parts.items()},
+        "decoder_layers": len(family.layers(base)),
+        "versions": versions(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def versions(**others: str) -> dict[str, str]:
+    """Of what decides a figure."""
+    return {
+        "vlmcompress": vlmcompress.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        **others,
+        "python": platform.python_version(),
+    }
+
+
+@dataclass
+class Peak:
+    """Memory of a block of code."""
+
+    bytes: int | None = None
+    """The most that was held at once beyond what was held before; None where it is unknown."""
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Measure the block: what PyTorch allocates on CUDA, on Linux the resident set of the process.
+
+    The kernel keeps the highest resident set since it was last told to forget it. Where it cannot
+    be told, and on other systems, the peak stays None.
+    """
+    found = Peak()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before: int | None = torch.cuda.memory_allocated(device)
+    else:
+        before = _forget_peak() if device.type == "cpu" else None
+    yield found
+    if before is not None:
+        cuda = device.type == "cuda"
+        most = torch.cuda.max_memory_allocated(device) if cuda else _resident("VmHWM")
+        found.bytes = max(0, most - before)
+
+
+def _forget_peak() -> int | None:
+    """Bytes that are resident now, from which the peak is counted anew; None where it cannot be."""
+    if platform.system() != "Linux":
+        return None
+    # glibc keeps freed memory, which would hide what the block allocates of it.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    try:
+        (_PROCESS / "clear_refs").write_text("5")
+        return _resident("VmRSS")
+    except OSError:
+        return None
+
+
+def _resident(name: str) -> int:
+    """A size of /proc/self/status in bytes."""
+    lines = (_PROCESS / "status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def cpu() -> str:
+    """As the kernel names it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
