@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import CompositionError
@@ -25,7 +24,7 @@ from vlmcompress.patches.decoder.mlp_activations import watch
 from vlmcompress.patches.decoder.prefill import Reducing
 from vlmcompress.patches.encoder.feature_call import check_handed_over, encode, upstream_of
 from vlmcompress.patches.families.family import Family
-from vlmcompress.patches.hooks.arguments import by_name, carries_images
+from vlmcompress.patches.hooks.arguments import by_name, cache_of, caches_in, carries_images
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
 from vlmcompress.patches.hooks.unsupported import (
     check_forward,
@@ -186,7 +185,7 @@ class Engine:
         check_modalities(self.family.name, self.family.feature_calls, call)
         self.now.encoded = self.signals.handed_over(call)
         check_handed_over(self, self.now.encoded)
-        state = state_of(call.get("past_key_values"))
+        state = state_of(cache_of(call))
         if state is None or not self.family.masks_in_base:
             return None
         # What the base model knows of the earlier turns is of another length than the cache.
@@ -205,7 +204,7 @@ class Engine:
         if self.family.masks_in_base:
             self.now.given_masks = kwargs.get("attention_mask")
             kwargs = {**kwargs, "attention_mask": self.now.call.get("attention_mask")}
-        state = state_of(kwargs.get("past_key_values"))
+        state = state_of(cache_of(kwargs))
         if state is None and not self.now.encoded:
             return None
         kwargs = {**kwargs, "attention_mask": masking(self.now, kwargs.get("attention_mask"))}
@@ -294,10 +293,8 @@ class Engine:
         if first and self.solver is not None and trace.solved is not None:
             self.solver.measure(trace.solved, trace)
         state = now.next_state if flow is None else flow.next_state()
-        parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
-        for cache in parts:
-            if isinstance(cache, Cache) and state is not None:
-                attach_state(cache, state)
+        for cache in caches_in(output) if state is not None else ():
+            attach_state(cache, state)
 
 
 MARK = "_vlmcompress_engine"

@@ -21,6 +21,7 @@ from transformers.utils import logging
 import vlmcompress
 from vlmcompress.eval.run.provenance import machine
 from vlmcompress.files import write_json
+from vlmcompress.patches.hooks.arguments import cache_name, caches_in
 from vlmcompress.profiler.random_prompts import prompt
 from vlmcompress.profiler.random_weights import build
 
@@ -44,11 +45,12 @@ def tiny_prompt(model: Any, text: int = 40) -> dict[str, Tensor]:
 def steps(model: Any, cache: Cache) -> list[float]:
     """Milliseconds of each of some decode steps."""
     device, times = model.device, []
+    given = {cache_name(model.forward): cache}
     token = torch.full((1, 1), 7, device=device)
     for _ in range(STEPS):
         _wait(device)
         start = time.perf_counter()
-        model(input_ids=token, past_key_values=cache, use_cache=True)
+        model(input_ids=token, use_cache=True, **given)
         _wait(device)
         times.append((time.perf_counter() - start) * 1000)
     return times
@@ -68,9 +70,9 @@ def measure(
     model: Any, inputs: Mapping[str, Tensor], method: str, budget: str | None, rounds: int
 ) -> dict[str, Any]:
     """Median step of both, and the ratio of medians round by round."""
-    bare = model(**inputs, use_cache=True).past_key_values
+    (bare,) = caches_in(model(**inputs, use_cache=True))
     with vlmcompress.compress(model, method, budget):
-        shortened = model(**inputs, use_cache=True).past_key_values
+        (shortened,) = caches_in(model(**inputs, use_cache=True))
     bare = as_long_as(bare, shortened)
     found: dict[str, list[float]] = {"bare": [], "wrapped": []}
     for number in range(rounds + 1):

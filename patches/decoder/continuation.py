@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.cache_state import CacheState, Slots, state_of
 from vlmcompress.patches.sequence.stage_layout import Flow
@@ -41,12 +42,12 @@ def new_flow(engine: Engine, kwargs: dict[str, Any], past: int, columns: Slots) 
     return Flow(
         batch=len(columns.index),
         past=past,
-        state=state_of(kwargs.get("past_key_values")),
+        state=state_of(cache_of(kwargs)),
         columns=columns,
         virtual_width=kwargs["inputs_embeds"].shape[1],
         kinds=engine.kinds,
         given_masks=engine.now.given_masks,
-        cache=kwargs.get("past_key_values"),
+        cache=cache_of(kwargs),
         padding=None if mask is None else mask.to(columns.index.device, torch.bool),
         rotary=functools.partial(_rotary, engine) if engine.positions == "renumber" else None,
     )

@@ -17,6 +17,7 @@ from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.gather import axes_first, axes_last, take_all
 from vlmcompress.patches.decoder.continuation import new_flow
 from vlmcompress.patches.decoder.selection import Chosen, choose
+from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.call_trace import ImageTrace
@@ -58,7 +59,7 @@ class Reducing:
         self.engine, self.encoded, self.kwargs = engine, encoded, kwargs
         self.embeds: Tensor = kwargs["inputs_embeds"]
         self.batch, self.length = self.embeds.shape[:2]
-        self.cache = kwargs.get("past_key_values")
+        self.cache = cache_of(kwargs)
         self.past = int(self.cache.get_seq_length()) if self.cache is not None else 0
         ids = call.get("input_ids")
         if ids is None:

@@ -16,6 +16,7 @@ from vlmcompress.patches.encoder.patch_dropping import LeavingOut
 from vlmcompress.patches.encoder.patch_merging import MergingTower
 from vlmcompress.patches.encoder.resizing import Resizing
 from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.placeholders import Prompt, locate
@@ -181,7 +182,7 @@ def planner_ahead(engine: Engine, call: Mapping[str, Any], run: Callable[[], Any
 def _prompt_ahead(engine: Engine) -> Prompt:
     """The prompt of the call that this thread is in, from its arguments alone."""
     given, chunk = engine.now.call or engine.now.given or {}, engine.now.call is not None
-    ids, cache = given.get("input_ids"), given.get("past_key_values")
+    ids, cache = given.get("input_ids"), cache_of(given)
     if not isinstance(ids, Tensor):
         raise UnsupportedCallError(
             f"budget {engine.planner.budget} takes {engine.planner.pipeline.name} to know the "

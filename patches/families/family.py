@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.methods.contracts.method import Stage
 from vlmcompress.patches.families.vision_encoders import Encoder
+from vlmcompress.patches.hooks.arguments import CACHE_NAMES, cache_name
 from vlmcompress.patches.sequence.cache_state import CacheState
 from vlmcompress.tokens import Grid, Layout
+from vlmcompress.version import NEWEST_TRANSFORMERS
 
 IMAGES = {"image": "get_image_features"}
 IMAGES_AND_CLIPS = IMAGES | {"video": "get_video_features"}
@@ -151,13 +153,18 @@ class Family:
         if self.deepstack and not callable(getattr(lm, self.deepstack, None)):
             raise self._broken(f"{type(lm).__name__} has no {self.deepstack}()")
         _expect(self, base, "input_ids", "attention_mask", "mm_encoder_outputs")
-        _expect(self, lm, "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+        _expect(self, lm, "inputs_embeds", "attention_mask", "position_ids")
+        if cache_name(lm.forward) is None:
+            names = " or ".join(map(repr, CACHE_NAMES))
+            raise self._broken(f"{type(lm).__name__}.forward has no parameter {names}")
         _expect(self, layers[0], "hidden_states", "attention_mask", "position_embeddings")
 
     def _broken(self, detail: str) -> UnsupportedModelError:
         return UnsupportedModelError(
             f"{self.name}: transformers {transformers.__version__} does not have the expected "
-            f"structure ({detail}); supported: transformers >=5.19,<6"
+            f"structure ({detail}). The newest release that was tested is {NEWEST_TRANSFORMERS}: "
+            f"with a later one, pip install 'transformers=={NEWEST_TRANSFORMERS}' or a newer "
+            "vlmcompress; otherwise give the model as from_pretrained() makes it"
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
+from vlmcompress.patches.hooks.arguments import cache_of
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
@@ -62,7 +63,7 @@ def check_generate(model: nn.Module, kwargs: dict[str, Any]) -> None:
         )
     if setting("prefill_chunk_size") is not None:
         raise UnsupportedCallError("prefill_chunk_size is not supported on a compressed model")
-    _check_cache(kwargs.get("past_key_values"))
+    _check_cache(cache_of(kwargs))
 
 
 def check_forward(model: nn.Module, kwargs: dict[str, Any]) -> None:
@@ -81,7 +82,7 @@ def check_forward(model: nn.Module, kwargs: dict[str, Any]) -> None:
         raise UnsupportedCallError(
             "logits_to_keep as a tensor refers to the full prompt: give a number"
         )
-    _check_cache(kwargs.get("past_key_values"))
+    _check_cache(cache_of(kwargs))
 
 
 def check_modalities(name: str, known: Collection[str], call: Mapping[str, Any]) -> None:

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import transformers
 
+from vlmcompress.version import NEWEST_TRANSFORMERS
+
 ROOT = Path(__file__).parents[2]
 SPAN = re.search(r'"transformers>=([\d.]+),<(\d+)"', (ROOT / "pyproject.toml").read_text())
 
@@ -22,6 +24,11 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def test_this_transformers_is_one_that_the_package_allows():
     assert numbers(SPAN[1]) <= numbers(transformers.__version__) < numbers(SPAN[2])
+
+
+def test_errors_name_the_transformers_that_is_pinned():
+    pins = re.findall(r"^transformers==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.M)
+    assert max(pins, key=numbers) == NEWEST_TRANSFORMERS
 
 
 def test_a_future_warning_is_an_error_on_the_newest_transformers_only():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kv_cache import cache_in
 from transformers import Gemma3TextConfig, MistralConfig, MistralForCausalLM, Qwen2Config
 
 from vlmcompress.errors import VLMCompressError
@@ -124,7 +125,7 @@ def test_a_sliding_cache_holds_what_is_counted(tokens):
     )
     model, shape = MistralForCausalLM(config).eval(), DecoderShape.of(config)
     with torch.no_grad():
-        cache = model(torch.arange(tokens)[None]).past_key_values
+        cache = cache_in(model(torch.arange(tokens)[None]))
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert kv_bytes(shape, [tokens - 2] * 2, 2, bytes_per_value=4) == held
     assert (kv_bytes(replace(shape, windows=()), [tokens] * 2, 0, 4) == held) is (tokens < 5)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from figures import QWEN2_7B, VICUNA, VICUNA_13B
+from kv_cache import cache_in
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     LlamaConfig,
@@ -101,7 +102,7 @@ def test_formulas_count_what_torch_counts(kv_heads):
     )
     model, n = LlamaForCausalLM(config).eval(), 7
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        cache = model(torch.arange(n)[None]).past_key_values
+        cache = cache_in(model(torch.arange(n)[None]))
     counts = counter.get_flop_counts()
     layers = [counts[f"LlamaForCausalLM.model.layers.{layer}"] for layer in range(3)]
     weights = sum(layer[torch.ops.aten.mm] for layer in layers)

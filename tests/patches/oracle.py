@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kv_cache import cache_in, cached
 from subjects import BidirectionalSubject
 
 from vlmcompress.api import compress
@@ -132,7 +133,7 @@ def second_turn(
     pixels = [turn[row][1] for row in (0, 1) for turn in (first, following)]
     with compress(subject.model, method, budget=budget(method)) as c:
         out = subject.generate(inputs, return_dict_in_generate=True)
-        one, cache = c.report(), out.past_key_values
+        one, cache = c.report(), cache_in(out)
         answer = out.sequences[:, inputs["input_ids"].shape[1] :]
         rest = torch.tensor([ids for ids, _ in following])
         new = torch.ones(2, answer.shape[1] + rest.shape[1], dtype=torch.long)
@@ -149,7 +150,7 @@ def second_turn(
             given = {name: v for name, v in whole.items() if not name.startswith("pixel")}
             given = {name: v for name, v in given.items() if name not in (subject.extra or ())}
             logits = subject.generate(
-                given | {"past_key_values": cache},
+                given | cached(subject.model, cache),
                 max_new_tokens=1,
                 return_dict_in_generate=True,
                 output_logits=True,
@@ -197,7 +198,7 @@ def more(subject: Any, whole: dict[str, torch.Tensor], cache: Any, images: Any) 
         input_ids=ids,
         attention_mask=whole["attention_mask"],
         position_ids=subject.positions(whole)[..., start:],
-        past_key_values=cache,
+        **cached(subject.model, cache),
         **subject.types(ids),
         **images,
     )

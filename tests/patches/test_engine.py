@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from kv_cache import cache_in, cached
 from snapshots import snapshot
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
@@ -20,6 +21,7 @@ from vlmcompress.errors import (
     VLMCompressError,
 )
 from vlmcompress.methods import get_method
+from vlmcompress.version import NEWEST_TRANSFORMERS
 
 
 def test_law_5_removing_equals_never_having_been_there(subject):
@@ -148,13 +150,32 @@ def test_a_base_model_without_its_head_is_refused(random_subject):
 
 def test_a_broken_seam_is_refused_by_name(random_subject):
     del random_subject.model.model.language_model.layers
-    with pytest.raises(UnsupportedModelError, match="does not have the expected structure"):
+    with pytest.raises(UnsupportedModelError, match="does not have the expected structure") as e:
         compress(random_subject.model, "divprune")
+    assert f"pip install 'transformers=={NEWEST_TRANSFORMERS}'" in str(e.value)
+
+
+def test_the_cache_has_one_of_its_names_or_the_model_is_refused(random_subject):
+    lm = random_subject.model.model.language_model
+    lm.forward = lambda inputs_embeds, attention_mask, position_ids: None
+    with pytest.raises(UnsupportedModelError, match="has no parameter 'cache' or 'past_key_val"):
+        compress(random_subject.model, "divprune")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_cache_under_the_name_of_an_older_release_is_continued(random_subject):
+    inputs, more = random_subject.batch(random_subject.prompt(1, 1)), torch.tensor([[7]])
+    with compress(random_subject.model, "divprune", budget=2):
+        caches = [cache_in(random_subject.model(**inputs, use_cache=True)) for _ in range(2)]
+        now = random_subject.model(more, **cached(random_subject.model, caches[0])).logits
+        old = random_subject.model(more, past_key_values=caches[1]).logits
+    assert torch.equal(old, now)
+    assert not torch.equal(now, random_subject.model(more).logits)
 
 
 def _static(subject: Any, inputs: Any) -> None:
     cache = StaticCache(config=subject.model.config.get_text_config(), max_cache_len=99)
-    subject.model(**inputs, past_key_values=cache)
+    subject.model(**inputs, **cached(subject.model, cache))
 
 
 _REFUSED = {
@@ -192,7 +213,7 @@ def test_an_attention_implementation_without_known_masks_is_refused(random_subje
 def test_cropping_into_the_shortened_prompt_is_refused(random_subject):
     inputs = random_subject.batch(random_subject.prompt(1, 1))
     with compress(random_subject.model, "divprune", budget=9):
-        cache = random_subject.generate(inputs, return_dict_in_generate=True).past_key_values
+        cache = cache_in(random_subject.generate(inputs, return_dict_in_generate=True))
         length = cache.get_seq_length()
         cache.crop(-2)
         assert cache.get_seq_length() == length - 2
@@ -204,7 +225,7 @@ def test_cropping_into_the_shortened_prompt_is_refused(random_subject):
 def test_tokens_are_physically_gone_from_the_cache_of_every_layer(subject, method):
     inputs = subject.batch(subject.prompt(2, 1))
     with compress(subject.model, method, budget="40%") as c:
-        cache = subject.generate(inputs, return_dict_in_generate=True).past_key_values
+        cache = cache_in(subject.generate(inputs, return_dict_in_generate=True))
     images = c.report().images
     text = inputs["input_ids"].shape[1] - 2 * subject.placeholders + 5
     for layer, held in enumerate(cache.layers):
@@ -219,7 +240,7 @@ def test_padding_is_dropped_along_with_the_tokens(random_subject):
     prompts = [random_subject.prompt(1, 3, text=4), random_subject.prompt(2, 4, text=9)]
     inputs = random_subject.batch(*prompts)
     with compress(random_subject.model, "divprune", budget=9), torch.no_grad():
-        cache = random_subject.model(**inputs, use_cache=True).past_key_values
+        cache = cache_in(random_subject.model(**inputs, use_cache=True))
     longest = max(len(ids) - 27 * len(pixels) for ids, pixels in prompts)
     assert cache.layers[0].keys.shape[2] == longest
 
@@ -304,7 +325,7 @@ def test_bfloat16_generates_and_shortens(random_subject):
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
     with compress(random_subject.model, "divprune+fastv", budget="25%") as c:
         out = random_subject.generate(inputs, return_dict_in_generate=True)
-    assert out.past_key_values.layers[0].keys.dtype == torch.bfloat16
+    assert cache_in(out).layers[0].keys.dtype == torch.bfloat16
     assert all(image.mean == pytest.approx(9, abs=0.5) for image in c.report().images)
 
 
@@ -372,7 +393,7 @@ def _step(subject: Any, cache: Any, word: int, mask: torch.Tensor) -> torch.Tens
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=copy.deepcopy(cache),
+        **cached(subject.model, copy.deepcopy(cache)),
     ).logits[:, -1]
 
 
@@ -381,7 +402,7 @@ def test_rows_of_a_cache_may_be_reordered_selected_and_repeated(random_subject, 
     prompts = [random_subject.prompt(1, 3, text=4), random_subject.prompt(2, 4)]
     inputs = random_subject.batch(*prompts)
     with compress(random_subject.model, method, budget="55%"), torch.no_grad():
-        cache = random_subject.model(**inputs, use_cache=True).past_key_values
+        cache = cache_in(random_subject.model(**inputs, use_cache=True))
         mask = inputs["attention_mask"]
         logits = _step(random_subject, cache, 7, mask)
         assert (logits[0] - logits[1]).abs().max() > 0.01
@@ -399,7 +420,7 @@ def test_rows_of_a_cache_may_be_reordered_selected_and_repeated(random_subject, 
 def test_a_reset_cache_is_an_ordinary_empty_one(random_subject):
     inputs = random_subject.batch(random_subject.prompt(1, 3))
     with compress(random_subject.model, "divprune", budget=9), torch.no_grad():
-        cache = random_subject.model(**inputs, use_cache=True).past_key_values
+        cache = cache_in(random_subject.model(**inputs, use_cache=True))
         cache.reset()
         assert type(cache).__name__ == "DynamicCache"
         assert cache.get_seq_length() == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kv_cache import cache_in, cached
 from transformers import modeling_flash_attention_utils as glue
 
 from vlmcompress.api import compress
@@ -81,7 +82,7 @@ def two_turns(subject: Any, method: str) -> torch.Tensor:
         rest = torch.tensor([ids])
         second = subject.generate(
             {"input_ids": torch.cat([out.sequences, rest], 1), "pixel_values": pixels},
-            past_key_values=out.past_key_values,
+            **cached(subject.model, cache_in(out)),
             return_dict_in_generate=True,
             output_logits=True,
         )

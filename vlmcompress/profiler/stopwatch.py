@@ -18,6 +18,7 @@ from transformers import StoppingCriteria
 from transformers.cache_utils import Cache
 
 from vlmcompress.patches.families.registry import family_of
+from vlmcompress.patches.hooks.arguments import caches_in
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.sequence.call_trace import Mark, mark, milliseconds
 
@@ -179,8 +180,7 @@ class Hooks:
             return
         self._prefilled = True
         self._watch.leave()
-        parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
-        caches = [part for part in parts if isinstance(part, Cache)]
+        caches = caches_in(output)
         self.kv_bytes = sum(map(bytes_of, caches)) if caches else None
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from figures import VICUNA
+from kv_cache import cache_in, cached
 from subject_models import SUBJECTS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -96,7 +97,7 @@ def counted(model, inputs):
         prefill=[of(layer.children()) for layer in family.layers(base)],
         lm_head=of([model.lm_head]),
         total=found["Global"],
-        cache=output.past_key_values,
+        cache=cache_in(output),
     )
 
 
@@ -298,13 +299,13 @@ def test_a_further_token(subject, methods):
     text = texts(subject, inputs)
     with compress(subject.model, methods, budget=None if len(methods) == 1 else "40%") as c:
         with torch.no_grad():
-            cache = subject.model(**inputs).past_key_values
+            cache = cache_in(subject.model(**inputs))
         report = c.report()
         more = torch.tensor([[subject.vocabulary[0]]])
-        count = counted(subject.model, {"input_ids": more, "past_key_values": cache})
-    cached = load_of(subject.model, report.images, text).rows
+        count = counted(subject.model, {"input_ids": more, **cached(subject.model, cache)})
+    rows = load_of(subject.model, report.images, text).rows
     shape = shape_of(subject.model)
-    assert decode_step(shape, cached) == count.total
+    assert decode_step(shape, rows) == count.total
     assert decode_step(shape, [[n + 20 for n in cached[0]]]) > count.total
     assert decode_step(shape, [*cached, *cached]) == 2 * count.total
 
@@ -314,7 +315,7 @@ def test_what_a_compressed_cache_holds(subject):
     text, methods = texts(subject, inputs), [get_method("random"), Thirds()]
     _, report = looked_at(subject, inputs, methods, "40%")
     with compress(subject.model, methods, budget="40%"), torch.no_grad():
-        cache = subject.model(**inputs).past_key_values
+        cache = cache_in(subject.model(**inputs))
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     costs = first_token(shape_of(subject.model), load_of(subject.model, report.images, text))
     assert costs.kv_bytes == held

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from kv_cache import cache_in, cached
 
 from vlmcompress.api import compress
 from vlmcompress.patches.decoder import continuation as forwards
@@ -37,13 +38,13 @@ def steps(subject, cache, mask=None, count=3):
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         ids = torch.full((cache.layers[0].keys.shape[0], 1), token)
-        out = subject.model(input_ids=ids, past_key_values=cache, attention_mask=mask)
+        out = subject.model(input_ids=ids, attention_mask=mask, **cached(subject.model, cache))
         found.append(out.logits[:, -1])
     return torch.stack(found)
 
 
 def prefilled(subject, inputs):
-    return subject.model(**inputs, use_cache=True).past_key_values
+    return cache_in(subject.model(**inputs, use_cache=True))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -79,7 +80,7 @@ def test_several_words_take_the_short_way_where_all_layers_hold_the_same(
 
     def answer():
         cache = prefilled(subject, inputs)
-        return subject.model(input_ids=words, past_key_values=cache).logits
+        return subject.model(input_ids=words, **cached(subject.model, cache)).logits
 
     with compress(subject.model, method, METHODS[method]):
         short = answer()
@@ -132,7 +133,7 @@ def _closing_loop(subject, mask):
         images = {k: v for k, v in kwargs.items() if k in ("mm_encoder_outputs", "pixel_values")}
         ones = torch.ones_like(input_ids)
         out = model(input_ids=input_ids, attention_mask=ones, use_cache=True, **images)
-        cache = out.past_key_values
+        cache = cache_in(out)
         return steps(subject, cache, mask)
 
     return loop
