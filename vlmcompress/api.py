@@ -16,7 +16,9 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import CompositionError, VLMCompressError
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Method
+from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.engine import Engine, engine_of
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.registry import FAMILIES, family_of
 from vlmcompress.patches.hooks.attachments import check_compiled
 from vlmcompress.patches.sequence.call_trace import Trace
@@ -53,10 +55,10 @@ class Compression:
         Raises:
             VLMCompressError: after `remove()`.
         """
-        model: nn.Module | None = vars(self._engine).get("model")
-        if model is None:
+        installed = self._engine.installed
+        if installed is None:
             raise VLMCompressError("this Compression was removed and holds no model any more")
-        return model
+        return installed.model
 
     def report(self) -> Report:
         """What the last `generate` or forward with images did; usable after `remove()`, too."""
@@ -154,6 +156,7 @@ def compress(
         check_compiled(model)
     family = family_of(model)
     family.check(model)
+    parts = ModelParts.of(model, family)
     if positions == "renumber" and not family.renumbers:
         raise CompositionError(
             f"positions='renumber' is not defined for {family.name}: its positions have three axes"
@@ -162,16 +165,16 @@ def compress(
     if pipeline is None:
         if options:
             raise CompositionError(f"{AUTO} has no options, got {', '.join(options)}")
-        choice = pick(model, family, parsed)
+        choice = pick(parts, parsed)
         pipeline, reason = parse(choice.spec), choice.reason
     pipeline = pipeline.for_stages(family.name, family.stages)
-    planner = Planner(pipeline, parsed, len(family.layers(family.base(model))), reason)
+    planner = Planner(pipeline, parsed, len(parts.layers), reason)
     grid = family.fixed_grid(model)
     if grid is not None:
         # A budget that cannot be met fails here rather than inside generate().
         (planner.at(100) if parsed is not None and parsed.is_cost else planner)([grid])
-    signals = Signals(model, family, pipeline, processor, text_tower)
-    engine = Engine(model, family, planner, signals, positions, order)
+    signals = Signals(parts, pipeline, processor, text_tower)
+    engine = Engine(Installed.on(parts, planner, signals, positions, order))
     engine.install()
     return Compression(engine)
 

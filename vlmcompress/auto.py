@@ -11,8 +11,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 import vlmcompress.methods
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.search import different_shares, largest_share
@@ -22,9 +20,8 @@ from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Stage, resolve
 from vlmcompress.patches.cost.workload import load_of, shape_of
-from vlmcompress.patches.families.family import Family
-from vlmcompress.patches.hooks.unsupported import check_kinds
-from vlmcompress.patches.sequence.attention_masks import FULL, SLIDING, layer_kinds
+from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.patches.sequence.attention_masks import layer_kinds
 from vlmcompress.patches.signals.signals import defined, given_by
 from vlmcompress.tokens import Grid
 
@@ -119,7 +116,7 @@ def _tables() -> dict[str, Any]:
     return found
 
 
-def pick(model: nn.Module, family: Family, budget: Budget | None) -> Choice:
+def pick(parts: ModelParts, budget: Budget | None) -> Choice:
     """What to take for a model and a budget.
 
     Raises:
@@ -128,13 +125,13 @@ def pick(model: nn.Module, family: Family, budget: Budget | None) -> Choice:
     """
     if budget is None:
         raise BudgetError('auto needs a budget, for example "25%", "0.4 flops" or "120 ms"')
-    base = family.base(model)
+    model, family = parts.model, parts.family
     grid, stages = family.fixed_grid(model), list(family.stages)
     if grid is None and "encoder" in stages:
         stages.remove("encoder")  # tiles: sizes are not known before the encoder
-    if not _cuts(family, base):
+    if not _cuts(parts):
         stages.remove("decoder")
-    grid, layers, given = grid or _PICTURE, len(family.layers(base)), given_by(family, base)
+    grid, layers, given = grid or _PICTURE, len(parts.layers), given_by(family, parts.base)
 
     def fits(spec: str, share: float) -> bool:
         try:
@@ -161,11 +158,11 @@ def pick(model: nn.Module, family: Family, budget: Budget | None) -> Choice:
     return choose(Case(str(budget), behind, before, full.encoder / full.total, stages), fits)
 
 
-def _cuts(family: Family, base: nn.Module) -> bool:
+def _cuts(parts: ModelParts) -> bool:
     """Whether tokens may be dropped between the decoder's layers."""
-    kinds = layer_kinds(family.language_model(base), len(family.layers(base)), family.masks_in_base)
+    kinds = layer_kinds(parts.lm, len(parts.layers), parts.family.masks_in_base)
     try:
-        check_kinds(kinds.names, (FULL, SLIDING) if kinds.own else (FULL,))
+        kinds.check_cuts()
     except UnsupportedModelError:
         return False
     return True

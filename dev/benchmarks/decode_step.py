@@ -45,7 +45,7 @@ def tiny_prompt(model: Any, text: int = 40) -> dict[str, Tensor]:
 def steps(model: Any, cache: Cache) -> list[float]:
     """Milliseconds of each of some decode steps."""
     device, times = model.device, []
-    given = {cache_name(model.forward): cache}
+    given = {str(cache_name(model.forward)): cache}
     token = torch.full((1, 1), 7, device=device)
     for _ in range(STEPS):
         _wait(device)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmcompress.patches.hooks.per_thread import PerThread
-from vlmcompress.patches.sequence.call_trace import Trace
-
-if TYPE_CHECKING:
-    from vlmcompress.patches.sequence.attention_masks import Given
-    from vlmcompress.patches.sequence.cache_state import CacheState
-    from vlmcompress.patches.sequence.call_trace import Solved
-    from vlmcompress.patches.sequence.stage_layout import Flow
-    from vlmcompress.patches.signals.signals import Encoded
+from vlmcompress.patches.sequence.attention_masks import Given
+from vlmcompress.patches.sequence.cache_state import CacheState
+from vlmcompress.patches.sequence.call_trace import Solved, Trace
+from vlmcompress.patches.sequence.stage_layout import StageLayout
+from vlmcompress.patches.signals.signals import Encoded
 
 
-class Current(PerThread):
+class CallState(PerThread):
     """The call that a thread is in."""
 
     generating = False
@@ -32,9 +29,11 @@ class Current(PerThread):
     """Whether `generate` runs a loop of the caller's."""
     nothing_masked: bool | None = None
     """Of the prompt that `generate` was given; None before it was looked at."""
-    flow: Flow | None = None
+    stages: StageLayout | None = None
+    """How the tokens of the forward lie in each decoder layer; None where the model's own layout is
+    right everywhere."""
     next_state: CacheState | None = None
-    """What the cache must remember of a forward that needs no flow."""
+    """What the cache must remember of a forward that needs no layout of its own."""
     given_masks: Given = None
     """Masks that the base model made."""
     solved: Solved | None = None
@@ -58,7 +57,7 @@ class Current(PerThread):
 
     def begin_decoder(self) -> None:
         """Nothing is known yet of how the tokens will lie."""
-        self.flow = self.next_state = None
+        self.stages = self.next_state = None
 
     def end_generate(self) -> None:
         """Forget the call of `generate`."""
@@ -67,7 +66,7 @@ class Current(PerThread):
 
     def end_forward(self) -> None:
         """Forget the forward, also one that failed."""
-        self.call, self.encoded, self.flow, self.given_masks = None, {}, None, None
+        self.call, self.encoded, self.stages, self.given_masks = None, {}, None, None
         self.next_state = self.solved = None
         if not self.generating:
             self.trace = None

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
-
-from torch import nn
 
 from vlmcompress.budget.latency_model import decoder_times, memory_of, predicted
 from vlmcompress.budget.planner import Planner
@@ -14,20 +11,17 @@ from vlmcompress.budget.search import different_shares, largest_share
 from vlmcompress.flops.exact import Costs, Load, first_token
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.patches.cost.workload import load_of, shape_of
-from vlmcompress.patches.families.family import Family
-from vlmcompress.patches.sequence.call_trace import Solved
+from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.patches.sequence.call_trace import Solved, Trace
 from vlmcompress.patches.sequence.placeholders import Prompt
-
-if TYPE_CHECKING:
-    from vlmcompress.patches.sequence.call_trace import Trace
 
 
 class Solver:
     """Finds the largest share of the tokens of a prompt that meets a cost."""
 
-    def __init__(self, model: nn.Module, family: Family, planner: Planner) -> None:
-        self._model, self._family, self._planner = model, family, planner
-        self._shape = shape_of(model)
+    def __init__(self, parts: ModelParts, planner: Planner) -> None:
+        self._model, self._lm, self._planner = parts.model, parts.lm, planner
+        self._shape = shape_of(parts.model)
 
     @property
     def by_time(self) -> bool:
@@ -51,7 +45,7 @@ class Solver:
         costs = self._times(prompt, full, encoder) if self.by_time else self._shares(full)
 
         def cost(share: float) -> float:
-            return costs(self._load(prompt, planner.at(share)(layouts, prompt.left)))
+            return costs(self._load(prompt, planner.at(share)(layouts, prompt.survivors)))
 
         shares = different_shares([len(layout) for layout in layouts])
         share, figure = largest_share(cost, shares, budget, planner.pipeline.name)
@@ -64,7 +58,7 @@ class Solver:
                 key = self._selection(solved.prompt)
                 memory_of(self._model).last = key, lambda: trace.milliseconds()["selection"]
             return
-        plans = [image.really for image in solved.images]
+        plans = [image.executed_plan for image in solved.images]
         full = self._load(solved.prompt, [None] * len(plans))
         solved.measured = self._shares(full)(self._load(solved.prompt, plans))
 
@@ -92,8 +86,7 @@ class Solver:
         self, prompt: Prompt, full: Load, encoder: Callable[[], float]
     ) -> Callable[[Load], float]:
         """Cost in milliseconds on this machine."""
-        lm = self._family.language_model(self._family.base(self._model))
-        decoder = decoder_times(self._model, lm, len(full.rows), max(full.rows[0]))
+        decoder = decoder_times(self._model, self._lm, len(full.rows), max(full.rows[0]))
         selecting = memory_of(self._model).selected(self._selection(prompt))
         whole, encoding = self._cost(full), encoder()
 

@@ -12,8 +12,7 @@ from typing import Any
 from torch import nn
 
 from vlmcompress.flops.exact import LayerShape, ModelShape, experts_of, windows_of
-from vlmcompress.patches.families.family import Family, projectors_of, tower_of
-from vlmcompress.patches.families.registry import family_of
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 
 
@@ -23,9 +22,8 @@ def shape_of(model: nn.Module) -> ModelShape:
     Raises:
         UnsupportedModelError: no family serves it.
     """
-    family = family_of(model)
-    base = family.base(model)
-    tower, projectors = tower_of(family, base), projectors_of(family, base)
+    parts = ModelParts.of(model)
+    tower, projectors = parts.towers[0], parts.family.projectors(parts.base)
     layers, inside = attention_layers(tower), set(tower.modules())
     head = next((m for m in inside if _is_pooler(m)), None)
     others = [layer for layer, _ in layers] + [p for p in projectors if p in inside]
@@ -35,16 +33,15 @@ def shape_of(model: nn.Module) -> ModelShape:
         embedding=_macs(tower) - sum(map(_macs, others)),
         encoder=tuple(LayerShape(_macs(layer), _width(attention)) for layer, attention in layers),
         projector=sum(map(_macs, projectors)),
-        decoder=_decoder(family, base),
+        decoder=_decoder(parts),
         lm_head=_macs(any_model.get_output_embeddings()),
         pooler=(0, 0) if head is None else _pooler(head),
         value_bytes=any_model.dtype.itemsize,
     )
 
 
-def _decoder(family: Family, base: nn.Module) -> tuple[LayerShape, ...]:
-    config: Any = family.language_model(base).config
-    layers = family.layers(base)
+def _decoder(parts: ModelParts) -> tuple[LayerShape, ...]:
+    config: Any = parts.lm.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = 2 * size * (config.num_key_value_heads or config.num_attention_heads)
     experts = experts_of(config)
@@ -56,7 +53,7 @@ def _decoder(family: Family, base: nn.Module) -> tuple[LayerShape, ...]:
             cached=cached,
             window=window,
         )
-        for layer, window in zip(layers, windows_of(config, len(layers)), strict=True)
+        for layer, window in zip(parts.layers, windows_of(config, len(parts.layers)), strict=True)
     )
 
 

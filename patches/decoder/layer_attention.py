@@ -17,8 +17,8 @@ from transformers.cache_utils import DynamicLayer
 from vlmcompress.errors import UnsupportedCallError, VLMCompressError
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.ops.score import attention_rows, propagate
-from vlmcompress.patches.sequence.attention_masks import Seen, inside
-from vlmcompress.patches.sequence.stage_layout import Flow, Span
+from vlmcompress.patches.sequence.attention_masks import VisibleKeys, inside
+from vlmcompress.patches.sequence.stage_layout import Span, StageLayout
 from vlmcompress.tokens import Grid
 
 Of = Literal["this", "next", "previous"]
@@ -30,7 +30,7 @@ class CutContext:
 
     layer: int
     layers: nn.ModuleList
-    flow: Flow
+    stages: StageLayout
     hidden: Tensor
     """[B, Q, D]: input of `layer`."""
     _heads: dict[tuple[str, Of, bool], Tensor] = field(default_factory=dict)
@@ -38,8 +38,8 @@ class CutContext:
     def source(self, of: Of) -> tuple[Any, Tensor]:
         """The layer whose weights are used and the hidden states it is applied to."""
         if of == "previous":
-            assert self.flow.stash is not None
-            return self.layers[self.layer - 1], self.flow.stash
+            assert self.stages.stash is not None
+            return self.layers[self.layer - 1], self.stages.stash
         step = 1 if of == "next" else 0
         if self.layer + step >= len(self.layers):
             raise UnsupportedCallError(f"there is no layer after decoder layer {self.layer}")
@@ -85,9 +85,9 @@ class CutContext:
             self._heads["q", of, True] = self.heads(of, "q", None, True)
         return self._heads["q", of, True]
 
-    def past_keys(self, of: Of, rope: bool) -> tuple[Tensor, Seen] | None:
+    def past_keys(self, of: Of, rope: bool) -> tuple[Tensor, VisibleKeys] | None:
         """Keys [B, Hkv, past, hd] of earlier turns, and what they stand for."""
-        if self.flow.past == 0:
+        if self.stages.past == 0:
             return None
         cached = self._cached(of)
         if cached is None or not rope:
@@ -96,8 +96,8 @@ class CutContext:
                 "and rotated keys"
             )
         at = self._number(of)
-        keys = cached[:, :, : self.flow.past_width(at)]
-        return keys, self.flow.past_seen(at).last(keys.shape[2])
+        keys = cached[:, :, : self.stages.past_width(at)]
+        return keys, self.stages.past_seen(at).last(keys.shape[2])
 
     def all_keys(self, of: Of, rope: bool, row: int) -> Tensor:
         """[Hkv, P + Q, hd]: keys of earlier turns and of the chunk, in one row of the batch."""
@@ -106,12 +106,12 @@ class CutContext:
 
     def seen(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:
         """[R, P + Q] bool: which of `all_keys` some slots [R] attend to; none where padding."""
-        chunk, window = self.flow.chunk_seen(), self.window(of)
-        given = self.flow.given_masks
+        chunk, window = self.stages.chunk_seen(), self.window(of)
+        given = self.stages.given_masks
         given = given.get(self._kind(of)) if isinstance(given, Mapping) else given
         given = given[row : row + 1] if given is not None and len(given) > 1 else given
         columns = chunk.columns[row]
-        own = inside(columns[None], given, self.flow.past, window, queries)[0]
+        own = inside(columns[None], given, self.stages.past, window, queries)[0]
         past = self.past_keys(of, rope)
         reached = [] if past is None else [past[1].reached(row, columns[queries], window)]
         if chunk.valid is not None:
@@ -121,7 +121,7 @@ class CutContext:
 
     def _cached(self, of: Of) -> Tensor | None:
         """Keys in the cache of the layer that `of` names, if it stores them plainly."""
-        layers: list[Any] = self.flow.cache.layers if self.flow.cache is not None else []
+        layers: list[Any] = self.stages.cache.layers if self.stages.cache is not None else []
         at = self._number(of)
         plain = at < len(layers) and type(layers[at]) is DynamicLayer
         return layers[at].keys if plain and layers[at].is_initialized else None
@@ -129,23 +129,23 @@ class CutContext:
     def _embeddings(self, of: Of) -> tuple[Tensor, Tensor]:
         """cos and sin [B, Q, hd] of the chunk's tokens for the layer that `of` names."""
         kind = self._kind(of)
-        if kind not in self.flow.embeddings:
+        if kind not in self.stages.embeddings:
             raise UnsupportedCallError(f"no layer before {self.layer} is of the kind {kind}")
-        return self.flow.embeddings[kind]
+        return self.stages.embeddings[kind]
 
     def window(self, of: Of) -> int | None:
         """The window of the layer that `of` names."""
-        return self.flow.kinds.window_of(self._kind(of))
+        return self.stages.kinds.window_of(self._kind(of))
 
     def _kind(self, of: Of) -> str:
-        return self.flow.kinds.names[self._number(of)]
+        return self.stages.kinds.names[self._number(of)]
 
     def _number(self, of: Of) -> int:
         return self.layer + {"previous": -1, "this": 0, "next": 1}[of]
 
 
 @dataclass
-class View:
+class DecoderLayerView:
     """The `LayerView` of one image; see `vlmcompress.methods.contracts.method.LayerView`."""
 
     context: CutContext
@@ -177,7 +177,7 @@ class View:
 
     @property
     def text(self) -> Tensor:
-        return self.context.flow.text[self.span.row]
+        return self.context.stages.text[self.span.row]
 
     def attention(
         self,
@@ -188,8 +188,8 @@ class View:
         of: Of = "this",
     ) -> Tensor:
         row, context = self.span.row, self.context
-        assert context.flow.last is not None
-        queries = context.flow.last[row : row + 1] if rows == "last" else self.text
+        assert context.stages.last is not None
+        queries = context.stages.last[row : row + 1] if rows == "last" else self.text
         q = context.heads(of, "q", (row, queries), rope)[0]
         scaling = context.source(of)[0].self_attn.scaling
         if keys == "visual":
@@ -203,7 +203,7 @@ class View:
         self, mass: Tensor, *, temperature: float = 1.0, of: Literal["this", "previous"] = "this"
     ) -> Tensor:
         row, context = self.span.row, self.context
-        last = context.flow.last
+        last = context.stages.last
         assert last is not None
         slots = torch.arange(context.hidden.shape[1], device=context.hidden.device)
         # Answers so far hand nothing on: with a cache, the prefill does not know them.
@@ -230,7 +230,7 @@ class View:
         return self.context.hidden[self.span.row].detach().float()
 
     def activations(self, rows: Tensor, of: Literal["previous"] = "previous") -> Tensor:
-        fired = self.context.flow.fired
+        fired = self.context.stages.fired
         if fired is None or of != "previous":
             raise UnsupportedCallError(
                 "activations are those of the layer that just ran, and only for a method whose "
@@ -242,13 +242,13 @@ class View:
 def ranked(context: CutContext, method: DecoderMethod) -> list[Tensor]:
     """Per image, ascending places of the tokens to keep among those that survive.
 
-    What only the device knows of them is left to `Flow.checks`; the first places stand in for wrong
-    ones until then, so that the forward can go on.
+    What only the device knows of them is left to `StageLayout.checks`; the first places stand in
+    for wrong ones until then, so that the forward can go on.
 
     Raises:
         VLMCompressError: the method gave another kind of thing, or another number.
     """
-    return [_kept(context, method, span) for span in context.flow.spans]
+    return [_kept(context, method, span) for span in context.stages.spans]
 
 
 def _kept(context: CutContext, method: DecoderMethod, span: Span) -> Tensor:
@@ -256,7 +256,7 @@ def _kept(context: CutContext, method: DecoderMethod, span: Span) -> Tensor:
     if context.layer not in schedule:
         return torch.arange(alive, device=context.hidden.device)
     count = min(schedule[context.layer], alive)
-    kept = method.keep(View(context, span), count)
+    kept = method.keep(DecoderLayerView(context, span), count)
 
     def wrong(given: object) -> VLMCompressError:
         number = "" if method.adaptive else f"{count} "
@@ -267,9 +267,9 @@ def _kept(context: CutContext, method: DecoderMethod, span: Span) -> Tensor:
 
     places = isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 1
     if not places or not (len(kept) <= alive if method.adaptive else len(kept) == count):
-        context.flow.checks.settle()  # a mistake of an earlier cut comes first
+        context.stages.checks.settle()  # a mistake of an earlier cut comes first
         raise wrong(kept.tolist() if isinstance(kept, Tensor) else kept)
     kept = kept.to(context.hidden.device)
     good = (kept.diff() > 0).all() & (kept[:1] >= 0).all() & (kept[-1:] < alive).all()
-    context.flow.checks.expect(good, lambda: wrong(kept.tolist()))
+    context.stages.checks.expect(good, lambda: wrong(kept.tolist()))
     return kept.where(good, torch.arange(len(kept), device=kept.device))

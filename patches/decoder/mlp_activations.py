@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vlmcompress.errors import UnsupportedModelError
-
-if TYPE_CHECKING:
-    from vlmcompress.methods.contracts.method import DecoderMethod
-    from vlmcompress.patches.call.call_state import Current
+from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.patches.call.call_state import CallState
 
 
 def watch(
-    method: DecoderMethod | None, layers: Iterable[nn.Module], now: Current
+    method: DecoderMethod | None, layers: Iterable[nn.Module], now: CallState
 ) -> list[RemovableHandle]:
     """Hook the MLP of every decoder layer; each remembers only where the next layer cuts.
 
     Args:
         method: nothing is hooked unless it watches neurons.
         layers: of the decoder.
-        now: knows the flow of the running forward, which gets what is remembered.
+        now: knows the stages of the running forward, which gets what is remembered.
 
     Raises:
         UnsupportedModelError: a layer has several MLPs, as a mixture of experts has.
@@ -44,7 +42,7 @@ def watch(
     return handles
 
 
-def _remember(now: Current, number: int, module: nn.Module, args: Any) -> None:
-    flow = now.flow
-    if flow is not None and number + 1 in flow.cuts:
-        flow.fired = args[0]
+def _remember(now: CallState, number: int, module: nn.Module, args: Any) -> None:
+    stages = now.stages
+    if stages is not None and number + 1 in stages.cuts:
+        stages.fired = args[0]

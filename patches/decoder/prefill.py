@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.before_projector import EncoderMethod
 from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.gather import axes_first, axes_last, take_all
-from vlmcompress.patches.decoder.continuation import new_flow
+from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.decoder.continuation import lay_out
 from vlmcompress.patches.decoder.selection import Chosen, choose
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
@@ -31,32 +32,28 @@ from vlmcompress.patches.sequence.placeholders import (
     close,
     locate,
 )
-from vlmcompress.patches.sequence.stage_layout import Flow, Span
-from vlmcompress.patches.sequence.survivors import Left
-from vlmcompress.patches.signals.signals import Encoded
-from vlmcompress.tokens import Reduction
-
-if TYPE_CHECKING:
-    from vlmcompress.patches.engine import Engine
-    from vlmcompress.patches.sequence.call_trace import ImageTrace
+from vlmcompress.patches.sequence.stage_layout import Span, StageLayout
+from vlmcompress.patches.sequence.survivors import Survivors
+from vlmcompress.patches.signals.signals import ChunkIds, Encoded
+from vlmcompress.tokens import Grid, Reduction
 
 
-class Reducing:
+class Prefill:
     """One prefill with images. `run` gives the decoder's new keyword arguments."""
 
-    flow: Flow
+    stages: StageLayout
     separators: list[Separators]
-    """Per image: those that are left, in columns."""
+    """Per image: those that are kept, in columns."""
 
     def __init__(
         self,
-        engine: Engine,
+        installed: Installed,
         call: Mapping[str, Any],
         encoded: Mapping[str, Encoded],
         kwargs: dict[str, Any],
         prompt: int | None,
     ) -> None:
-        self.engine, self.encoded, self.kwargs = engine, encoded, kwargs
+        self.installed, self.encoded, self.kwargs = installed, encoded, kwargs
         self.embeds: Tensor = kwargs["inputs_embeds"]
         self.batch, self.length = self.embeds.shape[:2]
         self.cache = cache_of(kwargs)
@@ -67,28 +64,45 @@ class Reducing:
                 "a compressed model needs input_ids beside the images, not inputs_embeds"
             )
         self.ids: Tensor = ids
-        family = engine.family
+        family = installed.family
         layouts = {modality: found.layouts for modality, found in encoded.items()}
-        self.images = locate(ids, family.placeholders(engine.model), layouts, family.continues)
-        self.left = [self._left(image) for image in self.images]
+        self.images = locate(ids, family.placeholders(installed.model), layouts, family.continues)
+        self.survivors = [self._survivors_of(image) for image in self.images]
         """Per image: what a method before the projector left; None without such a method."""
         end = self.length if prompt is None else min(self.length, prompt - self.past)
         self.prompt_end = end
         self.valid = self._chunk_valid()
-        self.planner = planner_of(self)
+        self.planner = self._resolved_planner()
         self.plans = self.planner(
             [image.layout for image in self.images],
-            [None if left is None else left.grids for left in self.left],
+            self._surviving_grids(),
         )
 
-    def _left(self, image: Located) -> Left | None:
+    def _survivors_of(self, image: Located) -> Survivors | None:
         pieces = []
         for modality, number in image.pieces:
-            left = self.encoded[modality].left
-            if left is None:
+            found = self.encoded[modality].survivors
+            if found is None:
                 return None
-            pieces.append(left[number])
-        return pieces[0] if len(pieces) == 1 else Left.join(pieces)
+            pieces.append(found[number])
+        return pieces[0] if len(pieces) == 1 else Survivors.join(pieces)
+
+    def _surviving_grids(self) -> list[tuple[Grid, ...] | None]:
+        return [None if one is None else one.grids for one in self.survivors]
+
+    def _resolved_planner(self) -> Planner:
+        """The planner whose budget is a share of the tokens, where it was a cost."""
+        installed = self.installed
+        solver, now = installed.solver, installed.now
+        if solver is None:
+            return installed.planner
+        if now.solved is None:
+            prompt = Prompt.of(self.ids, self.valid, self.images, self._surviving_grids())
+            trace, device = installed.trace, self.embeds.device
+            with trace.timed("calibration", device), now.aside():
+                now.solved = solver.solve(prompt, lambda: trace.milliseconds()["encoder"])
+        installed.trace.solved = now.solved
+        return now.solved.planner
 
     def _chunk_valid(self) -> Tensor | None:
         """[B, L] bool of the chunk, None without padding."""
@@ -112,7 +126,7 @@ class Reducing:
             return None
         embeds = self._place(kept, reductions)
         index, keep, size = self._pack(kept)
-        self._build_flow(index, keep, size, kept)
+        self._lay_out_stages(index, keep, size, kept)
         return self._inputs(embeds) | self._deepstack(reductions)
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
@@ -122,10 +136,10 @@ class Reducing:
         """
         done: dict[Pieces, Chosen] = {}
         checks = Checks()
-        with self.engine.trace.timed("selection", self.embeds.device):
+        with self.installed.trace.timed("selection", self.embeds.device):
             for number, (image, plan) in enumerate(zip(self.images, self.plans, strict=True)):
                 if image.pieces not in done:  # beams repeat a prompt, and so its choices
-                    done[image.pieces] = self._choose(image, plan, self.left[number], checks)
+                    done[image.pieces] = self._choose(image, plan, self.survivors[number], checks)
                 counts = done[image.pieces].counts
                 if counts != tuple(kept for _, kept in plan.parts):
                     self.plans[number] = self.planner.pipeline.revised(plan, counts)
@@ -133,33 +147,38 @@ class Reducing:
         chosen = [done[image.pieces] for image in self.images]
         return [one.kept for one in chosen], [one.merged for one in chosen]
 
-    def _choose(self, image: Located, plan: ImagePlan, left: Left | None, checks: Checks) -> Chosen:
+    def _choose(
+        self, image: Located, plan: ImagePlan, survivors: Survivors | None, checks: Checks
+    ) -> Chosen:
         """The choice in raster indices of the image."""
         planner, device = self.planner, self.embeds.device
         method = planner.pipeline.projector
-        alive = torch.arange(len(image.layout)) if left is None else left.alive
+        alive = torch.arange(len(image.layout)) if survivors is None else survivors.alive
         alive = alive.to(device)
-        free = method is not None and method.adaptive and planner.budget is None
-        if method is None or (plan.keep >= plan.given and not free):
+        may_keep_fewer = method is not None and method.adaptive and planner.budget is None
+        if method is None or (plan.keep >= plan.given and not may_keep_fewer):
             return Chosen(alive, tuple(kept for _, kept in plan.parts))
-        whole, grids = self.engine.signals.tokens(image, self), image.layout.parts
-        if left is not None:
+        chunk = ChunkIds(self.ids, self.valid, self.prompt_end)
+        tokens = self.installed.signals.tokens(image, self.encoded, self.embeds, chunk)
+        grids = image.layout.parts
+        if survivors is not None:
             merges = isinstance(planner.pipeline.upstream, EncoderMethod)
-            sizes = left.sizes.to(device) if merges else None
-            whole, grids = replace(whole, features=whole.features[alive], sizes=sizes), left.grids
-        picked = self.engine.order == "method"
-        found = choose(method, plan, whole, grids, free, picked, checks)
+            sizes = survivors.sizes.to(device) if merges else None
+            tokens = replace(tokens, features=tokens.features[alive], sizes=sizes)
+            grids = survivors.grids
+        method_order = self.installed.order == "method"
+        found = choose(method, plan, tokens, grids, may_keep_fewer, method_order, checks)
         kept, merged = alive[found.kept.to(device)], found.merged
         if merged is not None:
             merged = replace(merged, members=alive[merged.members.to(device)])
         return Chosen(kept, found.counts, merged)
 
     def _record(self, kept: list[Tensor], reductions: list[Reduction | None]) -> None:
-        trace, layers = self.engine.trace, len(self.engine.layers)
+        trace, layers = self.installed.trace, len(self.installed.layers)
         self.traces = [
-            ImageTrace(image.row, image.layout, plan, layers, indices, reduction, left)
-            for image, plan, indices, reduction, left in zip(
-                self.images, self.plans, kept, reductions, self.left, strict=True
+            ImageTrace(image.row, image.layout, plan, layers, indices, reduction, survivors)
+            for image, plan, indices, reduction, survivors in zip(
+                self.images, self.plans, kept, reductions, self.survivors, strict=True
             )
         ]
         if trace.solved is not None:
@@ -197,23 +216,23 @@ class Reducing:
         self.separators = []
         for image, indices in zip(self.images, kept, strict=True):
             columns, own = image.columns.to(device), image.separators.to(device)
-            closed, left = close(keep[image.row], columns, indices, indices, own)
+            closed, separators = close(keep[image.row], columns, indices, indices, own)
             self.counts[image.row] -= closed
-            self.separators.append(left)
+            self.separators.append(separators)
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
-        if self.engine.order == "method":
+        if self.installed.order == "method":
             slot = slot_of(keep, size)
             for image, indices in zip(self.images, kept, strict=True):
                 columns = image.columns.to(device)
                 index[image.row, slot[image.row, columns[indices.sort().values]]] = columns[indices]
         return Slots(index, valid), keep, size
 
-    def _build_flow(self, chunk: Slots, keep: Tensor, size: int, kept: list[Tensor]) -> None:
+    def _lay_out_stages(self, chunk: Slots, keep: Tensor, size: int, kept: list[Tensor]) -> None:
         device = self.embeds.device
         self.chunk = chunk
-        flow = new_flow(
-            self.engine, self.kwargs, self.past, Slots(chunk.index + self.past, chunk.valid)
+        stages = lay_out(
+            self.installed, self.kwargs, self.past, Slots(chunk.index + self.past, chunk.valid)
         )
         slot = slot_of(keep, size)
         ends = self._text_starts()
@@ -227,21 +246,21 @@ class Reducing:
                 raise UnsupportedCallError(
                     f"prompt {row} ends with an image: put the question after it"
                 )
-            flow.text.append(slot[row, columns[columns > ends[row]].to(device)])
-        flow.last = slot.gather(1, torch.tensor(last, device=device)[:, None])[:, 0]
-        flow.counts = list(self.counts)
-        flow.generated = self.length - self.prompt_end
-        for image, indices, left, trace in zip(
+            stages.text.append(slot[row, columns[columns > ends[row]].to(device)])
+        stages.last = slot.gather(1, torch.tensor(last, device=device)[:, None])[:, 0]
+        stages.counts = list(self.counts)
+        stages.generated = self.length - self.prompt_end
+        for image, indices, placed, trace in zip(
             self.images, kept, self.separators, self.traces, strict=True
         ):
             columns = image.columns.to(device)
-            places = columns[indices.sort().values]
-            separators = left.move(slot[image.row])
+            slots = slot[image.row, columns[indices.sort().values]]
+            separators = placed.move(slot[image.row])
             trace.separators[0] = len(separators)
-            flow.spans.append(Span(image.row, slot[image.row, places], indices, separators, trace))
+            stages.spans.append(Span(image.row, slots, indices, separators, trace))
         layers = {layer for plan in self.plans for layer in plan.schedule}
-        flow.cuts = tuple(sorted(layers))
-        self.flow = flow
+        stages.cuts = tuple(sorted(layers))
+        self.stages = stages
 
     def _text_starts(self) -> list[int]:
         """Per row the column of its last placeholder, -1 without any."""
@@ -252,14 +271,14 @@ class Reducing:
 
     def _inputs(self, embeds: Tensor) -> dict[str, Any]:
         """The decoder's arguments for the shortened sequence."""
-        flow, chunk = self.flow, self.chunk
+        stages, chunk = self.stages, self.chunk
         positions = self.kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(self.length, device=embeds.device)[None] + self.past
         embeds, positions = take_all([embeds, axes_last(positions)], chunk.index)
-        renumber = self.engine.positions == "renumber"
-        positions = flow.renumbered(0) if renumber else axes_first(positions)
-        mask = flow.first_mask()
+        renumber = self.installed.positions == "renumber"
+        positions = stages.renumbered(0) if renumber else axes_first(positions)
+        mask = stages.first_mask()
         if mask is None and self.cache is None:
             # Without a cache, gaps in the positions would be read as packed sequences.
             width = chunk.index.shape[1]
@@ -271,7 +290,7 @@ class Reducing:
         }
 
     def _deepstack(self, reductions: list[Reduction | None]) -> dict[str, Any]:
-        """Features to be added in later layers, for the tokens that are left."""
+        """Features to be added in later layers, for the tokens that are kept."""
         mask, features = (
             self.kwargs.get(name) for name in ("visual_pos_masks", "deepstack_visual_embeds")
         )
@@ -280,18 +299,3 @@ class Reducing:
         merged = merge(mask, features, self.images, reductions)
         mask, features = follow(mask, merged, self.chunk)
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": features}
-
-
-def planner_of(prefill: Reducing) -> Planner:
-    """The planner of a prefill, whose budget is no cost any more."""
-    engine = prefill.engine
-    if engine.solver is None:
-        return engine.planner
-    now, device = engine.now, prefill.embeds.device
-    if now.solved is None:
-        valid, left = prefill.valid, [None if one is None else one.grids for one in prefill.left]
-        prompt = Prompt.of(prefill.ids, valid, prefill.images, left)
-        with engine.trace.timed("calibration", device), now.aside():
-            now.solved = engine.solver.solve(prompt, lambda: engine.trace.milliseconds()["encoder"])
-    engine.trace.solved = now.solved
-    return now.solved.planner

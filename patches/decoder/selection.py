@@ -39,8 +39,8 @@ def choose(
     plan: ImagePlan,
     whole: VisualTokens,
     parts: tuple[Grid, ...],
-    free: bool,
-    picked: bool,
+    may_keep_fewer: bool,
+    method_order: bool,
     checks: Checks,
 ) -> Chosen:
     """Ask the method, part by part.
@@ -50,8 +50,8 @@ def choose(
         plan: of the image.
         whole: all its tokens.
         parts: the grids that they lie on, for methods that want them at once.
-        free: whether the method may keep fewer than planned.
-        picked: the order of the method rather than the raster's.
+        may_keep_fewer: whether the method may keep fewer than planned.
+        method_order: the order of the method rather than the raster's.
         checks: what only the device knows is checked there; if it will raise, all indices are 0.
 
     Raises:
@@ -64,10 +64,12 @@ def choose(
         if method.across_parts:
             tokens = replace(tokens, parts=parts if len(plan.parts) == 1 else (grid,))
         if isinstance(method, Reducer):
-            reductions.append(_reduced(method, tokens, count, free, checks))
+            reductions.append(_reduced(method, tokens, count, may_keep_fewer, checks))
         else:
             assert isinstance(method, Selector)
-            chosen.append(_selected(method, tokens, count, free, picked, checks) + start)
+            chosen.append(
+                _selected(method, tokens, count, may_keep_fewer, method_order, checks) + start
+            )
     if not reductions:
         return Chosen(torch.cat(chosen), tuple(map(len, chosen)))
     joined = Reduction.join(reductions, starts)
@@ -75,20 +77,33 @@ def choose(
 
 
 def _selected(
-    method: Selector, tokens: VisualTokens, count: int, free: bool, picked: bool, checks: Checks
+    method: Selector,
+    tokens: VisualTokens,
+    count: int,
+    may_keep_fewer: bool,
+    method_order: bool,
+    checks: Checks,
 ) -> Tensor:
     total = len(tokens.grid)
-    if not _asks(count, total, free):
+    if not _asks(count, total, may_keep_fewer):
         return torch.arange(count, device=tokens.features.device)
-    found = (method.pick if picked else method.select)(tokens, count)
-    return indices(method.name, found, total, count, checks, free=free, picked=picked)
+    found = (method.pick if method_order else method.select)(tokens, count)
+    return indices(
+        method.name,
+        found,
+        total,
+        count,
+        checks,
+        may_keep_fewer=may_keep_fewer,
+        method_order=method_order,
+    )
 
 
 def _reduced(
-    method: Reducer, tokens: VisualTokens, count: int, free: bool, checks: Checks
+    method: Reducer, tokens: VisualTokens, count: int, may_keep_fewer: bool, checks: Checks
 ) -> Reduction:
     total, features = len(tokens.grid), tokens.features
-    if not _asks(count, total, free):
+    if not _asks(count, total, may_keep_fewer):
         return Reduction.identity(features[:count])
     found = method.reduce(tokens, count)
     if not isinstance(found, Reduction):
@@ -96,7 +111,7 @@ def _reduced(
     members, offsets = found.members, found.offsets
     if members.dtype != torch.int64 or offsets.dtype != torch.int64:
         raise wrong(method.name, "members or offsets that are not int64")
-    check_count(method.name, len(offsets) - 1, count, free)
+    check_count(method.name, len(offsets) - 1, count, may_keep_fewer)
     if found.features.shape != (len(offsets) - 1, features.shape[1]):
         raise wrong(
             method.name,
@@ -125,9 +140,9 @@ def _grouped(members: Tensor, offsets: Tensor, total: int) -> Tensor:
     return fits & ordered & ascending & ((members >= 0) & (members < total)).all()
 
 
-def _asks(count: int, total: int, free: bool) -> bool:
+def _asks(count: int, total: int, may_keep_fewer: bool) -> bool:
     """Whether there is anything to choose."""
-    return count > 0 and (count < total or free)
+    return count > 0 and (count < total or may_keep_fewer)
 
 
 _PER_TOKEN = ("features", "relevance", "projection", "sizes", *AT_FEATURE, *PER_LAYER)

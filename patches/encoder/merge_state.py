@@ -15,11 +15,11 @@ from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.gather import take
 from vlmcompress.ops.groups import Groups
 from vlmcompress.ops.score import attention_received
-from vlmcompress.patches.signals.tower_attention import Seen
+from vlmcompress.patches.signals.tower_attention import AttentionCall
 
 
 class Tiles:
-    """A batch of B tiles with T tokens each, n of which are left."""
+    """A batch of B tiles with T tokens each, n of which remain."""
 
     def __init__(self, hidden: Tensor, protected: int) -> None:
         """`hidden` [B, T, D] enters the first layer; the first `protected` tokens stay alone."""
@@ -31,14 +31,14 @@ class Tiles:
         """[B, n] float32: how many of those each token stands for."""
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """n."""
         return self.sizes.shape[1]
 
     @property
     def merged(self) -> bool:
         """Whether n is below T."""
-        return self.left < self.total
+        return self.remaining < self.total
 
     def log_sizes(self, hidden: Tensor) -> Tensor:
         """[B, n] in the dtype and on the device of `hidden`."""
@@ -50,7 +50,7 @@ class Tiles:
         Args:
             name: of the method.
             merge: of the n tokens.
-            count: patches that must be left.
+            count: patches that must remain.
             checks: what only the device knows is checked there.
 
         Raises:
@@ -95,7 +95,7 @@ class Tiles:
 
     def contracted(self, hidden: Tensor) -> Tensor:
         """The other way round; as it is where it was not expanded."""
-        if hidden.shape[1] == self.left:
+        if hidden.shape[1] == self.remaining:
             return hidden
         places = torch.arange(self.total, device=self.slot.device).expand_as(self.slot)
         first = places.new_full(self.sizes.shape, self.total)
@@ -110,7 +110,7 @@ class TowerView:
     layers: int
     hidden: Tensor
     tiles: Tiles
-    seen: Seen
+    seen: AttentionCall
     """What its attention was given."""
     biased: bool
     """Whether that attended in proportion to sizes."""

@@ -15,13 +15,12 @@ from vlmcompress.errors import BudgetError, UnsupportedCallError
 from vlmcompress.methods.contracts.answers import indices
 from vlmcompress.methods.contracts.before_projector import PixelSelector, PixelTokens
 from vlmcompress.ops.deferred_checks import Checks
-from vlmcompress.patches.encoder.qwen_patches import Patches
-from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.encoder.qwen_patches import QwenPatches
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
-from vlmcompress.patches.families.vision_encoders import towers
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
-from vlmcompress.patches.sequence.survivors import Left
+from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import Encoded
 from vlmcompress.tokens import Grid, Layout
 
@@ -67,27 +66,25 @@ class _Run:
         return self._lengths[id(ends)][1:]
 
 
-class LeavingOut:
+class PatchDropping:
     """Lets a `PixelSelector` say which blocks of patches the tower sees.
 
     They keep their positions and attend to one another as far as they did. Behind the merger the
     places of the others are filled with zeros, which do not enter the decoder.
     """
 
-    def __init__(self, model: nn.Module, family: Family, planner: Planner) -> None:
-        self._model, self._family = model, family
-        self._base = family.base(model)
+    def __init__(self, parts: ModelParts, planner: Planner) -> None:
+        self._model, self._family = parts.model, parts.family
+        self._base, self._towers = parts.base, parts.towers
         self._method = cast(PixelSelector, planner.pipeline.upstream)
         self._thread = PerThread()
 
     def hook(self, attached: Attachments) -> None:
-        for tower in towers(self._family.encoder, self._base):
+        for tower in self._towers:
             for number, (block, _) in enumerate(attention_layers(tower)):
                 attached.before(block, functools.partial(self._enter, number))
-        for name in self._family.mergers:
-            module = self._base.get_submodule(name)
-            for merger in module if isinstance(module, nn.ModuleList) else [module]:
-                attached.change(merger, self._merged)
+        for merger in self._family.projectors(self._base):
+            attached.change(merger, self._merged)
 
     def layouts(self, modality: str, call: Mapping[str, Any]) -> Sequence[Layout]:
         return self._family.layouts(self._model, modality, (), call)
@@ -95,7 +92,7 @@ class LeavingOut:
     def encode(
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, _Run]:
-        patches = Patches.of(self._model, self._family, modality, call)
+        patches = QwenPatches.of(self._model, self._family, modality, call)
         planner.check(patches.layouts)
         pairs = zip(patches.rows, patches.grids, strict=True)
         checks = Checks()
@@ -121,10 +118,10 @@ class LeavingOut:
             return torch.arange(len(grid))
         tokens = PixelTokens(rows.reshape(len(grid), -1).float(), grid)
         found = self._method.select(tokens, count, exact)
-        return indices(name, found, len(grid), count, checks, free=not exact).cpu()
+        return indices(name, found, len(grid), count, checks, may_keep_fewer=not exact).cpu()
 
     def _in_tower(
-        self, modality: str, call: Mapping[str, Any], patches: Patches, kept: Sequence[Tensor]
+        self, modality: str, call: Mapping[str, Any], patches: QwenPatches, kept: Sequence[Tensor]
     ) -> Tensor:
         """[U] bool: the blocks that stay, as the tower orders them."""
         total = sum(map(len, patches.layouts))
@@ -144,13 +141,15 @@ class LeavingOut:
                 f"{self._method.name} could not reach into the vision tower: call compress() "
                 "before torch.compile()"
             )
-        left = []
+        survivors = []
         for layout, kept in zip(done.layouts, done.kept, strict=True):
             groups = torch.full((len(layout),), -1)
             groups[kept] = kept
             whole = len(kept) == len(layout)
-            left.append(Left.all(layout) if whole else Left.of(groups, layout))
-        return replace(encoded, left=left)
+            survivors.append(
+                Survivors.everything(layout) if whole else Survivors.of(groups, layout)
+            )
+        return replace(encoded, survivors=survivors)
 
     def _run(self) -> _Run | None:
         run: _Run | None = getattr(self._thread, "run", None)

@@ -20,18 +20,17 @@ from vlmcompress.errors import (
 from vlmcompress.methods.contracts.before_projector import EncoderMethod
 from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.patches.encoder.merge_state import Tiles, TowerView
-from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
-from vlmcompress.patches.families.vision_encoders import PatchEncoder, towers
+from vlmcompress.patches.families.vision_encoder import TILE_TOWERS
+from vlmcompress.patches.families.vision_encoders import PatchEncoder
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
-from vlmcompress.patches.sequence.survivors import Left
+from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import Encoded
-from vlmcompress.patches.signals.tower_attention import Seen
+from vlmcompress.patches.signals.tower_attention import AttentionCall
 from vlmcompress.tokens import Grid, Layout
 
-_KINDS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-"""Known towers -> how many of their first tokens are no patches."""
 _MASKED = ("eager", "sdpa")
 """Attention implementations that take a mask of numbers to be added."""
 
@@ -45,11 +44,11 @@ class _Run:
     batches: list[Tiles] = field(default_factory=list)
     """Tiles that went through a tower, one batch after the other."""
     checks: Checks = field(default_factory=Checks)
-    seen: Seen | None = None
+    seen: AttentionCall | None = None
     """The last attention that a merge will want to know of."""
 
 
-class MergingTower:
+class PatchMerging:
     """Lets an `EncoderMethod` merge the patches of each tile after some layers.
 
     All tiles of a call keep the same number. Where the model cuts off the padding of a picture
@@ -60,22 +59,24 @@ class MergingTower:
     of its layer, so that a token has the state of its leader's group from each.
     """
 
-    def __init__(self, model: nn.Module, family: Family, planner: Planner) -> None:
-        self._model, self._family, self._budget = model, family, planner.budget
-        self._base, self._encoder = family.base(model), cast(PatchEncoder, family.encoder)
+    def __init__(self, parts: ModelParts, planner: Planner) -> None:
+        family = parts.family
+        self._model, self._family, self._budget = parts.model, family, planner.budget
+        self._base, self._towers = parts.base, parts.towers
+        self._encoder = cast(PatchEncoder, family.encoder)
         self._method = cast(EncoderMethod, planner.pipeline.upstream)
         self._thread = PerThread()
         config: Any = self._base.config
         vision = config.vision_config
-        if vision.model_type not in _KINDS:
+        if vision.model_type not in TILE_TOWERS:
             raise UnsupportedModelError(
-                f"{self._method.name} merges in vision towers of the kinds {', '.join(_KINDS)}, "
-                f"this {family.name} model has {vision.model_type}"
+                f"{self._method.name} merges in vision towers of the kinds "
+                f"{', '.join(TILE_TOWERS)}, this {family.name} model has {vision.model_type}"
             )
-        self._protected = _KINDS[vision.model_type]
+        self._protected = TILE_TOWERS[vision.model_type]
         side = vision.image_size // vision.patch_size
         self._tile = Grid(1, side, side)
-        self._layers = [attention_layers(tower) for tower in towers(self._encoder, self._base)]
+        self._layers = [attention_layers(tower) for tower in parts.towers]
         states = self._encoder.states(self._base, min(map(len, self._layers)))
         self._states, self._depth = {state for state in states if state}, max(states)
         patches = self._encoder.projected(
@@ -97,7 +98,7 @@ class MergingTower:
                 attached.change(layer, functools.partial(self._leave, number))
 
     def layouts(self, modality: str, call: Mapping[str, Any]) -> Sequence[Layout]:
-        whole = self._family.whole(self._model, modality, call, self._tile)
+        whole = self._family.image_grid_of_tile(self._model, modality, call, self._tile)
         if whole is None:
             raise unknown_size(self._budget)
         pixels = next(value for name, value in call.items() if name.startswith("pixel_values"))
@@ -114,7 +115,7 @@ class MergingTower:
                     "before compress()"
                 )
         self._check_attention()
-        whole = self._family.whole(self._model, modality, call, self._tile)
+        whole = self._family.image_grid_of_tile(self._model, modality, call, self._tile)
         if whole is not None:
             planner.check([whole])
         done = _Run(self._counts(planner.upstream(self._tile, whole)))
@@ -128,10 +129,12 @@ class MergingTower:
         self, done: _Run, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
     ) -> Encoded:
         if not done.counts:
-            return replace(encoded, left=[Left.all(layout) for layout in encoded.layouts])
+            return replace(
+                encoded, survivors=[Survivors.everything(layout) for layout in encoded.layouts]
+            )
         done.checks.settle()
         due = min(done.counts.values()) + self._protected
-        if not done.batches or any(tiles.left != due for tiles in done.batches):
+        if not done.batches or any(tiles.remaining != due for tiles in done.batches):
             raise UnsupportedCallError(
                 f"{self._method.name} could not merge in the vision tower: call compress() before "
                 "torch.compile()"
@@ -151,8 +154,8 @@ class MergingTower:
                     f"{self._method.name} needs one token for each patch, and {self._family.name} "
                     f"shrinks an image of this size (to {layout})"
                 )
-            found.append(Left.of(groups.flatten()[source], layout))
-        return replace(encoded, left=found)
+            found.append(Survivors.of(groups.flatten()[source], layout))
+        return replace(encoded, survivors=found)
 
     def _counts(self, keep: int) -> dict[int, int]:
         """The method's schedule, without layers that merge nothing."""
@@ -177,7 +180,7 @@ class MergingTower:
 
     def _check_attention(self) -> None:
         """Proportional attention needs a mask, which FlashAttention does not take."""
-        for tower in towers(self._encoder, self._base) if self._method.proportional else ():
+        for tower in self._towers if self._method.proportional else ():
             config: Any = tower.config
             if config._attn_implementation not in _MASKED:
                 raise UnsupportedModelError(
@@ -221,7 +224,7 @@ class MergingTower:
     def _look(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         run = self._run()
         if run is not None and number in run.counts:
-            run.seen = Seen(module, args[0] if args else kwargs["hidden_states"], kwargs)
+            run.seen = AttentionCall(module, args[0] if args else kwargs["hidden_states"], kwargs)
 
     def _leave(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         run = self._run()

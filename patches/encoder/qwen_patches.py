@@ -13,7 +13,7 @@ from vlmcompress.tokens import Grid, Layout
 
 
 @dataclass(frozen=True)
-class Patches:
+class QwenPatches:
     """The images or clips of one feature call.
 
     A row holds one patch as [channels, frames, height, width]. Rows come in the order [time, block
@@ -36,7 +36,7 @@ class Patches:
     @classmethod
     def of(
         cls, model: nn.Module, family: Family, modality: str, call: Mapping[str, Any]
-    ) -> Patches:
+    ) -> QwenPatches:
         """Those of a call by its arguments."""
         config: Any = model.config
         vision = config.vision_config

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import UnsupportedCallError, VLMCompressError
 from vlmcompress.methods.contracts.before_projector import Resizer
-from vlmcompress.patches.encoder.qwen_patches import Patches
-from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.encoder.qwen_patches import QwenPatches
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.sequence.survivors import Left
+from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import Encoded
 from vlmcompress.tokens import Grid, Layout
 
@@ -37,8 +37,8 @@ class Resizing:
     again, resized with an antialiased bilinear filter in float32, and cut up as before.
     """
 
-    def __init__(self, model: nn.Module, family: Family, planner: Planner) -> None:
-        self._model, self._family = model, family
+    def __init__(self, parts: ModelParts, planner: Planner) -> None:
+        self._model, self._family = parts.model, parts.family
         self._method = cast(Resizer, planner.pipeline.upstream)
 
     def hook(self, attached: Attachments) -> None:
@@ -50,7 +50,7 @@ class Resizing:
     def encode(
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, _Run]:
-        patches = Patches.of(self._model, self._family, modality, call)
+        patches = QwenPatches.of(self._model, self._family, modality, call)
         planner.check(patches.layouts)
         shapes = [self._shape(grid, planner) for grid in patches.grids]
         done = _Run(patches.layouts, shapes)
@@ -84,19 +84,19 @@ class Resizing:
     ) -> Encoded:
         pairs = list(zip(done.layouts, done.shapes, strict=True))
         cells = [_cells(layout.grid, shape) for layout, shape in pairs]
-        left = [
-            replace(Left.of(cell, layout), grids=(shape,))
+        survivors = [
+            replace(Survivors.of(cell, layout), grids=(shape,))
             for cell, (layout, shape) in zip(cells, pairs, strict=True)
         ]
-        if any(one.merged for one in left):
+        if any(one.merged for one in survivors):
             output.pooler_output = _spread(output.pooler_output, cells)
             stacked = getattr(output, "deepstack_features", None)
             if stacked is not None:
                 output.deepstack_features = [_spread(layer, cells) for layer in stacked]
-        return replace(encoded, layouts=done.layouts, left=left)
+        return replace(encoded, layouts=done.layouts, survivors=survivors)
 
 
-def _resized(patches: Patches, rows: Tensor, grid: Grid, shape: Grid) -> Tensor:
+def _resized(patches: QwenPatches, rows: Tensor, grid: Grid, shape: Grid) -> Tensor:
     """Rows of one image or clip on another grid; as they are on the same."""
     if shape == grid:
         return rows

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.methods.contracts.method import Stage
-from vlmcompress.patches.families.vision_encoders import Encoder
+from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.patches.hooks.arguments import CACHE_NAMES, cache_name
 from vlmcompress.patches.sequence.cache_state import CacheState
 from vlmcompress.tokens import Grid, Layout
@@ -73,6 +73,16 @@ class Family:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
+    def towers(self, base: nn.Module) -> tuple[nn.Module, ...]:
+        """The vision towers; several have the same sizes."""
+        return tuple(base.get_submodule(name) for name in self.encoder.towers)
+
+    def projectors(self, base: nn.Module) -> list[nn.Module]:
+        """What makes tokens out of patches; every token goes through all of them."""
+        found = [base.get_submodule(name) for name in self.mergers or (self.encoder.projector,)]
+        lists = [list(part) if isinstance(part, nn.ModuleList) else [part] for part in found]
+        return [module for modules in lists for module in modules]
+
     def placeholders(self, model: nn.Module) -> dict[str, int]:
         """Modality -> token id that stands for one visual token in `input_ids`."""
         return {
@@ -117,7 +127,7 @@ class Family:
         """The grid of every image where the family has only one, so that budgets fail early."""
         return None
 
-    def whole(
+    def image_grid_of_tile(
         self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
     ) -> Grid | None:
         """The image or clip that a tile of the vision tower belongs to; None where sizes differ.
@@ -179,16 +189,3 @@ def _expect(family: Family, module: nn.Module, *names: str) -> None:
     for name in names:
         if name not in known:
             raise family._broken(f"{type(module).__name__}.forward has no parameter {name!r}")
-
-
-def tower_of(family: Family, base: nn.Module) -> nn.Module:
-    """The vision tower; of two the first, for both have the same sizes."""
-    return base.get_submodule((*family.encoder.towers, "vision_tower")[0])
-
-
-def projectors_of(family: Family, base: nn.Module) -> list[nn.Module]:
-    """What makes tokens out of patches; every token goes through all of them."""
-    names = family.mergers or (
-        "connector" if hasattr(base, "connector") else family.encoder.projector,
-    )
-    return [base.get_submodule(name) for name in names]

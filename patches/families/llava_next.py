@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.patches.families.family import Family
-from vlmcompress.patches.families.vision_encoders import TileEncoder
+from vlmcompress.patches.families.vision_encoders_tiles import TileEncoder
 from vlmcompress.tokens import Grid, Layout, Separator
 
 
@@ -31,7 +31,7 @@ class LlavaNext(Family):
         newline: Any = self.base(model).get_parameter("image_newline")
         return [_with_newlines(tokens, newline, side(model)) for tokens in features]
 
-    def whole(
+    def image_grid_of_tile(
         self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
     ) -> Grid | None:
         if modality == "video":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlmcompress.patches.families.llava_next import side
 from vlmcompress.patches.families.llava_next_video import LlavaNextVideo
-from vlmcompress.patches.families.vision_encoders import OneVisionEncoder
+from vlmcompress.patches.families.vision_encoders_tiles import OneVisionEncoder
 from vlmcompress.tokens import Grid, Layout, Separator
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from torch import nn
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family
 from vlmcompress.registry import Registry
-
-if TYPE_CHECKING:
-    from torch import nn
-
 
 FAMILIES: Registry[Family] = Registry("model family", "vlmcompress.patches.families.family:Family")
 

@@ -44,7 +44,7 @@ class VideoLlava(Family):
         separators = tuple(Separator(s + t, s, s + frame) for t, s in enumerate(starts))
         return [Layout((grid,), separators)] * clips
 
-    def whole(
+    def image_grid_of_tile(
         self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
     ) -> Grid | None:
         frames = call["pixel_values_videos"].shape[1] if modality == "video" else 1

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmcompress.patches.families.vision_encoders import Encoder, signals_of
+from vlmcompress.patches.families.vision_encoder import Encoder, signals_of
+from vlmcompress.tokens import Grid
 
 
 class PackedEncoder(Encoder):
@@ -46,10 +47,10 @@ class WindowEncoder(PackedEncoder):
     """Qwen2.5-VL: the tower sees tokens window by window; most layers attend within a window.
 
     The attention received in such a layer compares tokens of one window (its mean over a window of
-    n tokens is 1/n patches); `whole` names the others.
+    n tokens is 1/n patches); `full_attention_layers` names the others.
     """
 
-    def whole(self, base: Any, depth: int) -> Sequence[int]:
+    def full_attention_layers(self, base: Any, depth: int) -> Sequence[int]:
         full = base.config.vision_config.fullatt_block_indexes
         return sorted(layer for layer in full if layer < depth)
 
@@ -66,3 +67,14 @@ class WindowEncoder(PackedEncoder):
         raster = torch.empty_like(values)
         raster[window.argsort(stable=True).to(values.device)] = values
         return raster
+
+    def compared(self, base: Any, grid: Grid, layer: int, layers: int) -> int:
+        if layer in self.full_attention_layers(base, layers):
+            return super().compared(base, grid, layer, layers)
+        vision = base.config.vision_config
+        size: int = vision.window_size // vision.spatial_merge_size // vision.patch_size
+
+        def squares(length: int) -> int:
+            return length // size * size**2 + (length % size) ** 2
+
+        return grid.t * squares(grid.h) * squares(grid.w)

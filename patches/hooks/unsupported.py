@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,20 +27,6 @@ def check_attention(lm: nn.Module) -> str:
             f"attention implementation {found!r} is not supported; use {', '.join(_ATTENTION)}"
         )
     return found
-
-
-def check_kinds(kinds: Sequence[str], allowed: Sequence[str]) -> None:
-    """Tokens can be dropped between layers only if it is known what every layer attends to.
-
-    Raises:
-        UnsupportedModelError: some layers are of another kind.
-    """
-    others = set(kinds) - set(allowed)
-    if others:
-        raise UnsupportedModelError(
-            f"decoder-stage methods need {' or '.join(allowed)} in every layer, this model has "
-            f"{', '.join(sorted(others))}: use a projector-stage method"
-        )
 
 
 def check_generate(model: nn.Module, kwargs: dict[str, Any]) -> None:

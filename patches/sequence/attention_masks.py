@@ -32,12 +32,26 @@ class LayerKinds:
     """The kind of each layer."""
     window: int | None
     """Tokens that a sliding layer sees, its own among them."""
-    own: bool
-    """Whether masks are made here instead of by the model."""
+    masks_made_here: bool
+    """Instead of by the model, which would count distances in the shortened sequence."""
     eager: bool
     """Whether the attention adds float masks; otherwise they are bool."""
     flash: bool
     """Whether it takes 2-D masks."""
+
+    def check_cuts(self) -> None:
+        """Tokens can be dropped between layers only if it is known what every layer attends to.
+
+        Raises:
+            UnsupportedModelError: some layers are of another kind.
+        """
+        allowed = (FULL, SLIDING) if self.masks_made_here else (FULL,)
+        others = set(self.names) - set(allowed)
+        if others:
+            raise UnsupportedModelError(
+                f"decoder-stage methods need {' or '.join(allowed)} in every layer, this model has "
+                f"{', '.join(sorted(others))}: use a projector-stage method"
+            )
 
     def window_of(self, kind: str) -> int | None:
         """The window of a kind of layer, None where it sees everything."""
@@ -65,12 +79,12 @@ def layer_kinds(lm: nn.Module, layers: int, masks_in_base: bool) -> LayerKinds:
         )
     window = getattr(config, "sliding_window", None)
     names = getattr(config, "layer_types", None) or [FULL if window is None else SLIDING] * layers
-    own = (masks_in_base or SLIDING in names) and not flash
-    return LayerKinds(tuple(names[:layers]), window, own, attention == "eager", flash)
+    made_here = (masks_in_base or SLIDING in names) and not flash
+    return LayerKinds(tuple(names[:layers]), window, made_here, attention == "eager", flash)
 
 
 @dataclass(frozen=True)
-class Seen:
+class VisibleKeys:
     """Keys of one kind of layer: columns of the unshortened sequence and which are valid."""
 
     columns: Tensor
@@ -78,11 +92,11 @@ class Seen:
     valid: Tensor | None
     """[B, n] bool, None for all."""
 
-    def last(self, count: int) -> Seen:
+    def last(self, count: int) -> VisibleKeys:
         """The newest `count`, which are all that a sliding layer stores."""
         start = max(0, self.columns.shape[1] - count)
         valid = None if self.valid is None else self.valid[:, start:]
-        return Seen(self.columns[:, start:], valid)
+        return VisibleKeys(self.columns[:, start:], valid)
 
     def reached(self, row: int, queries: Tensor, window: int | None) -> Tensor:
         """[Q, n] bool: which of them later `queries` [Q] (columns) of one row of the batch see."""
@@ -92,7 +106,12 @@ class Seen:
 
 
 def build(
-    past: Seen, chunk: Seen, given: Tensor | None, start: int, window: int | None, dtype: Any
+    past: VisibleKeys,
+    chunk: VisibleKeys,
+    given: Tensor | None,
+    start: int,
+    window: int | None,
+    dtype: Any,
 ) -> Tensor | None:
     """The mask of one kind of layer, None where plain causal attention does.
 

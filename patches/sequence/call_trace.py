@@ -14,7 +14,7 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.method import tokens_per_layer
 from vlmcompress.patches.sequence.placeholders import Prompt
-from vlmcompress.patches.sequence.survivors import Left
+from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.report.report import ImageReport
 from vlmcompress.tokens import Grid, Layout, Reduction
 
@@ -59,14 +59,14 @@ class ImageTrace:
     kept: Tensor
     reduction: Reduction | None = None
     """What a projector-stage method made of the tokens that it was given."""
-    left: Left | None = None
+    survivors: Survivors | None = None
     """What a method before the projector left."""
     cuts: dict[int, Tensor] = field(default_factory=dict)
     separators: dict[int, int] = field(default_factory=dict)
     """Decoder layer -> separators that enter it and the layers after it."""
 
     @property
-    def really(self) -> ImagePlan:
+    def executed_plan(self) -> ImagePlan:
         """The plan with what was really kept in the decoder."""
         return replace(self.plan, schedule={n: len(kept) for n, kept in self.cuts.items()})
 
@@ -93,12 +93,12 @@ class ImageTrace:
     def _groups(self) -> list[list[int]] | None:
         """Whom each token stands for; None where nothing was merged."""
         found = self.reduction
-        if self.left is None or not self.left.merged:
+        if self.survivors is None or not self.survivors.merged:
             return None if found is None else found.groups()
         if found is None:
             kept = self.kept
             found = Reduction(kept[:, None], kept, torch.arange(len(kept) + 1))
-        return self.left.whole(found).groups()
+        return self.survivors.whole(found).groups()
 
 
 def _shape(grid: Grid) -> tuple[int, int, int]:

@@ -190,7 +190,7 @@ class Prompt:
     images: Sequence[Located]
     text: Sequence[int]
     """Per row of the batch its tokens that are no placeholders; padding is none."""
-    left: Sequence[Sequence[Grid] | None]
+    survivors: Sequence[Sequence[Grid] | None]
     """Per image what a method before the projector left of each grid; None where unknown."""
 
     @classmethod
@@ -199,11 +199,11 @@ class Prompt:
         ids: Tensor,
         valid: Tensor | None,
         images: Sequence[Located],
-        left: Sequence[Sequence[Grid] | None] | None = None,
+        survivors: Sequence[Sequence[Grid] | None] | None = None,
     ) -> Prompt:
         """Count the text of `ids` [B, L], of which `valid` [B, L] is no padding."""
         batch, length = ids.shape
         text = [length] * batch if valid is None else valid.sum(1).tolist()
         for image in images:
             text[image.row] -= len(image.placeholders)
-        return cls(images, text, [None] * len(images) if left is None else left)
+        return cls(images, text, [None] * len(images) if survivors is None else survivors)

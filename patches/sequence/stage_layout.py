@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.gather import take, take_all
-from vlmcompress.patches.sequence.attention_masks import Given, LayerKinds, Seen, build
+from vlmcompress.patches.sequence.attention_masks import Given, LayerKinds, VisibleKeys, build
 from vlmcompress.patches.sequence.cache_state import CacheState, Slots
 from vlmcompress.patches.sequence.call_trace import ImageTrace
 from vlmcompress.patches.sequence.packing import both, cut_mask, pack, slot_of
@@ -37,7 +37,7 @@ class Span:
 
 
 @dataclass
-class Flow:
+class StageLayout:
     """One forward of the decoder on a chunk of new tokens after `past` cached ones."""
 
     batch: int
@@ -84,7 +84,7 @@ class Flow:
         """Whether the model's own arguments are right for every layer, as in most decode steps."""
         stages = 1 if self.state is None else len(self.state.stages)
         changed = self.cuts or stages > 1 or self.rotary is not None
-        return not (changed or self.kinds.own or self.kinds.flash)
+        return not (changed or self.kinds.masks_made_here or self.kinds.flash)
 
     def starts_stage(self, layer: int) -> bool:
         """Whether a stage begins at `layer`, of this forward or of an earlier turn."""
@@ -141,7 +141,7 @@ class Flow:
 
         None as well where every layer gets a mask of its own.
         """
-        if self.kinds.own:
+        if self.kinds.masks_made_here:
             return None
         if self.padding is None and not self._has_fillers(0):
             return None
@@ -179,12 +179,12 @@ class Flow:
             # FlashAttention reads gaps in position ids as borders between packed sequences.
             steps = torch.arange(hidden.shape[1], device=hidden.device)
             inputs["position_ids"] = steps.expand(len(hidden), -1)
-        if self.kinds.own:
+        if self.kinds.masks_made_here:
             inputs["attention_mask"] = self._own_mask(layer, hidden.dtype)
         if stage == 0:
             return inputs
         mask = given.get("attention_mask")
-        if not self.kinds.own and (mask is not None or self._has_fillers(stage)):
+        if not self.kinds.masks_made_here and (mask is not None or self._has_fillers(stage)):
             keys, rows = self.keys(stage), self.rows(stage)
             inputs["attention_mask"] = cut_mask(
                 mask, rows.index, keys.index, keys.valid, self.past_width(0), self.kinds.flash
@@ -209,19 +209,19 @@ class Flow:
             dtype if self.kinds.eager else None,
         )
 
-    def past_seen(self, layer: int) -> Seen:
+    def past_seen(self, layer: int) -> VisibleKeys:
         """The cached keys that `layer` still holds."""
         past = self._past_columns(layer)
         held = past.shape[1]
         if self.cache is not None and layer < len(self.cache.layers):
             keys = getattr(self.cache.layers[layer], "keys", None)
             held = held if keys is None else min(held, keys.shape[-2])
-        return Seen(past, self.past_valid(layer)).last(held)
+        return VisibleKeys(past, self.past_valid(layer)).last(held)
 
-    def chunk_seen(self) -> Seen:
+    def chunk_seen(self) -> VisibleKeys:
         """The chunk's tokens at the current stage."""
         rows = self.rows(self.current)
-        return Seen(take(self.columns.index, rows.index), self._open(rows))
+        return VisibleKeys(take(self.columns.index, rows.index), self._open(rows))
 
     def renumbered(self, layer: int) -> Tensor:
         """[B, Q] int64: positions of the chunk at `layer`, counted without gaps."""

@@ -12,7 +12,7 @@ from vlmcompress.tokens import Grid, Layout, Reduction
 
 
 @dataclass(frozen=True)
-class Left:
+class Survivors:
     """Which visual tokens of an image still say something of their own. Tensors on the CPU.
 
     The others are copies, so that every placeholder of the prompt has a feature; they do not enter
@@ -28,7 +28,7 @@ class Left:
     """Whether they stand for others, too, rather than the others being left out."""
 
     @classmethod
-    def of(cls, groups: Tensor, layout: Layout) -> Left:
+    def of(cls, groups: Tensor, layout: Layout) -> Survivors:
         """Frames of a clip that leave equal numbers become rows of a grid.
 
         Args:
@@ -51,12 +51,12 @@ class Left:
         return cls(leaders, tuple(grids), bool((~alone & (leaders >= 0)).any()))
 
     @classmethod
-    def all(cls, layout: Layout) -> Left:
+    def everything(cls, layout: Layout) -> Survivors:
         """Every token stands for itself."""
         return cls(torch.arange(len(layout)), layout.parts, False)
 
     @classmethod
-    def join(cls, pieces: Sequence[Left]) -> Left:
+    def join(cls, pieces: Sequence[Survivors]) -> Survivors:
         """Of an image that was encoded in several pieces."""
         leaders, start = [], 0
         for piece in pieces:

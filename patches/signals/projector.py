@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, rms_norm
 
-from vlmcompress.patches.families.vision_encoders import Encoder
+from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.tokens import Projection
 
 _FORMS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +16,31 @@ from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.contracts.before_projector import Resizer
 from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import width
-from vlmcompress.patches.families.vision_encoders import towers
 from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.sequence.placeholders import Located
-from vlmcompress.patches.sequence.survivors import Left
+from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals import text_tower
 from vlmcompress.patches.signals.instruction import Instruction
 from vlmcompress.patches.signals.projector import join_projections, parts_of
 from vlmcompress.patches.signals.text_tower import TextTower
-from vlmcompress.patches.signals.tower_hooks import WHILE_ENCODING, Record, Tap
+from vlmcompress.patches.signals.tower_hooks import WHILE_ENCODING, Record, TowerHooks
 from vlmcompress.tokens import Layout, Projection, VisualTokens
 
-if TYPE_CHECKING:
-    from vlmcompress.patches.decoder.prefill import Reducing
-
 _ENCODED = "_vlmcompress_encoded"
+
+
+@dataclass(frozen=True)
+class ChunkIds:
+    """The token ids of the chunk that a prefill brings."""
+
+    ids: Tensor
+    """[B, L] int64."""
+    valid: Tensor | None
+    """[B, L] bool; None where there is no padding."""
+    prompt_end: int
+    """Column behind the prompt; what follows are answers so far."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,10 @@ class Encoded:
 
     layouts: Sequence[Layout]
     signals: Sequence[Mapping[str, Any]]
-    """What `Tap.collect` gave."""
+    """What `TowerHooks.collect` gave."""
     by: Signals
     """Who collected it."""
-    left: Sequence[Left] | None = None
+    survivors: Sequence[Survivors] | None = None
     """What a method before the projector left of each."""
 
 
@@ -52,8 +61,7 @@ class Signals:
 
     def __init__(
         self,
-        model: nn.Module,
-        family: Family,
+        parts: ModelParts,
         pipeline: Pipeline,
         processor: Any = None,
         tower: Any = None,
@@ -61,8 +69,7 @@ class Signals:
         """Find out what is needed and where it comes from.
 
         Args:
-            model: of the family.
-            family: its adapter.
+            parts: of the model.
             pipeline: the methods.
             processor: reads the prompts, for `text` and `relevance`; see `Instruction`.
             tower: text tower for `relevance`; see `text_tower.find`.
@@ -71,9 +78,9 @@ class Signals:
             VLMCompressError: the model does not give it, or it takes a processor or a text tower
                 that is missing or unfit.
         """
-        self._model, self._family, self._name = model, family, pipeline.name
-        base = family.base(model)
-        given = defined(pipeline, given_by(family, base))
+        self._parts, self._name = parts, pipeline.name
+        family = parts.family
+        given = defined(pipeline, given_by(family, parts.base))
         self.collected = self._resolved(pipeline, given)
         """The signals that are collected: what the methods need, as this model can give it."""
         found: TextTower | None = None
@@ -84,19 +91,20 @@ class Signals:
                 self.collected = self._resolved(pipeline, given)
         self._thread = PerThread()
         encoding = self.collected & WHILE_ENCODING
-        self._tap = Tap(family.encoder, base, pipeline, given) if encoding else None
+        self._tower = TowerHooks(parts, pipeline, given, encoding) if encoding else None
         if self.collected & {"text", "relevance"}:
-            self._instruction = Instruction.of(processor, _named_tokens(model, family))
+            self._instruction = Instruction.of(processor, _named_tokens(parts.model, family))
         if found is not None:
-            assert self._tap is not None
-            self._text_tower = self._tap.text_tower = found
+            assert self._tower is not None
+            self._text_tower = self._tower.text_tower = found
 
     def _resolved(self, pipeline: Pipeline, given: frozenset[str]) -> frozenset[str]:
         collected, missing = resolve(pipeline.needs, given)
         if missing:
             raise UnsupportedModelError(
-                f"{self._name} needs {', '.join(missing)}, which this {self._family.name} model "
-                f"does not give (it gives {', '.join(sorted(given))})"
+                f"{self._name} needs {', '.join(missing)}, which this "
+                f"{self._parts.family.name} model does not give (it gives "
+                f"{', '.join(sorted(given))})"
             )
         return collected
 
@@ -110,7 +118,7 @@ class Signals:
                 f"{self._name} compares images with the words of the prompt: "
                 "give compress(..., processor=...)"
             )
-        first = towers(self._family.encoder, self._family.base(self._model))[0]
+        first = self._parts.towers[0]
         try:
             return text_tower.find(tower, first, width(first))
         except UnsupportedModelError:
@@ -120,7 +128,7 @@ class Signals:
 
     def hooks(self) -> list[RemovableHandle]:
         """Hook the layers that are needed, and no others."""
-        return [] if self._tap is None else self._tap.hooks()
+        return [] if self._tower is None else self._tower.hooks()
 
     @contextmanager
     def recording(self) -> Iterator[Record | None]:
@@ -131,7 +139,9 @@ class Signals:
         self._thread.busy = True
         try:
             with (
-                nullcontext(Record(list)) if self._tap is None else self._tap.recording() as record
+                nullcontext(Record(list))
+                if self._tower is None
+                else self._tower.recording() as record
             ):
                 yield record
         finally:
@@ -152,7 +162,7 @@ class Signals:
         features = getattr(output, "pooler_output", None)
         if features is None:
             return None
-        layouts = self._family.layouts(self._model, modality, features, call)
+        layouts = self._layouts(modality, features, call)
         return self._encoded(modality, call, layouts, record)
 
     @staticmethod
@@ -172,40 +182,54 @@ class Signals:
             if features is None:
                 continue
             known: Encoded | None = getattr(output, _ENCODED, None)
-            if self._tap is not None and (known is None or known.by is not self):
+            if self._tower is not None and (known is None or known.by is not self):
                 raise UnsupportedCallError(
                     f"{self._name} needs {', '.join(sorted(self.collected & WHILE_ENCODING))}: "
                     f"encode the {modality} after compress(), or give its pixels"
                 )
             if known is None:
-                layouts = self._family.layouts(self._model, modality, features, call)
+                layouts = self._layouts(modality, features, call)
                 known = self._encoded(modality, call, layouts, Record(list))
             found[modality] = known
         return found
 
+    def _layouts(self, modality: str, features: Any, call: Mapping[str, Any]) -> Sequence[Layout]:
+        return self._parts.family.layouts(self._parts.model, modality, features, call)
+
     def _encoded(
         self, modality: str, call: Mapping[str, Any], layouts: Sequence[Layout], record: Record
     ) -> Encoded:
-        if self._tap is None:
+        if self._tower is None:
             return Encoded(layouts, [{} for _ in layouts], self)
-        return Encoded(layouts, self._tap.collect(modality, call, layouts, record), self)
+        return Encoded(layouts, self._tower.collect(modality, call, layouts, record), self)
 
     @torch.no_grad()
-    def tokens(self, image: Located, prefill: Reducing) -> VisualTokens:
+    def tokens(
+        self,
+        image: Located,
+        encoded: Mapping[str, Encoded],
+        embeds: Tensor,
+        chunk: ChunkIds,
+    ) -> VisualTokens:
         """All that a method may look at, for one image of a prefill.
+
+        Args:
+            image: where it lies.
+            encoded: modality -> what the feature calls of the prefill gave.
+            embeds: [B, L, D] that enter the decoder.
+            chunk: the token ids of the same.
 
         Raises:
             UnsupportedCallError: it needs the instruction of a prompt that has none.
         """
-        embeds = prefill.embeds
         features = embeds[image.row, image.columns.to(embeds.device)]
-        pieces = [prefill.encoded[modality].signals[number] for modality, number in image.pieces]
+        pieces = [encoded[modality].signals[number] for modality, number in image.pieces]
         names = self.collected & pieces[0].keys()
         fields = {name: _join([piece[name] for piece in pieces], embeds) for name in names}
         if "vocabulary" in self.collected:
-            fields["vocabulary"] = _vocabulary(self._family.base(self._model))
+            fields["vocabulary"] = _vocabulary(self._parts.base)
         if self.collected & {"text", "relevance"}:
-            columns, words = self._words(image.row, prefill)
+            columns, words = self._words(image.row, chunk)
             if "relevance" in self.collected:
                 looked = fields["relevance"]
                 text = self._text_tower.read(self._instruction.text(words))
@@ -214,14 +238,14 @@ class Signals:
                 fields["text"] = embeds[image.row, torch.tensor(columns, device=embeds.device)]
         return VisualTokens(features, image.layout.grid, index=image.ordinal, **fields)
 
-    def _words(self, row: int, prefill: Reducing) -> tuple[list[int], list[int]]:
+    def _words(self, row: int, chunk: ChunkIds) -> tuple[list[int], list[int]]:
         """Columns and ids of the instruction of a prompt."""
-        line = prefill.ids[row, : prefill.prompt_end].tolist()
+        line = chunk.ids[row, : chunk.prompt_end].tolist()
         places = list(range(len(line)))
-        if prefill.valid is not None:
-            places = prefill.valid[row, : prefill.prompt_end].nonzero()[:, 0].tolist()
+        if chunk.valid is not None:
+            places = chunk.valid[row, : chunk.prompt_end].nonzero()[:, 0].tolist()
         ids = [line[place] for place in places]
-        tokens = self._family.placeholders(self._model).values()
+        tokens = self._parts.family.placeholders(self._parts.model).values()
         pictures = [column for column, token in enumerate(ids) if token in tokens]
         columns = self._instruction.columns(ids, pictures)
         if not columns:

@@ -18,7 +18,7 @@ from vlmcompress.ops.score import attention_received, attention_received_packed,
 
 
 @dataclass(frozen=True)
-class Seen:
+class AttentionCall:
     """One call of an attention module.
 
     A tower takes images as a batch [B, n, D] (`q_proj`, `k_proj`), or the patches of all images as

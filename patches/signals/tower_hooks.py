@@ -15,12 +15,12 @@ from torch.utils.hooks import RemovableHandle
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.contracts.method import resolve
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
-from vlmcompress.patches.families.vision_encoders import Encoder, towers
 from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.signals.projector import only, projections
 from vlmcompress.patches.signals.text_tower import TextTower
-from vlmcompress.patches.signals.tower_attention import Seen
+from vlmcompress.patches.signals.tower_attention import AttentionCall
 from vlmcompress.tokens import Layout
 
 Record = defaultdict[tuple[str, int], list[Any]]
@@ -29,12 +29,12 @@ Record = defaultdict[tuple[str, int], list[Any]]
 _PROJECTOR = ("in", -1)
 
 
-AT_FEATURE: dict[str, Callable[[Seen], Tensor]] = {
+AT_FEATURE: dict[str, Callable[[AttentionCall], Tensor]] = {
     "cls_attention": lambda seen: seen.cls_row()[..., None],
-    "keys": Seen.keys,
+    "keys": AttentionCall.keys,
 }
 """Signals of the feature layer."""
-PER_LAYER: dict[str, Callable[[Seen], Tensor]] = {
+PER_LAYER: dict[str, Callable[[AttentionCall], Tensor]] = {
     "encoder_attention": lambda seen: seen.received()[..., None],
     **{f"layer_{name}": look for name, look in AT_FEATURE.items()},
 }
@@ -43,31 +43,36 @@ WHILE_ENCODING = frozenset({*AT_FEATURE, *PER_LAYER, "relevance", "projection"})
 """Signals that are collected during a feature call."""
 
 
-class Tap:
+class TowerHooks:
     """Hooks on the layers of the vision towers that a pipeline needs to know of, and no others."""
 
     text_tower: TextTower
 
     def __init__(
-        self, encoder: Encoder, base: nn.Module, pipeline: Pipeline, given: Collection[str]
+        self,
+        parts: ModelParts,
+        pipeline: Pipeline,
+        given: Collection[str],
+        collected: frozenset[str],
     ) -> None:
         """Find the layers.
 
         Args:
-            encoder: describes the towers.
-            base: the base model.
+            parts: of the model.
             pipeline: the methods.
             given: the signals among which `Method.needs` may choose.
+            collected: those of `WHILE_ENCODING` that the pipeline needs.
 
         Raises:
             UnsupportedModelError: the features come from before the first layer, or layers with
                 attention are not found.
             CompositionError: a method asks for a layer that the features do not go through.
         """
+        encoder, base = parts.family.encoder, parts.base
         self._encoder, self._base = encoder, base
-        self._needs, self._name = resolve(pipeline.needs, given)[0] & WHILE_ENCODING, pipeline.name
+        self._needs, self._name = collected, pipeline.name
         self._thread = PerThread()
-        self._layers = [attention_layers(tower) for tower in towers(encoder, base)]
+        self._layers = [attention_layers(tower) for tower in parts.towers]
         layers = min(map(len, self._layers))
         depth = encoder.depth(base, layers)
         if self._needs != {"projection"} and not 1 <= depth <= layers:
@@ -76,7 +81,7 @@ class Tap:
                 f"features of this model come from after layer {depth} of {layers}"
             )
         self._feature = depth - 1
-        self._asked = _asked(pipeline, given, encoder.whole(base, depth), depth)
+        self._asked = _asked(pipeline, given, encoder.full_attention_layers(base, depth), depth)
 
     def hooks(self) -> list[RemovableHandle]:
         """Install them."""
@@ -109,7 +114,7 @@ class Tap:
         record = getattr(self._thread, "record", None)
         if record is not None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            record["in", layer].append(Seen(module, hidden, kwargs))
+            record["in", layer].append(AttentionCall(module, hidden, kwargs))
 
     def _keep(self, layer: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         record = getattr(self._thread, "record", None)

@@ -16,7 +16,7 @@ from vlmcompress.patches import engine
 from vlmcompress.patches.cost.model_shape import shape_of
 from vlmcompress.patches.cost.workload import load_of
 from vlmcompress.patches.decoder import prefill as reduce
-from vlmcompress.patches.families.vision_encoders import TileEncoder
+from vlmcompress.patches.families.vision_encoders_tiles import TileEncoder
 from vlmcompress.patches.signals.signals import Signals
 from vlmcompress.profiler import machine as profiling_machine
 from vlmcompress.profiler import profile as profiler

@@ -27,9 +27,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-import vlmcompress
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import write_json
+from vlmcompress.version import __version__
 
 if TYPE_CHECKING:
     from vlmcompress.flops.exact import Costs
@@ -201,7 +201,7 @@ def _conditions(lm: nn.Module, batch: int) -> str:
             "device": torch.cuda.get_device_name(device) if cuda else platform.processor(),
             "machine": [platform.node(), platform.machine()],
             "threads": torch.get_num_threads(),
-            "versions": [vlmcompress.__version__, torch.__version__, transformers.__version__],
+            "versions": [__version__, torch.__version__, transformers.__version__],
         },
         sort_keys=True,
         default=str,

@@ -9,19 +9,18 @@ from typing import Any
 import torch
 import transformers
 
-import vlmcompress
 from vlmcompress.budget.budget import Budget
 from vlmcompress.errors import BudgetError
 from vlmcompress.methods.shared.calibrated_schedules import VERSION
-from vlmcompress.patches.families.registry import family_of
+from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.version import __version__
 
 _DIGITS = 6
 
 
 def depth(model: Any) -> int:
     """Layers of the model's decoder."""
-    family = family_of(model)
-    return len(family.layers(family.base(model)))
+    return len(ModelParts.of(model).layers)
 
 
 def share_of(budget: str | None) -> float | None:
@@ -59,7 +58,7 @@ def document(
         "provenance": {
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "versions": {
-                "vlmcompress": vlmcompress.__version__,
+                "vlmcompress": __version__,
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
                 "python": platform.python_version(),

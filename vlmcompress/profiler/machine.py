@@ -15,9 +15,8 @@ import torch
 import transformers
 from torch import nn
 
-import vlmcompress
-from vlmcompress.patches.families.family import tower_of
-from vlmcompress.patches.families.registry import family_of
+from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.version import __version__
 
 _PROCESS = Path("/proc/self")
 
@@ -29,19 +28,15 @@ def environment(model: nn.Module) -> dict[str, Any]:
         model: of a supported family.
     """
     any_model: Any = model
-    family, device = family_of(model), any_model.device
-    base = family.base(model)
-    parts: dict[str, Any] = {
-        "decoder": family.language_model(base),
-        "encoder": tower_of(family, base),
-    }
+    parts, device = ModelParts.of(model), any_model.device
+    stacks: dict[str, Any] = {"decoder": parts.lm, "encoder": parts.towers[0]}
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": cpu(),
         "threads": torch.get_num_threads(),
         "dtype": str(any_model.dtype).removeprefix("torch."),
-        "attention": {name: part.config._attn_implementation for name, part in parts.items()},
-        "decoder_layers": len(family.layers(base)),
+        "attention": {name: part.config._attn_implementation for name, part in stacks.items()},
+        "decoder_layers": len(parts.layers),
         "versions": versions(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
@@ -50,7 +45,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
 def versions(**others: str) -> dict[str, str]:
     """Of what decides a figure."""
     return {
-        "vlmcompress": vlmcompress.__version__,
+        "vlmcompress": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         **others,

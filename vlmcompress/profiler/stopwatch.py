@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria
 from transformers.cache_utils import Cache
 
-from vlmcompress.patches.families.registry import family_of
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import caches_in
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.sequence.call_trace import Mark, mark, milliseconds
@@ -102,9 +102,7 @@ class Hooks:
 
     def __init__(self, model: nn.Module, watch: Stopwatch, compressed: bool) -> None:
         self._watch, self._compressed = watch, compressed
-        self._family = family_of(model)
-        self._base = self._family.base(model)
-        self._lm = self._family.language_model(self._base)
+        self._parts = ModelParts.of(model)
         self._prefilled = self._packed = False
         self.kv_bytes: int | None = None
         """That the prefill left in the cache; None where it gave none."""
@@ -113,12 +111,12 @@ class Hooks:
     def outer(self) -> Iterator[None]:
         """The hooks that run before those of a compressed model."""
         with _attached() as attached:
-            for name in self._family.encoder.towers or ("vision_tower",):
-                self._around(attached, self._base.get_submodule(name), "encoder")
-            for module in self._projectors():
+            for tower in self._parts.towers:
+                self._around(attached, tower, "encoder")
+            for module in self._parts.family.projectors(self._parts.base):
                 self._around(attached, module, "projector")
             first = "selection" if self._compressed else "prefill"
-            attached.before(self._lm, self._prefill(self._watch.enter, first))
+            attached.before(self._parts.lm, self._prefill(self._watch.enter, first))
             for layer in self._cut_layers():
                 attached.before(layer, self._prefill(self._watch.enter, "selection"))
             yield
@@ -127,27 +125,22 @@ class Hooks:
     def inner(self) -> Iterator[None]:
         """The hooks that run after those of a compressed model."""
         with _attached() as attached, ExitStack() as replaced:
-            attached.before(self._lm, self._prefill(self._watch.switch, "prefill"))
-            attached.after(self._lm, self._after_lm)
+            attached.before(self._parts.lm, self._prefill(self._watch.switch, "prefill"))
+            attached.after(self._parts.lm, self._after_lm)
             for layer in self._cut_layers():
                 attached.before(layer, self._prefill(self._watch.leave))
             if self._compressed:
-                for name in self._family.feature_calls.values():
-                    replaced.enter_context(_replaced(self._base, name, self._encode))
-                if hasattr(self._base, "pack_image_features"):
-                    pack = _replaced(self._base, "pack_image_features", self._pack)
+                base = self._parts.base
+                for name in self._parts.family.feature_calls.values():
+                    replaced.enter_context(_replaced(base, name, self._encode))
+                if hasattr(base, "pack_image_features"):
+                    pack = _replaced(base, "pack_image_features", self._pack)
                     replaced.enter_context(pack)
             yield
 
-    def _projectors(self) -> list[nn.Module]:
-        connector = "connector" if hasattr(self._base, "connector") else None
-        names = self._family.mergers or (connector or self._family.encoder.projector,)
-        parts = [self._base.get_submodule(name) for name in names]
-        return [m for part in parts for m in (part if isinstance(part, nn.ModuleList) else [part])]
-
     def _cut_layers(self) -> Iterable[nn.Module]:
         """Before which tokens may be dropped."""
-        return self._family.layers(self._base) if self._compressed else ()
+        return self._parts.layers if self._compressed else ()
 
     def _around(self, attached: Attachments, module: nn.Module, stage: str) -> None:
         attached.before(module, lambda *_: self._watch.enter(stage))

@@ -26,7 +26,6 @@ from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.patches.families.tower_layers import attention_layers
-from vlmcompress.patches.families.vision_encoders import towers
 from vlmcompress.patches.families.vision_encoders_packed import WindowEncoder
 from vlmcompress.tokens import Grid, Layout, Separator
 
@@ -74,7 +73,7 @@ def counted(model, inputs):
     def of(modules):
         return sum(found.get(names[module], 0) for module in modules)
 
-    seen = towers(family.encoder, base) or [base.vision_tower]
+    seen = family.towers(base)
     # Children of layers, since what hooks on a layer compute counts as the layer's.
     inside = [
         part for tower in seen for layer, _ in attention_layers(tower) for part in layer.children()

@@ -12,7 +12,7 @@ from kv_cache import cache_in, cached
 from vlmcompress.api import compress
 from vlmcompress.patches.decoder import continuation as forwards
 from vlmcompress.patches.engine import engine_of
-from vlmcompress.patches.sequence.stage_layout import Flow
+from vlmcompress.patches.sequence.stage_layout import StageLayout
 
 METHODS = {"divprune": "50%", "fastv": "60%", "divprune+fastv": "60%"}
 
@@ -20,14 +20,14 @@ METHODS = {"divprune": "50%", "fastv": "60%", "divprune+fastv": "60%"}
 @pytest.fixture
 def flows(monkeypatch):
     """Every flow that a test makes, each for one forward."""
-    made: list[Flow] = []
+    made: list[StageLayout] = []
 
-    def noting(*args: Any) -> Flow:
+    def noting(*args: Any) -> StageLayout:
         made.append(real(*args))
         return made[-1]
 
-    real = forwards.new_flow
-    monkeypatch.setattr(forwards, "new_flow", noting)
+    real = forwards.lay_out
+    monkeypatch.setattr(forwards, "lay_out", noting)
     return made
 
 
