@@ -20,7 +20,7 @@ from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.models import loading
 from vlmcompress.patches.families.registry import family_of
-from vlmcompress.patches.signals.signals import given_by
+from vlmcompress.patches.signals.availability import given_by
 
 SAMPLE = Path(vlmcompress.__file__).parent / "assets" / "samples" / "street.png"
 

@@ -22,7 +22,7 @@ from vlmcompress.methods.contracts.method import Stage, resolve
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.sequence.attention_masks import layer_kinds
-from vlmcompress.patches.signals.signals import defined, given_by
+from vlmcompress.patches.signals.availability import defined, given_by
 from vlmcompress.tokens import Grid
 
 AUTO = "auto"

@@ -18,7 +18,8 @@ from vlmcompress.errors import UnsupportedCallError, VLMCompressError
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.ops.score import attention_rows, propagate
 from vlmcompress.patches.sequence.attention_masks import VisibleKeys, inside
-from vlmcompress.patches.sequence.stage_layout import Span, StageLayout
+from vlmcompress.patches.sequence.spans import Span
+from vlmcompress.patches.sequence.stage_layout import StageLayout
 from vlmcompress.tokens import Grid
 
 Of = Literal["this", "next", "previous"]

@@ -32,7 +32,8 @@ from vlmcompress.patches.sequence.placeholders import (
     close,
     locate,
 )
-from vlmcompress.patches.sequence.stage_layout import Span, StageLayout
+from vlmcompress.patches.sequence.spans import Span
+from vlmcompress.patches.sequence.stage_layout import StageLayout
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import ChunkIds, Encoded
 from vlmcompress.tokens import Grid, Reduction

@@ -24,7 +24,7 @@ from vlmcompress.tokens import Grid, Projection, Reduction, VisualTokens
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is left of the tokens that a method was shown."""
+    """What a method kept of the tokens that it was shown."""
 
     kept: Tensor
     """[K] int64: which, or the smallest member of each group."""

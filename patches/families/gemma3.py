@@ -19,7 +19,7 @@ class Gemma3(Family):
     """`Gemma3ForConditionalGeneration`.
 
     Windows keep the distances of the whole prompt, so a layer sees the tokens that it would have
-    seen, as far as they are left.
+    seen, as far as they are kept.
     """
 
     name = "gemma3"

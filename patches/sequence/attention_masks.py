@@ -3,7 +3,7 @@
 Layers with a sliding window count distances in the unshortened sequence, and some models let the
 tokens of an image attend to one another. Their masks are made here, layer kind by layer kind, from
 the columns that the slots stand for: what the model would build from the shortened sequence counts
-distances between the tokens that are left.
+distances between the kept tokens.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class ImageTrace:
         )
 
     def _groups(self) -> list[list[int]] | None:
-        """Whom each token stands for; None where nothing was merged."""
+        """Per token the tokens merged into it; None where nothing was merged."""
         found = self.reduction
         if self.survivors is None or not self.survivors.merged:
             return None if found is None else found.groups()

@@ -1,7 +1,7 @@
 """Visual features that some families add again after the first decoder layers (DeepStack).
 
 They come as one list of rows for all visual tokens of the batch, beside a mask of where those are:
-both have to follow the tokens that are left.
+both have to follow the kept tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlmcompress.tokens import Reduction
 
 
 def follow(mask: Tensor, features: Sequence[Tensor], slots: Slots) -> tuple[Tensor, list[Tensor]]:
-    """The mask and the feature rows of the slots that are left.
+    """The mask and the feature rows of the kept slots.
 
     Args:
         mask: [B, L] bool: which columns are visual tokens.

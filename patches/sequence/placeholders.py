@@ -60,7 +60,7 @@ def close(
         separators: of the image.
 
     Returns:
-        How many were closed, and the separators that are left.
+        How many were closed, and the kept separators.
     """
     keep[at] = False
     keep[at[places]] = True

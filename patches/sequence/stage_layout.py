@@ -1,4 +1,13 @@
-"""The layout of one forward: which slots each stage of decoder layers computes and attends to."""
+"""The layout of one forward: which slots each stage of decoder layers computes and attends to.
+
+A *stage* is a run of decoder layers between two cuts: all its layers hold the same tokens. Dropping
+tokens before layers 2 and 5 makes three, also for a later forward that continues on that cache.
+
+A *slot* is a column of what is really computed, a *virtual column* one of the sequence as the
+caller sees it. Rows that keep fewer tokens than the longest are padded on the left with *fillers*.
+A filler repeats a real token of its row, so that all that is computed for it is finite; masks keep
+others from attending to it.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +24,11 @@ from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.gather import take, take_all
 from vlmcompress.patches.sequence.attention_masks import Given, LayerKinds, VisibleKeys, build
 from vlmcompress.patches.sequence.cache_state import CacheState, Slots
-from vlmcompress.patches.sequence.call_trace import ImageTrace
 from vlmcompress.patches.sequence.packing import both, cut_mask, pack, slot_of
-from vlmcompress.patches.sequence.placeholders import Separators, close
+from vlmcompress.patches.sequence.placeholders import close
+from vlmcompress.patches.sequence.spans import Span
 
 Rotary = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
-
-
-@dataclass
-class Span:
-    """The visual tokens of one image in one row of the batch, as far as they survive."""
-
-    row: int
-    slots: Tensor
-    """[V] int64: slots of the chunk at the current stage."""
-    index: Tensor
-    """[V] int64: raster indices."""
-    separators: Separators
-    """At slots of the current stage."""
-    trace: ImageTrace
 
 
 @dataclass
@@ -70,6 +65,9 @@ class StageLayout:
     checks: Checks = field(default_factory=Checks)
     """Of what the method gave there, due when the layers are done."""
     current: int = 0
+    """The layer at which the running stage began; not always the last cut, for a stage also begins
+    where an *earlier* turn cut: from there on the cache holds fewer keys, though this forward drops
+    nothing. `last_cut` says what of the chunk is kept, `current` whose keys and masks are right."""
     stash: Tensor | None = None
     """Input of the layer before a cut."""
     fired: Tensor | None = None
@@ -88,8 +86,7 @@ class StageLayout:
 
     def starts_stage(self, layer: int) -> bool:
         """Whether a stage begins at `layer`, of this forward or of an earlier turn."""
-        earlier = self.state is not None and layer in self.state.stages
-        return layer in self.cuts or earlier
+        return layer in self.cuts or (self.state is not None and layer in self.state.stages)
 
     @property
     def width(self) -> int:
@@ -132,6 +129,7 @@ class StageLayout:
     def keys(self, layer: int) -> Slots:
         """Slots that `layer` attends to: cached ones, then the chunk's."""
         past = self._past_slots(layer)
+        # The first stage numbers its slots by virtual columns, later ones by slots of the first.
         if layer == 0:
             return past.append(self.columns, 0)
         return past.append(self.rows(layer), self.past_width(0))
@@ -160,6 +158,7 @@ class StageLayout:
         self, layer: int, given: dict[str, Any], hidden: Tensor
     ) -> dict[str, Any] | None:
         """The keyword arguments of `layer` at the current stage, or None to leave them alone."""
+        # All layers of one kind in a stage take the same arguments: made once, given to each.
         key = self.current, self.kinds.names[layer]
         if key not in self._inputs:
             self._inputs[key] = self._stage_inputs(layer, given, hidden)
@@ -168,7 +167,7 @@ class StageLayout:
         return inputs or None
 
     def start_stage(self, layer: int) -> None:
-        """From `layer` on, fewer tokens are left."""
+        """From `layer` on, fewer tokens are kept."""
         self.current = layer
         self.embeddings = {}
 
@@ -181,7 +180,7 @@ class StageLayout:
             inputs["position_ids"] = steps.expand(len(hidden), -1)
         if self.kinds.masks_made_here:
             inputs["attention_mask"] = self._own_mask(layer, hidden.dtype)
-        if stage == 0:
+        if stage == 0:  # the model made masks and rotary for just these slots
             return inputs
         mask = given.get("attention_mask")
         if not self.kinds.masks_made_here and (mask is not None or self._has_fillers(stage)):
@@ -199,6 +198,7 @@ class StageLayout:
     def _own_mask(self, layer: int, dtype: torch.dtype) -> Tensor | None:
         kind, end = self.kinds.names[layer], self.past + self.virtual_width
         window = self.kinds.window_of(kind)
+        # A window that is wider than the whole sequence is none: plain causal attention is faster.
         given = self.given_masks
         return build(
             self.past_seen(layer),
@@ -212,6 +212,7 @@ class StageLayout:
     def past_seen(self, layer: int) -> VisibleKeys:
         """The cached keys that `layer` still holds."""
         past = self._past_columns(layer)
+        # A sliding layer throws old keys away by itself, so it may hold fewer than were ever kept.
         held = past.shape[1]
         if self.cache is not None and layer < len(self.cache.layers):
             keys = getattr(self.cache.layers[layer], "keys", None)
@@ -259,7 +260,7 @@ class StageLayout:
         hidden, entered = take_all([hidden, rows.index], index)
         self._rows[layer] = Slots(entered, valid)
         self.move(slot_of(keep, size), kept)
-        self.stash = self.fired = None
+        self.stash = self.fired = None  # they are of slots that have moved
         for span in self.spans:
             span.trace.cuts[layer] = span.index
             span.trace.separators[layer] = len(span.separators)
@@ -278,15 +279,14 @@ class StageLayout:
     def move(self, slot: Tensor, kept: list[Tensor]) -> None:
         """Renumber spans and text rows after `slot` [B, Q] gave every old slot its new one."""
         for span, places in zip(self.spans, kept, strict=True):
-            span.slots, span.index = slot[span.row, span.slots[places]], span.index[places]
-            span.separators = span.separators.move(slot[span.row])
+            span.move(slot[span.row], places)
         self.text = [slot[row, slots] for row, slots in enumerate(self.text)]
         if self.last is not None:
             self.last = slot.gather(1, self.last[:, None])[:, 0]
 
     def next_state(self) -> CacheState:
         """What the cache must remember after this forward."""
-        if not self.spans and self.state is not None:
+        if not self.spans and self.state is not None:  # nothing dropped: all stages grow alike
             return self.state.grown(self.width)
         starts = {0, *self._rows, *(self.state.stages if self.state else ())}
         prompt = {}

@@ -1,4 +1,4 @@
-"""What a method before the projector left of an image, and what can be known of it there."""
+"""Which visual tokens of an image a method before the projector kept, and how it grouped them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from vlmcompress.tokens import Grid, Layout, Reduction
 
 @dataclass(frozen=True)
 class Survivors:
-    """Which visual tokens of an image still say something of their own. Tensors on the CPU.
+    """The kept visual tokens of an image. Tensors on the CPU.
 
-    The others are copies, so that every placeholder of the prompt has a feature; they do not enter
-    the decoder.
+    The dropped ones hold copies, so that every placeholder of the prompt has a feature; they do not
+    enter the decoder.
     """
 
     leaders: Tensor
-    """[N] int64: the token that stands for each, the smallest member of its group; -1 where none
-    does."""
+    """[N] int64: index of the kept token that each was merged into, the smallest member of its
+    group; -1 where it was dropped."""
     grids: tuple[Grid, ...]
-    """How those that stand for themselves lie, for each grid of the layout."""
+    """How the kept tokens lie, for each grid of the layout."""
     merged: bool
-    """Whether they stand for others, too, rather than the others being left out."""
+    """Whether other tokens were merged into them, rather than dropped."""
 
     @classmethod
     def of(cls, groups: Tensor, layout: Layout) -> Survivors:
@@ -33,7 +33,7 @@ class Survivors:
 
         Args:
             groups: [N] int64: a number that the members of a group share, negative for tokens that
-                are left out.
+                are dropped.
             layout: of the N tokens.
         """
         groups = groups.cpu()
@@ -52,7 +52,7 @@ class Survivors:
 
     @classmethod
     def everything(cls, layout: Layout) -> Survivors:
-        """Every token stands for itself."""
+        """Every token is kept."""
         return cls(torch.arange(len(layout)), layout.parts, False)
 
     @classmethod
@@ -68,17 +68,17 @@ class Survivors:
 
     @property
     def alive(self) -> Tensor:
-        """[K] int64, ascending: tokens that stand for themselves."""
+        """[K] int64, ascending: indices of the kept tokens."""
         return (self.leaders == torch.arange(len(self.leaders))).nonzero()[:, 0]
 
     @property
     def sizes(self) -> Tensor:
-        """[K] float32: how many tokens each of them stands for."""
+        """[K] float32: how many tokens were merged into each of them, itself included."""
         counts = self.leaders[self.leaders >= 0].bincount(minlength=len(self.leaders))
         return counts[self.alive].float()
 
     def whole(self, reduction: Reduction) -> Reduction:
-        """The same groups with everyone for whom their members stand."""
+        """The same groups with all tokens that were merged into their members before."""
         size, members = len(self.leaders), reduction.members.cpu()
         by_leader = self.leaders.argsort(stable=True)
         counts = (self.leaders + 1).bincount(minlength=size + 1)

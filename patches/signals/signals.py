@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.composition.pipeline import Pipeline
-from vlmcompress.methods.contracts.before_projector import Resizer
 from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
@@ -22,8 +21,9 @@ from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals import text_tower
+from vlmcompress.patches.signals.availability import defined, given_by, vocabulary_of
 from vlmcompress.patches.signals.instruction import Instruction
-from vlmcompress.patches.signals.projector import join_projections, parts_of
+from vlmcompress.patches.signals.projector import join_projections
 from vlmcompress.patches.signals.text_tower import TextTower
 from vlmcompress.patches.signals.tower_hooks import WHILE_ENCODING, Record, TowerHooks
 from vlmcompress.tokens import Layout, Projection, VisualTokens
@@ -227,7 +227,7 @@ class Signals:
         names = self.collected & pieces[0].keys()
         fields = {name: _join([piece[name] for piece in pieces], embeds) for name in names}
         if "vocabulary" in self.collected:
-            fields["vocabulary"] = _vocabulary(self._parts.base)
+            fields["vocabulary"] = vocabulary_of(self._parts.base)
         if self.collected & {"text", "relevance"}:
             columns, words = self._words(image.row, chunk)
             if "relevance" in self.collected:
@@ -264,21 +264,6 @@ def _join(pieces: list[Any], like: Tensor) -> Any:
     return torch.cat(pieces).to(like.device)
 
 
-def given_by(family: Family, base: nn.Module) -> frozenset[str]:
-    """The signals that a model gives, whatever the text tower."""
-    encoder = family.encoder
-    given = encoder.gives(base)
-    if "projection" in given and parts_of(base.get_submodule(encoder.projector)) is None:
-        given -= {"projection"}
-    return given if not _vocabulary(base).is_meta else given - {"vocabulary"}
-
-
-def _vocabulary(base: Any) -> Tensor:
-    """[V, D] as stored; the embeddings of Gemma 3 are a multiple of it."""
-    weight: Tensor = base.get_input_embeddings().weight
-    return weight
-
-
 def _named_tokens(model: nn.Module, family: Family) -> set[int]:
     """Ids that the configuration gives a name: begin, end, padding, picture marks."""
     found = set(family.placeholders(model).values())
@@ -289,29 +274,3 @@ def _named_tokens(model: nn.Module, family: Family) -> set[int]:
                 values = value if isinstance(value, list) else [value]
                 found |= {number for number in values if number is not None}
     return found
-
-
-_ANYWHERE = frozenset({"text", "vocabulary"})
-"""Signals that do not come from the vision tower."""
-
-
-def defined(pipeline: Pipeline, given: frozenset[str]) -> frozenset[str]:
-    """The signals of a model that mean something behind the upstream method of a pipeline.
-
-    A smaller picture has all of them. Where patches are merged or left out inside the tower, what
-    its layers attend to is no longer about the tokens of the image.
-
-    Raises:
-        CompositionError: a method needs another one.
-    """
-    upstream = pipeline.upstream
-    if upstream is None or isinstance(upstream, Resizer):
-        return given
-    for method in pipeline.methods:
-        _, missing = resolve(method.asks, given & _ANYWHERE)
-        if missing and not resolve(method.asks, given)[1]:
-            raise CompositionError(
-                f"{method.name} needs {', '.join(missing)}, which is not defined behind "
-                f"{upstream.name}"
-            )
-    return given & _ANYWHERE

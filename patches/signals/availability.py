@@ -1,0 +1,54 @@
+"""Which signals a model gives, and which of them mean something in a pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlmcompress.errors import CompositionError
+from vlmcompress.methods.composition.pipeline import Pipeline
+from vlmcompress.methods.contracts.before_projector import Resizer
+from vlmcompress.methods.contracts.method import resolve
+from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.signals.projector import parts_of
+
+_ANYWHERE = frozenset({"text", "vocabulary"})
+"""Signals that do not come from the vision tower."""
+
+
+def given_by(family: Family, base: nn.Module) -> frozenset[str]:
+    """The signals that a model gives, whatever the text tower."""
+    encoder = family.encoder
+    given = encoder.gives(base)
+    if "projection" in given and parts_of(base.get_submodule(encoder.projector)) is None:
+        given -= {"projection"}
+    return given if not vocabulary_of(base).is_meta else given - {"vocabulary"}
+
+
+def vocabulary_of(base: Any) -> Tensor:
+    """[V, D] as stored; the embeddings of Gemma 3 are a multiple of it."""
+    weight: Tensor = base.get_input_embeddings().weight
+    return weight
+
+
+def defined(pipeline: Pipeline, given: frozenset[str]) -> frozenset[str]:
+    """The signals of a model that mean something behind the upstream method of a pipeline.
+
+    A smaller picture has all of them. Where patches are merged or left out inside the tower, what
+    its layers attend to is no longer about the tokens of the image.
+
+    Raises:
+        CompositionError: a method needs another one.
+    """
+    upstream = pipeline.upstream
+    if upstream is None or isinstance(upstream, Resizer):
+        return given
+    for method in pipeline.methods:
+        _, missing = resolve(method.asks, given & _ANYWHERE)
+        if missing and not resolve(method.asks, given)[1]:
+            raise CompositionError(
+                f"{method.name} needs {', '.join(missing)}, which is not defined behind "
+                f"{upstream.name}"
+            )
+    return given & _ANYWHERE
