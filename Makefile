@@ -77,9 +77,10 @@ test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	$(LMMS) -m pip install --quiet --no-deps lmms-eval==0.7.3
 	$(LMMS) -m pytest tests/lmms
 
-lint: $(READY) ## check style
+lint: $(READY) ## check style, and that every layer imports only layers below it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(READY) ## repair style
 	$(BIN)/ruff check --fix .
