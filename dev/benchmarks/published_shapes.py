@@ -38,7 +38,7 @@ class Case:
     """A model to measure on."""
 
     shape: str
-    """Of `real_shapes.SHAPES`."""
+    """Of `profiler.published_shapes.SHAPES`."""
     layers: int | None = None
     """Of the decoder; None for all."""
     encoder_layers: int | None = None

@@ -2,7 +2,7 @@
 
 Papers count in different ways, so a figure means something only together with its convention; see
 `CONVENTIONS`. What a model really computes is in `vlmcompress.flops`. The tokens that enter each
-layer are what `methods.base.tokens_per_layer`, `ImagePlan.per_layer` and `ImageReport.per_layer`
+layer are what `tokens_per_layer`, `ImagePlan.per_layer` and `ImageReport.per_layer`
 say. Nothing here imports torch.
 """
 
