@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vlmcompress.cli import profile_run as profiling
-from vlmcompress.profiler import random_weights as real_models
+from vlmcompress.profiler import random_weights
 from vlmcompress.profiler.published_shapes import SHAPES, RealShape
 from vlmcompress.profiler.stopwatch import STAGES
 
@@ -127,7 +127,7 @@ TOY = RealShape(
 def test_random_weights(cli, monkeypatch):
     monkeypatch.setitem(SHAPES, "toy", TOY)
     made = []
-    real = real_models.build
+    real = random_weights.build
 
     def build(name, **options):
         made.append(real(name, **options))
