@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from vlmcompress.auto import AUTO, pick
+from vlmcompress.auto import AUTO, auto_method
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import CompositionError, VLMCompressError
@@ -162,14 +162,14 @@ def compress(
     if pipeline is None:
         if options:
             raise CompositionError(f"{AUTO} has no options, got {', '.join(options)}")
-        choice = pick(model, family, parsed)
+        choice = auto_method(model, family, parsed)
         pipeline, reason = parse(choice.spec), choice.reason
     pipeline = pipeline.for_stages(family.name, family.stages)
     planner = Planner(pipeline, parsed, len(family.layers(family.base(model))), reason)
     grid = family.fixed_grid(model)
     if grid is not None:
         # A budget that cannot be met fails here rather than inside generate().
-        (planner.at(100) if parsed is not None and parsed.is_cost else planner)([grid])
+        (planner.at(100) if parsed is not None and parsed.is_cost else planner).plan([grid])
     signals = Signals(model, family, pipeline, processor, text_tower)
     engine = Engine(model, family, planner, signals, positions, order)
     engine.install()

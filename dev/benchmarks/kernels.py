@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dev.benchmarks.kernel_case import Case
+from dev.benchmarks.kernel_case import KernelCase
 from vlmcompress.eval.run.provenance import machine
 from vlmcompress.files import write_json
 from vlmcompress.ops.backend import VARIABLE
@@ -32,7 +32,7 @@ Tensor cores multiply bfloat16 exactly and add in float32, as all ops calculate.
 """
 
 
-def cases() -> list[Case]:
+def cases() -> list[KernelCase]:
     """All of them."""
     from dev.benchmarks.kernel_cases_merge import CASES as MERGE
     from dev.benchmarks.kernel_cases_score import CASES as SCORE
@@ -55,7 +55,7 @@ def backend(name: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def floor(case: Case, card: str) -> float | None:
+def floor(case: KernelCase, card: str) -> float | None:
     """Milliseconds that the memory and the arithmetic of a known card take at least."""
     for name, (bandwidth, single, half) in CARDS.items():
         if name in card:
@@ -64,7 +64,7 @@ def floor(case: Case, card: str) -> float | None:
     return None
 
 
-def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
+def measure(case: KernelCase, device: torch.device, rounds: int) -> dict[str, Any]:
     """Medians and quartiles in ms of every backend that runs there, interleaved."""
     run = case.prepare(device)
     names = ["torch", "triton"] if device.type == "cuda" else ["torch"]

@@ -51,7 +51,7 @@ class Solver:
         costs = self._times(prompt, full, encoder) if self.by_time else self._shares(full)
 
         def cost(share: float) -> float:
-            return costs(self._load(prompt, planner.at(share)(layouts, prompt.left)))
+            return costs(self._load(prompt, planner.at(share).plan(layouts, prompt.left)))
 
         shares = different_shares([len(layout) for layout in layouts])
         share, figure = largest_share(cost, shares, budget, planner.pipeline.name)

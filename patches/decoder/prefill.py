@@ -75,7 +75,7 @@ class Reducing:
         self.prompt_end = end
         self.valid = self._chunk_valid()
         self.planner = planner_of(self)
-        self.plans = self.planner(
+        self.plans = self.planner.plan(
             [image.layout for image in self.images],
             [None if left is None else left.grids for left in self.left],
         )

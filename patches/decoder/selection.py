@@ -81,7 +81,9 @@ def _selected(
     if not _asks(count, total, free):
         return torch.arange(count, device=tokens.features.device)
     found = (method.pick if picked else method.select)(tokens, count)
-    return indices(method.name, found, total, count, checks, free=free, picked=picked)
+    return indices(
+        method.name, found, total, count, checks, may_keep_fewer=free, method_order=picked
+    )
 
 
 def _reduced(

@@ -121,7 +121,7 @@ class LeavingOut:
             return torch.arange(len(grid))
         tokens = PixelTokens(rows.reshape(len(grid), -1).float(), grid)
         found = self._method.select(tokens, count, exact)
-        return indices(name, found, len(grid), count, checks, free=not exact).cpu()
+        return indices(name, found, len(grid), count, checks, may_keep_fewer=not exact).cpu()
 
     def _in_tower(
         self, modality: str, call: Mapping[str, Any], patches: Patches, kept: Sequence[Tensor]

@@ -47,7 +47,7 @@ class DecoderTimes:
     head: float
     """Of the language model's head at the last position."""
 
-    def __call__(self, tokens: Sequence[int]) -> float:
+    def predict(self, tokens: Sequence[int]) -> float:
         """Of a stack, given the tokens that enter each layer, and the head; flat at the ends."""
         times = np.interp(tokens, list(self.layer), list(self.layer.values()))
         return float(times.sum()) + self.head
@@ -125,7 +125,7 @@ def predicted(
     """
     share = (costs.encoder + costs.projector) / (full.encoder + full.projector)
     longest = [max(tokens) for tokens in zip(*rows, strict=True)]
-    return encoder * share + selection + decoder(longest)
+    return encoder * share + selection + decoder.predict(longest)
 
 
 def lengths_up_to(longest: int) -> list[int]:

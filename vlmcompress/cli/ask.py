@@ -23,7 +23,7 @@ from vlmcompress.files import whole_file
 
 if TYPE_CHECKING:
     from vlmcompress.cli.ask_request import Request
-    from vlmcompress.cli.ask_run import Asker, Run
+    from vlmcompress.cli.ask_run import Asker, AskRun
 
 
 class Positions(str, Enum):
@@ -132,17 +132,17 @@ def _load(request: Request, device: str | None, dtype: str | None, max_new_token
         return Asker(model, processor, request.media, request.question, max_new_tokens)
 
 
-def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[Run]:
+def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[AskRun]:
     """The reduced run, or the full and the reduced one."""
-    from vlmcompress.cli.ask_run import Setting
+    from vlmcompress.cli.ask_run import AskSetting
 
-    reduced = Setting(request.method, request.methods, request.budget, positions)
+    reduced = AskSetting(request.method, request.methods, request.budget, positions)
     if rounds is None:
         return [asker.run(reduced)]
-    return asker.compare([Setting("full", "full", None, positions), reduced], rounds)
+    return asker.compare([AskSetting("full", "full", None, positions), reduced], rounds)
 
 
-def _draw(path: Path, request: Request, run: Run, asker: Asker) -> None:
+def _draw(path: Path, request: Request, run: AskRun, asker: Asker) -> None:
     from vlmcompress.report.overlay import draw
 
     picture = draw(request.media, run.report.images, asker.processor)

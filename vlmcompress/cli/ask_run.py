@@ -19,7 +19,7 @@ from vlmcompress.report.report import Report
 
 
 @dataclass(frozen=True)
-class Setting:
+class AskSetting:
     """How a call is reduced."""
 
     label: str
@@ -29,10 +29,10 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Run:
+class AskRun:
     """An answer, what the call did, and how long its stages took."""
 
-    setting: Setting
+    setting: AskSetting
     answer: str
     report: Report
     milliseconds: dict[str, float]
@@ -71,7 +71,7 @@ class Asker:
         self._max_new_tokens = max_new_tokens
         self.inputs = prepare(model, processor, [(media, question)])
 
-    def run(self, setting: Setting) -> Run:
+    def run(self, setting: AskSetting) -> AskRun:
         """Answer once."""
         with compress(
             self.model,
@@ -88,9 +88,9 @@ class Asker:
             report = compression.report()
         new = ids[0, self.inputs["input_ids"].shape[1] :]
         answer = self.processor.decode(new, skip_special_tokens=True).strip()
-        return Run(setting, answer, report, {**report.milliseconds, "total": total})
+        return AskRun(setting, answer, report, {**report.milliseconds, "total": total})
 
-    def compare(self, settings: Sequence[Setting], repeat: int) -> list[Run]:
+    def compare(self, settings: Sequence[AskSetting], repeat: int) -> list[AskRun]:
         """Answer in each setting, after a warm-up, in turn and `repeat` times.
 
         Returns:
@@ -107,7 +107,7 @@ class Asker:
         return time.perf_counter()
 
 
-def _median(runs: list[Run]) -> Run:
+def _median(runs: list[AskRun]) -> AskRun:
     stages = runs[0].milliseconds
     times = {stage: statistics.median(run.milliseconds[stage] for run in runs) for stage in stages}
-    return Run(runs[0].setting, runs[0].answer, runs[0].report, times)
+    return AskRun(runs[0].setting, runs[0].answer, runs[0].report, times)

@@ -122,7 +122,13 @@ def profile(
 
     Bad input ends with exit code 2 and one line on stderr.
     """
-    from vlmcompress.cli.profile_run import Random, ask_for, measure, random_prompt, sample_prompt
+    from vlmcompress.cli.profile_run import (
+        RandomShape,
+        ask_for,
+        measure,
+        random_prompt,
+        sample_prompt,
+    )
 
     own = {
         "--layers": layers,
@@ -138,7 +144,7 @@ def profile(
             prompt = sample_prompt(media, own, model, device, dtype, attn.value, batch)
         else:
             given = [model, files, image, video, frames, fps]
-            shape = Random(random_weights, layers, encoder_layers, visual_tokens, text_tokens)
+            shape = RandomShape(random_weights, layers, encoder_layers, visual_tokens, text_tokens)
             prompt = random_prompt(shape, given, device, dtype, attn.value, batch)
         with progress("measuring"):
             found = measure(prompt, settings, output_tokens, rounds)

@@ -41,7 +41,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RunTimes:
     """One run. All times in milliseconds."""
 
     stages: dict[str, float]
@@ -66,7 +66,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunFacts:
     """What a run shows besides time, the same in every run."""
 
     tokens: Tokens
@@ -90,7 +90,7 @@ class Runner:
         self.batch = self.text = 0
         """Rows of the prompt, and their tokens that are not visual, of all rows together."""
 
-    def look(self, setting: Setting) -> Seen:
+    def look(self, setting: Setting) -> RunFacts:
         """Run twice: to warm up, and to measure memory. The first setting must be a compressed one.
 
         Raises:
@@ -101,7 +101,7 @@ class Runner:
             _, seen = self.run(setting)
         return replace(seen, peak_bytes=peak.bytes)
 
-    def run(self, setting: Setting) -> tuple[Sample, Seen]:
+    def run(self, setting: Setting) -> tuple[RunTimes, RunFacts]:
         """Run once."""
         model, start = self._model, self._now()
         watch = Stopwatch(model.device, "preprocess")
@@ -122,7 +122,7 @@ class Runner:
         stages = watch.stop()
         del stages[_BETWEEN]
         ttft, generate = watch.between("start", "first token"), watch.between("start", "end")
-        return Sample(stages, ttft, generate, total), seen
+        return RunTimes(stages, ttft, generate, total), seen
 
     def _generate(self, inputs: Mapping[str, Any], watch: Stopwatch) -> None:
         output = self._model.generate(
@@ -137,7 +137,7 @@ class Runner:
         if made != self._output_tokens:
             raise VLMCompressError(f"{self._output_tokens} tokens were asked for, got {made}")
 
-    def _seen(self, inputs: Mapping[str, Any], kv_bytes: int | None) -> Seen:
+    def _seen(self, inputs: Mapping[str, Any], kv_bytes: int | None) -> RunFacts:
         engine, model = engine_of(self._model), self._model
         if engine is not None and not self._images:
             self._images = [(image.row, image.layout) for image in engine.trace.images]
@@ -154,7 +154,7 @@ class Runner:
             load = load_of(model, found, text, engine.planner.pipeline.upstream)
             after, mean = sum(one.after for one in found), sum(one.mean for one in found)
             tokens = Tokens(len(found), before, after, mean)
-        return Seen(tokens, first_token(self._shape, load).total, kv_bytes)
+        return RunFacts(tokens, first_token(self._shape, load).total, kv_bytes)
 
     def _words(self, inputs: Mapping[str, Any]) -> list[int]:
         """Per row its tokens that are no placeholders and no padding."""

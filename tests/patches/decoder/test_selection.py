@@ -250,7 +250,7 @@ def test_a_wrong_choice_does_no_harm_before_it_is_refused():
     checks = Checks()
     assert indices("x", torch.tensor([0, 99]), 9, 2, checks).tolist() == [0, 0]
     assert indices("x", torch.tensor([4, 8]), 9, 2, checks).tolist() == [4, 8]
-    assert indices("x", torch.tensor([1, 0]), 2, 2, checks, picked=True).tolist() == [0, 1]
+    assert indices("x", torch.tensor([1, 0]), 2, 2, checks, method_order=True).tolist() == [0, 1]
 
 
 def test_of_two_images_the_second_may_be_the_wrong_one(llava):

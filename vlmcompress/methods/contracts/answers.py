@@ -16,8 +16,8 @@ def indices(
     count: int,
     checks: Checks,
     *,
-    free: bool = False,
-    picked: bool = False,
+    may_keep_fewer: bool = False,
+    method_order: bool = False,
 ) -> Tensor:
     """The choice of a method: its indices, of which each is 0 if `checks` will raise.
 
@@ -27,27 +27,28 @@ def indices(
         total: tokens that it chose from.
         count: how many it was asked for.
         checks: what the device knows is checked there.
-        free: whether fewer will do.
-        picked: whether they may stand in any order; all of them are no choice, and ascend.
+        may_keep_fewer: whether fewer will do.
+        method_order: whether they may stand in any order; all of them are no choice, and ascend.
 
     Raises:
         VLMCompressError: it gave another kind of thing, or another number.
     """
     if not isinstance(found, Tensor) or found.dtype != torch.int64 or found.dim() != 1:
         raise wrong(name, "no 1-D tensor of int64")
-    check_count(name, len(found), count, free)
-    ordered = found.sort().values if picked else found
+    check_count(name, len(found), count, may_keep_fewer)
+    ordered = found.sort().values if method_order else found
     good = (ordered[0] >= 0) & (ordered[-1] < total) & (ordered.diff() > 0).all()
-    order = "" if picked else "ascending, "
+    order = "" if method_order else "ascending, "
     error = wrong(name, f"indices that are not {order}unique and from 0 to {total - 1}")
     checks.expect(good, lambda: error)
     return (ordered if len(found) == total else found).where(good, 0)
 
 
-def check_count(name: str, found: int, count: int, free: bool) -> None:
+def check_count(name: str, found: int, count: int, may_keep_fewer: bool) -> None:
     """Raise unless a method gave as many tokens as it was asked for."""
-    if not (0 < found <= count if free else found == count):
-        raise wrong(name, f"{found} tokens where {'at most ' if free else ''}{count} were due")
+    if not (0 < found <= count if may_keep_fewer else found == count):
+        due = f"at most {count}" if may_keep_fewer else f"{count}"
+        raise wrong(name, f"{found} tokens where {due} were due")
 
 
 def wrong(name: str, what: str) -> VLMCompressError:
