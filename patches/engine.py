@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from vlmcompress.budget.clock import mark
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import CompositionError
 from vlmcompress.ops.deferred_checks import collected
@@ -35,7 +36,7 @@ from vlmcompress.patches.hooks.unsupported import (
 )
 from vlmcompress.patches.sequence.attention_masks import FULL, SLIDING, LayerKinds, layer_kinds
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
-from vlmcompress.patches.sequence.call_trace import Trace, mark
+from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.sequence.deepstack import follow
 from vlmcompress.patches.signals.signals import Signals
 

@@ -58,7 +58,7 @@ def folder(monkeypatch, tmp_path):
     [
         (ChoiceInputs("50%", 0.5, None, 0.9, QWEN), "a2", "50% leaves 50% of the tokens; with"),
         (ChoiceInputs("36%", 0.36, None, 0.9, QWEN), "a2", "99.0% (25.0 to 75.5) of 40"),
-        (ChoiceInputs("35%", 0.35, None, 0.9, QWEN), "a4", "25% of the tokens a4 is right in 90.0%"),
+        (ChoiceInputs("35%", 0.35, None, 0.9, QWEN), "a4", "% of the tokens a4 is right in 90.0%"),
         (ChoiceInputs("3%", 0.03, None, 0.9, QWEN), "a16", "leaves 3%"),
         # A cost that methods behind the encoder meet with tokens enough.
         (ChoiceInputs("0.8 flops", 0.3, 0.6, 0.5, QWEN), "a4", "leaves 30%"),

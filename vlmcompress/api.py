@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from vlmcompress.auto import AUTO, auto_method
+from vlmcompress.auto import auto_method
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.planner import Planner
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import CompositionError, VLMCompressError
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Method

@@ -16,6 +16,7 @@ from torch import nn
 import vlmcompress.methods
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.search import different_shares, largest_share
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import BudgetError, CompositionError, UnsupportedModelError
 from vlmcompress.flops.exact import Costs, first_token
 from vlmcompress.methods.composition.pipeline import ImagePlan
@@ -28,7 +29,6 @@ from vlmcompress.patches.sequence.attention_masks import FULL, SLIDING, layer_ki
 from vlmcompress.patches.signals.signals import defined, given_by
 from vlmcompress.tokens import Grid
 
-AUTO = "auto"
 LEAST = 1 / 8
 """Below this share of the tokens accuracy falls steeply in all tables: rather encode less."""
 WORTH = 0.1
@@ -90,7 +90,8 @@ def most_accurate(inputs: ChoiceInputs, fits: Fits) -> MethodChoice:
             best = ", ".join(map(_right, methods))
             return MethodChoice(spec, f"{why}; with {nearest} of the tokens {best}")
     raise UnsupportedModelError(
-        f"auto knows no method for the stages {', '.join(inputs.stages)} at {inputs.budget}: name one"
+        f"{AUTO} knows no method for the stages {', '.join(inputs.stages)} at {inputs.budget}: "
+        "name one"
     )
 
 
@@ -127,7 +128,7 @@ def auto_method(model: nn.Module, family: Family, budget: Budget | None) -> Meth
         UnsupportedModelError: nothing fits.
     """
     if budget is None:
-        raise BudgetError('auto needs a budget, for example "25%", "0.4 flops" or "120 ms"')
+        raise BudgetError(f'{AUTO} needs a budget, for example "25%", "0.4 flops" or "120 ms"')
     base = family.base(model)
     grid, stages = family.fixed_grid(model), list(family.stages)
     if grid is None and "encoder" in stages:

@@ -8,8 +8,7 @@ On a machine without CUDA only the torch paths are timed; bytes and operations s
 import argparse
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from dev.benchmarks.kernel_case import KernelCase
+from vlmcompress.budget.clock import elapsed
 from vlmcompress.eval.run.provenance import machine
 from vlmcompress.files import write_json
 from vlmcompress.ops.backend import VARIABLE
@@ -72,7 +72,7 @@ def measure(case: KernelCase, device: torch.device, rounds: int) -> dict[str, An
     for number in range(rounds + 1):
         for name in names:
             with backend(name):
-                spent = _once(run, device)
+                spent = elapsed(run, device)
             if number:  # the first one compiles
                 times[name].append(spent)
     row: dict[str, Any] = {"op": case.op, "shape": case.shape}
@@ -84,17 +84,6 @@ def measure(case: KernelCase, device: torch.device, rounds: int) -> dict[str, An
         row["floor_ms"] = floor(case, torch.cuda.get_device_name(device))
         row["times_as_fast"] = round(row["torch"]["ms"] / row["triton"]["ms"], 3)
     return row
-
-
-def _once(run: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call, the device idle before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) * 1000
 
 
 def paying(rows: list[dict[str, Any]]) -> list[str]:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from dev.pages import committed_results as committed
-from vlmcompress.auto import AUTO, ChoiceInputs, most_accurate
+from vlmcompress.auto import ChoiceInputs, most_accurate
 from vlmcompress.budget.budget import Budget
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import CompositionError
 from vlmcompress.eval.report.text import methods_at
 from vlmcompress.eval.results import statistics

@@ -11,8 +11,8 @@ import numpy as np
 from PIL.Image import Image
 
 from vlmcompress.api import compress
-from vlmcompress.auto import AUTO
 from vlmcompress.budget.budget import Budget
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import MediaError, UnsupportedModelError, VLMCompressError
 from vlmcompress.eval.run import answering
 from vlmcompress.eval.run.answering import Outcome

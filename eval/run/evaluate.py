@@ -19,6 +19,7 @@ from vlmcompress.eval.run.store import RUN, Store, begin, read_run_json
 from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.eval.tasks.task import Task
 from vlmcompress.models import loading
+from vlmcompress.models.names import resolve
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.registry import unknown
 
@@ -141,7 +142,7 @@ class Evaluation:
 
 def _check(plan: Plan) -> list[Task] | None:
     """What can be checked without a model, the cheapest first; gives the tasks that were named."""
-    loading.resolve(plan.model)
+    resolve(plan.model)
     cases(plan.methods, plan.budgets, video=False)
     limits = plan.limit.values() if isinstance(plan.limit, Mapping) else [plan.limit]
     for limit in limits:

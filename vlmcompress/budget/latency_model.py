@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,9 +26,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-import vlmcompress
+from vlmcompress.budget.clock import elapsed
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import write_json
+from vlmcompress.version import __version__
 
 if TYPE_CHECKING:
     from vlmcompress.flops.exact import Costs
@@ -167,18 +167,8 @@ def _random(weight: Tensor, batch: int, length: int) -> Tensor:
 def median_of(run: Callable[[], object], device: torch.device, runs: int = _RUNS) -> float:
     """Milliseconds of `run`, the median after a warm-up; the device has finished each time."""
 
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
     run()
-    times = []
-    for _ in range(runs):
-        start = now()
-        run()
-        times.append(now() - start)
-    return statistics.median(times) * 1000
+    return statistics.median(elapsed(run, device) for _ in range(runs))
 
 
 def _embedding(lm: nn.Module) -> Tensor:
@@ -201,7 +191,7 @@ def _conditions(lm: nn.Module, batch: int) -> str:
             "device": torch.cuda.get_device_name(device) if cuda else platform.processor(),
             "machine": [platform.node(), platform.machine()],
             "threads": torch.get_num_threads(),
-            "versions": [vlmcompress.__version__, torch.__version__, transformers.__version__],
+            "versions": [__version__, torch.__version__, transformers.__version__],
         },
         sort_keys=True,
         default=str,

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import transformers
 
-import vlmcompress
 from vlmcompress.budget.budget import Budget
 from vlmcompress.errors import BudgetError
 from vlmcompress.methods.shared.calibrated_schedules import VERSION
 from vlmcompress.patches.families.registry import family_of
+from vlmcompress.version import __version__
 
 _DIGITS = 6
 
@@ -59,7 +59,7 @@ def document(
         "provenance": {
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "versions": {
-                "vlmcompress": vlmcompress.__version__,
+                "vlmcompress": __version__,
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
                 "python": platform.python_version(),

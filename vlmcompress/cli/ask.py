@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import (
     Device,
@@ -45,7 +46,8 @@ MethodSpec = Annotated[
     str | None,
     typer.Option(
         help="See `vlmcompress ls methods`; methods are joined with +, as in "
-        '"divprune+fastv(k=3)"; "auto" takes the most accurate. Default: divprune.'
+        '"divprune+fastv(k=3)"; "auto" takes the most accurate. '
+        f"Default: {defaults.METHOD}."
     ),
 ]
 BudgetText = Annotated[
@@ -54,7 +56,8 @@ BudgetText = Annotated[
         help="Visual tokens per image or video, mean over decoder layers: a count (64), a share "
         '(25%), or either for each frame ("16 per frame"). Or the cost of the first token: '
         '"0.4 flops" of the full model\'s, or "120 ms". '
-        "Default: 25% without --method; with it the method's own setting, or 25% if it has none."
+        f"Default: {defaults.BUDGET} without --method; with it the method's own setting, or "
+        f"{defaults.BUDGET} if it has none."
     ),
 ]
 Length = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]

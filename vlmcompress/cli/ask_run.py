@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL.Image import Image
 
 from vlmcompress.api import compress
 from vlmcompress.media.video import Video
 from vlmcompress.methods.contracts.method import Method
-from vlmcompress.prompts import prepare
+from vlmcompress.prompts import generate, prepare
 from vlmcompress.report.report import Report
 
 
@@ -80,15 +78,12 @@ class Asker:
             positions=setting.positions,  # type: ignore[arg-type]
             processor=self.processor,
         ) as compression:
-            start = self._now()
-            ids = self.model.generate(
-                **self.inputs, max_new_tokens=self._max_new_tokens, do_sample=False
+            found = generate(
+                self.model, self.processor, self.inputs, max_new_tokens=self._max_new_tokens
             )
-            total = (self._now() - start) * 1000
             report = compression.report()
-        new = ids[0, self.inputs["input_ids"].shape[1] :]
-        answer = self.processor.decode(new, skip_special_tokens=True).strip()
-        return AskRun(setting, answer, report, {**report.milliseconds, "total": total})
+        milliseconds = {**report.milliseconds, "total": found.milliseconds}
+        return AskRun(setting, found.texts[0], report, milliseconds)
 
     def compare(self, settings: Sequence[AskSetting], repeat: int) -> list[AskRun]:
         """Answer in each setting, after a warm-up, in turn and `repeat` times.
@@ -100,11 +95,6 @@ class Asker:
             self.run(setting)
         rounds = [[self.run(setting) for setting in settings] for _ in range(repeat)]
         return [_median(list(runs)) for runs in zip(*rounds, strict=True)]
-
-    def _now(self) -> float:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-        return time.perf_counter()
 
 
 def _median(runs: list[AskRun]) -> AskRun:

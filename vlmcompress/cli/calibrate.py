@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import Device, Dtype
 from vlmcompress.files import check_output, whole_file
@@ -64,7 +65,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
 def calibrate(
     what: Kind,
     out: Out,
-    model: ModelName = "tiny-llava",
+    model: ModelName = defaults.MODEL,
     data: Data = None,
     limit: Limit = 200,
     budget: Share = None,

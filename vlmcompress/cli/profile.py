@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import Device, Dtype, Fps, Frames, ImageFiles, ModelName, VideoFiles
 from vlmcompress.files import check_output, whole_file
@@ -38,7 +39,8 @@ Methods = Annotated[
     ),
 ]
 BudgetText = Annotated[
-    str | None, typer.Option(help='One budget for all methods, as in `ask`. Default: "25%".')
+    str | None,
+    typer.Option(help=f'One budget for all methods, as in `ask`. Default: "{defaults.BUDGET}".'),
 ]
 BudgetTexts = Annotated[str | None, typer.Option(help="Several, separated by commas: 64,128,25%.")]
 RandomWeights = Annotated[
@@ -87,7 +89,7 @@ def profile(
     frames: Frames = None,
     fps: Fps = None,
     question: Question = "what color is the circle ?",
-    method: Methods = "divprune",
+    method: Methods = defaults.METHOD,
     budget: BudgetText = None,
     budgets: BudgetTexts = None,
     model: ModelName = None,

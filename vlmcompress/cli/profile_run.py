@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmcompress import defaults
 from vlmcompress.api import compress
 from vlmcompress.budget.budget import Budget
 from vlmcompress.cli.ask_request import Given, Request, check
@@ -26,7 +27,6 @@ from vlmcompress.profiler.random_prompts import prompt
 from vlmcompress.profiler.random_weights import build
 from vlmcompress.registry import unknown
 
-AUTO = "auto"
 _PICTURE = ASSETS / "samples" / "street.png"
 
 
@@ -67,11 +67,12 @@ def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[Metho
     """
     if budget is not None and budgets is not None:
         raise VLMCompressError("--budget and --budgets are both given: give one of them")
-    asked = ["25%"] if budget is None and budgets is None else [budget] if budget else None
-    texts = asked or between_commas(budgets or "")
+    if budget is None and budgets is None:
+        budget = defaults.BUDGET
+    texts = [budget] if budget else between_commas(budgets or "")
     specs = between_commas(methods)
     for spec in specs:
-        if spec != AUTO:
+        if spec != defaults.AUTO:
             parse(spec)
     for text in texts:
         Budget.parse(text)

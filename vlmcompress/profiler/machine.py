@@ -15,9 +15,10 @@ import torch
 import transformers
 from torch import nn
 
-import vlmcompress
+from vlmcompress.budget.clock import wait
 from vlmcompress.patches.families.family import tower_of
 from vlmcompress.patches.families.registry import family_of
+from vlmcompress.version import __version__
 
 _PROCESS = Path("/proc/self")
 
@@ -50,7 +51,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
 def versions(**others: str) -> dict[str, str]:
     """Of what decides a figure."""
     return {
-        "vlmcompress": vlmcompress.__version__,
+        "vlmcompress": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         **others,
@@ -75,7 +76,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
     """
     found = Peak()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        wait(device)
         torch.cuda.reset_peak_memory_stats(device)
         before: int | None = torch.cuda.memory_allocated(device)
     else:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 
+from vlmcompress.budget.clock import now
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.flops.exact import first_token
 from vlmcompress.patches.cost.model_shape import shape_of
@@ -103,21 +102,22 @@ class Runner:
 
     def run(self, setting: Setting) -> tuple[RunTimes, RunFacts]:
         """Run once."""
-        model, start = self._model, self._now()
+        model = self._model
+        start = now(model.device)
         watch = Stopwatch(model.device, "preprocess")
         inputs = self._prepare(watch.switch)
-        total = self._now() - start
+        total = now(model.device) - start
         watch.switch(_BETWEEN)
         hooks = Hooks(model, watch, setting.wrap is not None)
         wrap = setting.wrap or nullcontext
         with hooks.outer(), wrap(model), hooks.inner():  # each begins when the one before is in
-            start = self._now()
+            start = now(model.device)
             watch.switch("other")
             watch.remember("start")
             self._generate(inputs, watch)
             watch.switch(_BETWEEN)
             watch.remember("end")
-            total += self._now() - start
+            total += now(model.device) - start
             seen = self._seen(inputs, hooks.kv_bytes)
         stages = watch.stop()
         del stages[_BETWEEN]
@@ -164,9 +164,3 @@ class Runner:
         for row, layout in self._images:
             text[row] -= layout.placeholders
         return text
-
-    def _now(self) -> float:
-        """Milliseconds when all that was begun has ended."""
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
-        return time.perf_counter() * 1000

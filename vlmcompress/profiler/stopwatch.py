@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria
 from transformers.cache_utils import Cache
 
+from vlmcompress.budget.clock import Mark, mark, milliseconds
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.sequence.call_trace import Mark, mark, milliseconds
 
 STAGES = (
     "media",
