@@ -18,9 +18,7 @@ from vlmcompress.patches.cost.workload import load_of
 from vlmcompress.patches.decoder import prefill as reduce
 from vlmcompress.patches.families.vision_encoders import TileEncoder
 from vlmcompress.patches.signals.signals import Signals
-from vlmcompress.profiler import machine as profiling_machine
-from vlmcompress.profiler import profile as profiler
-from vlmcompress.profiler import stopwatch as profiling_stages
+from vlmcompress.profiler import machine, measure, stopwatch
 from vlmcompress.profiler.measure import Setting, Spread, achieved, break_even, interleaved, profile
 from vlmcompress.profiler.run import Runner, RunTimes, Tokens
 from vlmcompress.profiler.stopwatch import Hooks, Stopwatch
@@ -49,7 +47,7 @@ def ticks(monkeypatch):
     def mark(device):
         return clock.now
 
-    monkeypatch.setattr(profiling_stages, "mark", mark)
+    monkeypatch.setattr(stopwatch, "mark", mark)
     return clock
 
 
@@ -280,7 +278,7 @@ def test_stages_are_means_over_the_middle_half_by_total(monkeypatch):
 
     monkeypatch.setattr(Runner, "run", run)
     monkeypatch.setattr(
-        profiler,
+        measure,
         "interleaved",
         lambda run, settings, rounds: [[run(one) for _ in range(5)] for one in settings],
     )
@@ -399,8 +397,8 @@ def test_peak_memory_is_what_a_block_holds_at_most():
 
 
 def test_peak_memory_is_unknown_where_the_kernel_does_not_tell(monkeypatch, tmp_path):
-    monkeypatch.setattr(profiling_machine, "_PROCESS", tmp_path / "nothing")
-    with profiling_machine.peak_memory(torch.device("cpu")) as found:
+    monkeypatch.setattr(machine, "_PROCESS", tmp_path / "nothing")
+    with machine.peak_memory(torch.device("cpu")) as found:
         pass
     assert found.bytes is None
 
