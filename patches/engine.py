@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlmcompress.budget.clock import mark
 from vlmcompress.errors import CompositionError
 from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.patches.call.installed import Installed
@@ -25,7 +26,7 @@ from vlmcompress.patches.hooks.arguments import by_name, cache_of, caches_in, ca
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
 from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
-from vlmcompress.patches.sequence.call_trace import Trace, mark
+from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.sequence.deepstack import follow
 
 

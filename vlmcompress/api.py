@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from vlmcompress.auto import AUTO, pick
+from vlmcompress.auto import auto_method
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.planner import Planner
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import CompositionError, VLMCompressError
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Method
@@ -165,14 +166,14 @@ def compress(
     if pipeline is None:
         if options:
             raise CompositionError(f"{AUTO} has no options, got {', '.join(options)}")
-        choice = pick(parts, parsed)
+        choice = auto_method(parts, parsed)
         pipeline, reason = parse(choice.spec), choice.reason
     pipeline = pipeline.for_stages(family.name, family.stages)
     planner = Planner(pipeline, parsed, len(parts.layers), reason)
     grid = family.fixed_grid(model)
     if grid is not None:
         # A budget that cannot be met fails here rather than inside generate().
-        (planner.at(100) if parsed is not None and parsed.is_cost else planner)([grid])
+        (planner.at(100) if parsed is not None and parsed.is_cost else planner).plan([grid])
     signals = Signals(parts, pipeline, processor, text_tower)
     engine = Engine(Installed.on(parts, planner, signals, positions, order))
     engine.install()

@@ -7,7 +7,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One op at one shape."""
 
     op: str

@@ -19,7 +19,7 @@ from typing import Any
 
 from dev.pages import committed_results as committed
 from dev.pages.auto_table import taken
-from vlmcompress.auto import AUTO
+from vlmcompress.defaults import AUTO
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.eval.results.scores import RANDOM_NAME
 from vlmcompress.eval.run.cases import FULL, ONE_FRAME, TEXT_ONLY

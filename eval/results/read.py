@@ -69,7 +69,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         VLMCompressError: it holds no run, or a file in it is damaged.
     """
-    content = store.read_run(folder)
+    content = store.read_run_json(folder)
     try:
         cases = {
             task: [Case(method, budget) for method, budget in listed]

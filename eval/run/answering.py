@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,7 @@ from vlmcompress.api import Compression, compress
 from vlmcompress.eval.run.cases import FULL, ONE_FRAME, Case
 from vlmcompress.eval.tasks.task import Media, Sample
 from vlmcompress.media.video import Video
-from vlmcompress.prompts import prepare
+from vlmcompress.prompts import generate, prepare
 from vlmcompress.report.report import Report
 
 
@@ -82,21 +81,16 @@ def run(
 ) -> Outcome:
     """Answer one batch with a compressed model; arguments and errors are those of `answer`."""
     model: Any = handle.model
-    started = _now(model)
-    with torch.inference_mode():
-        ids = model.generate(**inputs, **{"do_sample": False, **generation})
-    seconds = _now(model) - started
+    found = generate(model, processor, inputs, **generation)
     report = handle.report()
-    fresh = ids[:, inputs["input_ids"].shape[1] :]
-    texts = processor.batch_decode(fresh, skip_special_tokens=True)
-    before, mean, images = _tokens(report, len(texts), generation.get("num_beams") or 1)
+    before, mean, images = _tokens(report, len(found.texts), generation.get("num_beams") or 1)
     return Outcome(
-        [text.strip() for text in texts],
+        found.texts,
         before,
         mean,
         images,
-        [_length(row, model) for row in fresh],
-        seconds,
+        [_length(row, model) for row in found.ids],
+        found.milliseconds / 1000,
         dict(report.milliseconds),
     )
 
@@ -128,9 +122,3 @@ def _length(row: torch.Tensor, model: Any) -> int:
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     stops = [i for i, token in enumerate(row.tolist()) if token in ends]
     return stops[0] + 1 if stops else len(row)
-
-
-def _now(model: Any) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter()

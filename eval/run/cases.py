@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vlmcompress.auto import AUTO
 from vlmcompress.budget.budget import Budget
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods import Method
 from vlmcompress.methods.composition.spec import parse

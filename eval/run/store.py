@@ -78,7 +78,7 @@ def read_lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
                     ) from None
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run_json(folder: Path) -> dict[str, Any]:
     """The content of run.json.
 
     Raises:
@@ -114,7 +114,7 @@ def begin(folder: Path, run: Mapping[str, Any], resume: bool) -> None:
     """
     check_folder(folder, resume)
     if (folder / RUN).exists():
-        _compare(folder, read_run(folder), run)
+        _compare(folder, read_run_json(folder), run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -45,7 +45,7 @@ class Solver:
         costs = self._times(prompt, full, encoder) if self.by_time else self._shares(full)
 
         def cost(share: float) -> float:
-            return costs(self._load(prompt, planner.at(share)(layouts, prompt.survivors)))
+            return costs(self._load(prompt, planner.at(share).plan(layouts, prompt.survivors)))
 
         shares = different_shares([len(layout) for layout in layouts])
         share, figure = largest_share(cost, shares, budget, planner.pipeline.name)

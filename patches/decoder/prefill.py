@@ -74,7 +74,7 @@ class Prefill:
         self.prompt_end = end
         self.valid = self._chunk_valid()
         self.planner = self._resolved_planner()
-        self.plans = self.planner(
+        self.plans = self.planner.plan(
             [image.layout for image in self.images],
             self._surviving_grids(),
         )

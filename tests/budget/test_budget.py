@@ -83,14 +83,14 @@ def test_a_cost_is_no_number_of_tokens(given):
 
 def test_a_budget_above_one_small_image_keeps_it_whole_but_above_all_is_an_error():
     planner = Planner(parse("stride"), Budget.parse(100), 4)
-    small, large = planner([Grid(1, 6, 6), Grid(1, 12, 12)])
+    small, large = planner.plan([Grid(1, 6, 6), Grid(1, 12, 12)])
     assert (small.keep, large.keep) == (36, 100)
     with pytest.raises(BudgetError, match="above the 36 visual tokens of the image"):
-        planner([Grid(1, 6, 6)])
+        planner.plan([Grid(1, 6, 6)])
 
 
 def test_the_paper_s_default_without_a_budget():
-    (plan,) = Planner(parse("fastv"), None, 32)([Grid(1, 24, 24)])
+    (plan,) = Planner(parse("fastv"), None, 32).plan([Grid(1, 24, 24)])
     assert plan.per_layer == [576] * 2 + [288] * 30
     assert plan.mean == 306
 
@@ -131,23 +131,25 @@ def test_tokens_of_a_clip_per_frame():
 def test_per_frame_limits_are_those_of_a_frame():
     planner = Planner(parse("stride"), Budget.parse("26 per frame"), 4)
     with pytest.raises(BudgetError, match="above the 25 visual tokens of the frame"):
-        planner([Grid(6, 5, 5)])
+        planner.plan([Grid(6, 5, 5)])
     with pytest.raises(BudgetError, match="above the 25 visual tokens of the image"):
-        planner([Grid(1, 5, 5)])
+        planner.plan([Grid(1, 5, 5)])
 
 
 @pytest.mark.parametrize("spec", ["stride", "divprune", "random", "pool"])
 def test_each_frame_keeps_the_same_number(spec):
-    (plan,) = Planner(parse(spec), Budget.parse("8 per frame"), 4)([Grid(6, 5, 5)])
+    (plan,) = Planner(parse(spec), Budget.parse("8 per frame"), 4).plan([Grid(6, 5, 5)])
     assert [grid for grid, _ in plan.parts] == [Grid(1, 5, 5)] * 6
     assert len({kept for _, kept in plan.parts}) == 1
     assert 0 < plan.keep <= 48
-    (image,) = Planner(parse(spec), Budget.parse("8 per frame"), 4)([Grid(1, 5, 5)])
-    assert image == Planner(parse(spec), Budget.parse("8"), 4)([Grid(1, 5, 5)])[0]
+    (image,) = Planner(parse(spec), Budget.parse("8 per frame"), 4).plan([Grid(1, 5, 5)])
+    assert image == Planner(parse(spec), Budget.parse("8"), 4).plan([Grid(1, 5, 5)])[0]
 
 
 def test_a_composition_keeps_the_same_number_of_each_frame_and_meets_the_whole_budget():
-    (plan,) = Planner(parse("divprune+fastv(k=1)"), Budget.parse("7 per frame"), 4)([Grid(6, 5, 5)])
+    (plan,) = Planner(parse("divprune+fastv(k=1)"), Budget.parse("7 per frame"), 4).plan(
+        [Grid(6, 5, 5)]
+    )
     assert len({kept for _, kept in plan.parts}) == 1
     assert plan.keep > 42 > plan.schedule[1]
     assert plan.mean == pytest.approx(42, abs=0.5)
@@ -157,13 +159,13 @@ def test_images_in_tiles_mean_the_same_per_frame():
     layout = Layout.of(Grid(1, 4, 4), Grid(1, 4, 4), Grid(1, 4, 4))
     for given in ("10", "33%"):
         plans = [
-            Planner(parse("stride"), Budget.parse(g), 4)([layout])
+            Planner(parse("stride"), Budget.parse(g), 4).plan([layout])
             for g in (given, f"{given} per frame")
         ]
         assert plans[0] == plans[1]
 
 
 def test_a_decoder_method_ranks_the_clip_as_a_whole():
-    (plan,) = Planner(parse("fastv(k=1)"), Budget.parse("10 per frame"), 4)([Grid(6, 5, 5)])
+    (plan,) = Planner(parse("fastv(k=1)"), Budget.parse("10 per frame"), 4).plan([Grid(6, 5, 5)])
     assert plan.keep == 150
     assert plan.mean == pytest.approx(60, abs=0.5)

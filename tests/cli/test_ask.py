@@ -180,11 +180,11 @@ def test_compare_warms_up_and_alternates(cli, loaded, sample, monkeypatch):
 def test_compare_shows_the_medians_without_the_warm_up():
     from types import SimpleNamespace
 
-    from vlmcompress.cli.ask_run import Asker, Run
+    from vlmcompress.cli.ask_run import Asker, AskRun
 
     asker = Asker.__new__(Asker)
     times = iter([100.0, 5.0, 1.0, 3.0])
-    asker.run = lambda setting: Run(setting, "a", SimpleNamespace(), {"total": next(times)})
+    asker.run = lambda setting: AskRun(setting, "a", SimpleNamespace(), {"total": next(times)})
     assert asker.compare(["x"], 3)[0].milliseconds == {"total": 3.0}
 
 

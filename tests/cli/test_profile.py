@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlmcompress.cli import profile_run as profiling
 from vlmcompress.profiler import random_weights
-from vlmcompress.profiler.published_shapes import SHAPES, RealShape
+from vlmcompress.profiler.published_shapes import SHAPES, PublishedShape
 from vlmcompress.profiler.stopwatch import STAGES
 
 FAST = ("--rounds", 2, "--output-tokens", 2)
@@ -93,7 +93,7 @@ def test_a_video(cli, loaded, clip):
     assert json.loads(result.stdout)["rows"][0]["seen"]["tokens"]["before"] == 2 * 36
 
 
-TOY = RealShape(
+TOY = PublishedShape(
     "Qwen2_5_VL",
     {
         "vision_config": {

@@ -17,10 +17,9 @@ from vlmcompress.patches.cost.workload import load_of
 from vlmcompress.patches.decoder import prefill
 from vlmcompress.patches.families.vision_encoders_tiles import TileEncoder
 from vlmcompress.patches.signals.signals import Signals
-from vlmcompress.profiler import machine, stopwatch
-from vlmcompress.profiler import profile as profiler
+from vlmcompress.profiler import machine, measure, stopwatch
 from vlmcompress.profiler.measure import Setting, Spread, achieved, break_even, interleaved, profile
-from vlmcompress.profiler.run import Runner, Sample, Tokens
+from vlmcompress.profiler.run import Runner, RunTimes, Tokens
 from vlmcompress.profiler.stopwatch import Hooks, Stopwatch
 from vlmcompress.tokens import Grid
 
@@ -194,7 +193,7 @@ def test_settings_take_turns_and_each_begins_a_round():
 
     def run(setting):
         calls.append(setting.label)
-        return Sample({}, len(calls), 0, 0)
+        return RunTimes({}, len(calls), 0, 0)
 
     samples = interleaved(run, [Setting(name) for name in names], 4)
     assert "".join(calls) == "abcbcacababc"
@@ -218,7 +217,7 @@ def faked(monkeypatch, times):
         stages = {"prefill": ttft - 10.0, "decode": 30.0}
         if setting.wrap:
             stages["selection"] = 4.0
-        return Sample(stages, ttft, ttft + 30, ttft + 31), seen
+        return RunTimes(stages, ttft, ttft + 30, ttft + 31), seen
 
     monkeypatch.setattr(Runner, "run", run)
 
@@ -282,11 +281,11 @@ def test_stages_are_means_over_the_middle_half_by_total(monkeypatch):
             looking.append(setting)
             return None, seen
         total = float(next(totals))
-        return Sample({"prefill": 2 * total, "selection": 1.0}, 5.0, 6.0, total), seen
+        return RunTimes({"prefill": 2 * total, "selection": 1.0}, 5.0, 6.0, total), seen
 
     monkeypatch.setattr(Runner, "run", run)
     monkeypatch.setattr(
-        profiler,
+        measure,
         "interleaved",
         lambda run, settings, rounds: [[run(one) for _ in range(5)] for one in settings],
     )

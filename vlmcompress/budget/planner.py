@@ -25,7 +25,7 @@ class Planner:
         """The same for a share of the tokens in percent."""
         return replace(self, budget=Budget(share, "percent"))
 
-    def __call__(
+    def plan(
         self,
         layouts: Sequence[Layout | Grid],
         left: Sequence[Sequence[Grid] | None] | None = None,

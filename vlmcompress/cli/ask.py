@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import (
     Device,
@@ -23,7 +24,7 @@ from vlmcompress.files import whole_file
 
 if TYPE_CHECKING:
     from vlmcompress.cli.ask_request import Request
-    from vlmcompress.cli.ask_run import Asker, Run
+    from vlmcompress.cli.ask_run import Asker, AskRun
 
 
 class Positions(str, Enum):
@@ -45,7 +46,8 @@ MethodSpec = Annotated[
     str | None,
     typer.Option(
         help="See `vlmcompress ls methods`; methods are joined with +, as in "
-        '"divprune+fastv(k=3)"; "auto" takes the most accurate. Default: divprune.'
+        '"divprune+fastv(k=3)"; "auto" takes the most accurate. '
+        f"Default: {defaults.METHOD}."
     ),
 ]
 BudgetText = Annotated[
@@ -54,7 +56,8 @@ BudgetText = Annotated[
         help="Visual tokens per image or video, mean over decoder layers: a count (64), a share "
         '(25%), or either for each frame ("16 per frame"). Or the cost of the first token: '
         '"0.4 flops" of the full model\'s, or "120 ms". '
-        "Default: 25% without --method; with it the method's own setting, or 25% if it has none."
+        f"Default: {defaults.BUDGET} without --method; with it the method's own setting, or "
+        f"{defaults.BUDGET} if it has none."
     ),
 ]
 Length = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
@@ -132,17 +135,17 @@ def _load(request: Request, device: str | None, dtype: str | None, max_new_token
         return Asker(model, processor, request.media, request.question, max_new_tokens)
 
 
-def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[Run]:
+def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[AskRun]:
     """The reduced run, or the full and the reduced one."""
-    from vlmcompress.cli.ask_run import Setting
+    from vlmcompress.cli.ask_run import AskSetting
 
-    reduced = Setting(request.method, request.methods, request.budget, positions)
+    reduced = AskSetting(request.method, request.methods, request.budget, positions)
     if rounds is None:
         return [asker.run(reduced)]
-    return asker.compare([Setting("full", "full", None, positions), reduced], rounds)
+    return asker.compare([AskSetting("full", "full", None, positions), reduced], rounds)
 
 
-def _draw(path: Path, request: Request, run: Run, asker: Asker) -> None:
+def _draw(path: Path, request: Request, run: AskRun, asker: Asker) -> None:
     from vlmcompress.report.overlay import draw
 
     picture = draw(request.media, run.report.images, asker.processor)

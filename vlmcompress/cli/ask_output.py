@@ -11,12 +11,12 @@ from vlmcompress.report.report import by_medium, frame_counts
 
 if TYPE_CHECKING:
     from vlmcompress.cli.ask_request import Request
-    from vlmcompress.cli.ask_run import Asker, Run
+    from vlmcompress.cli.ask_run import Asker, AskRun
 
 _STAGES = ("encoder", "selection", "prefill", "decode", "total")
 
 
-def as_document(request: Request, asker: Asker, runs: Sequence[Run]) -> str:
+def as_document(request: Request, asker: Asker, runs: Sequence[AskRun]) -> str:
     """JSON of the reduced run; of a comparison also both runs, as `full` and `reduced`."""
     reduced, pairs = runs[-1], list(zip(request.files, request.media, strict=True))
     document = {
@@ -37,7 +37,7 @@ def as_document(request: Request, asker: Asker, runs: Sequence[Run]) -> str:
     return json.dumps(document, indent=2)
 
 
-def as_text(request: Request, runs: Sequence[Run]) -> str:
+def as_text(request: Request, runs: Sequence[AskRun]) -> str:
     """Question, answers, tokens and times."""
     reduced = runs[-1]
     budget = f", budget {request.budget}" if request.budget else ""
@@ -59,7 +59,7 @@ def as_text(request: Request, runs: Sequence[Run]) -> str:
     return "\n".join([*lines, "", *_times(runs)])
 
 
-def _tokens(request: Request, run: Run) -> list[str]:
+def _tokens(request: Request, run: AskRun) -> list[str]:
     """How many tokens were kept of each image and clip, and of which frames."""
     frames = [len(one.frames) if isinstance(one, Video) else 1 for one in request.media]
     shared = by_medium(run.report.images, frames)
@@ -78,7 +78,7 @@ def _tokens(request: Request, run: Run) -> list[str]:
     return lines
 
 
-def _times(runs: Sequence[Run]) -> list[str]:
+def _times(runs: Sequence[AskRun]) -> list[str]:
     """A row for each stage, a column for each run, and the change."""
     heads = [run.setting.label[:24] for run in runs]
     widths = [max(12, len(head) + 2) for head in heads]

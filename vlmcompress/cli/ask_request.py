@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import silent_libraries
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.files import check_output
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from vlmcompress.methods.contracts.method import Method
 
-_METHOD, _BUDGET, _AUTO = "divprune", "25%", "auto"
-_MODEL, _VIDEO_MODEL = "tiny-llava", "tiny-qwen"
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
 
@@ -76,19 +75,19 @@ def check(
 
     from vlmcompress.models.names import resolve
 
-    model = model or (_VIDEO_MODEL if has_video else _MODEL)
+    model = model or (defaults.VIDEO_MODEL if has_video else defaults.MODEL)
     resolve(model)
 
     from vlmcompress.budget.budget import Budget
 
-    methods, has_default = _methods(method or _METHOD, _options(options))
+    methods, has_default = _methods(method or defaults.METHOD, _options(options))
     if budget is not None:
         Budget.parse(budget)
     elif method is None or not has_default:
-        budget = _BUDGET
+        budget = defaults.BUDGET
     media = [_read(file, kind, given) for file, kind in named]
     files = [file for file, _ in named]
-    return Request(question, files, media, model, method or _METHOD, methods, budget)
+    return Request(question, files, media, model, method or defaults.METHOD, methods, budget)
 
 
 def _media_and_question(given: Given) -> tuple[list[tuple[str, str]], str]:
@@ -156,9 +155,9 @@ def _methods(spec: str, options: dict[str, Any]) -> tuple[str | tuple[Method, ..
     from vlmcompress.methods.composition.spec import parse
     from vlmcompress.tokens import Grid
 
-    if spec == _AUTO:
+    if spec == defaults.AUTO:
         if options:
-            raise VLMCompressError(f"{_AUTO} has no options, got {', '.join(options)}")
+            raise VLMCompressError(f"{defaults.AUTO} has no options, got {', '.join(options)}")
         return spec, False
     pipeline = parse(spec, **options)
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet
 from vlmcompress.cli.options import Device, Dtype
 from vlmcompress.cli.progress_bar import Advance
@@ -19,17 +20,20 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Option(help="A built-in model, a folder or a Hugging Face id. Default: tiny-llava."),
+    typer.Option(
+        help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}."
+    ),
 ]
 Methods = Annotated[
     str | None,
     typer.Option(
-        help='Separated by commas, each as in `ask`, or "all". Default: divprune. The baselines '
-        "always run."
+        help='Separated by commas, each as in `ask`, or "all". '
+        f"Default: {defaults.METHOD}. The baselines always run."
     ),
 ]
 Budgets = Annotated[
-    str | None, typer.Option(help="Separated by commas, each as in `ask`. Default: 50%,25%,12.5%.")
+    str | None,
+    typer.Option(help=f"Separated by commas, each as in `ask`. Default: {defaults.EVAL_BUDGETS}."),
 ]
 Tasks = Annotated[
     str | None,
@@ -123,13 +127,13 @@ def evaluate(
     from vlmcompress.eval.run.evaluate import Plan
 
     plan = Plan(
-        model or "tiny-llava",
-        between_commas("divprune" if methods is None else methods),
-        between_commas("50%,25%,12.5%" if budgets is None else budgets),
+        model or defaults.MODEL,
+        between_commas(defaults.METHOD if methods is None else methods),
+        between_commas(defaults.EVAL_BUDGETS if budgets is None else budgets),
         None if tasks is None else between_commas(tasks),
         None if limit is None else _limit(limit),
         seed or 0,
-        32 if batch is None else batch,
+        Plan.batch if batch is None else batch,
         device,
         dtype,
     )

@@ -12,7 +12,7 @@ import typer
 from vlmcompress.cli.common import one_line_errors
 
 
-class What(str, Enum):
+class Listing(str, Enum):
     """Things that can be listed."""
 
     methods = "methods"
@@ -21,7 +21,7 @@ class What(str, Enum):
 
 @one_line_errors
 def ls(
-    what: Annotated[What, typer.Argument(help="What to list.", show_default=False)],
+    what: Annotated[Listing, typer.Argument(help="What to list.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """List the methods, or the built-in models and the supported model families.
@@ -31,7 +31,7 @@ def ls(
       vlmcompress ls methods
       vlmcompress ls models --json
     """
-    if what is What.methods:
+    if what is Listing.methods:
         methods = _methods()
         typer.echo(json.dumps(methods, indent=2) if as_json else _methods_text(methods))
     else:

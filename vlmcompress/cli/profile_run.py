@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmcompress import defaults
 from vlmcompress.api import compress
 from vlmcompress.budget.budget import Budget
 from vlmcompress.cli.ask_request import Given, Request, check
@@ -26,12 +27,11 @@ from vlmcompress.profiler.random_prompts import prompt
 from vlmcompress.profiler.random_weights import build
 from vlmcompress.registry import unknown
 
-AUTO = "auto"
 _PICTURE = ASSETS / "samples" / "street.png"
 
 
 @dataclass(frozen=True)
-class Asked:
+class MethodAtBudget:
     """A method with a budget, both as the user wrote them."""
 
     method: str
@@ -39,7 +39,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Random:
+class RandomShape:
     """A shape with random weights, and what is changed of it."""
 
     name: str
@@ -50,7 +50,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ProfilePrompt:
     """A model, what it is given in every run, and what methods may need besides."""
 
     name: str
@@ -59,7 +59,7 @@ class Prompt:
     prepare: Prepare
 
 
-def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[Asked]:
+def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[MethodAtBudget]:
     """Every method with every budget, read as far as that goes without a model.
 
     Raises:
@@ -67,15 +67,16 @@ def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[Asked
     """
     if budget is not None and budgets is not None:
         raise VLMCompressError("--budget and --budgets are both given: give one of them")
-    asked = ["25%"] if budget is None and budgets is None else [budget] if budget else None
-    texts = asked or between_commas(budgets or "")
+    if budget is None and budgets is None:
+        budget = defaults.BUDGET
+    texts = [budget] if budget else between_commas(budgets or "")
     specs = between_commas(methods)
     for spec in specs:
-        if spec != AUTO:
+        if spec != defaults.AUTO:
             parse(spec)
     for text in texts:
         Budget.parse(text)
-    return [Asked(spec, text) for spec in specs for text in texts]
+    return [MethodAtBudget(spec, text) for spec in specs for text in texts]
 
 
 def sample_prompt(
@@ -86,7 +87,7 @@ def sample_prompt(
     dtype: str | None,
     attention: str,
     batch: int,
-) -> Prompt:
+) -> ProfilePrompt:
     """A model with weights, and images and videos of which everything is timed.
 
     Args:
@@ -120,17 +121,17 @@ def sample_prompt(
         stage("preprocess")
         return _rows(Asker(loaded, processor, read, request.question, 1).inputs, batch)
 
-    return Prompt(request.model, loaded, processor, prepare)
+    return ProfilePrompt(request.model, loaded, processor, prepare)
 
 
 def random_prompt(
-    shape: Random,
+    shape: RandomShape,
     others: Sequence[object],
     device: str | None,
     dtype: str | None,
     attention: str,
     batch: int,
-) -> Prompt:
+) -> ProfilePrompt:
     """A published shape with random weights and a random image, ready on the device.
 
     Args:
@@ -158,10 +159,12 @@ def random_prompt(
         )
     text = 40 if shape.text_tokens is None else shape.text_tokens
     inputs = prompt(model, shape.name, visual_tokens=shape.visual_tokens, text=text, batch=batch)
-    return Prompt(f"{shape.name}, random weights", model, None, lambda stage: inputs)
+    return ProfilePrompt(f"{shape.name}, random weights", model, None, lambda stage: inputs)
 
 
-def measure(prompt: Prompt, asked: Sequence[Asked], output_tokens: int, rounds: int) -> Profile:
+def measure(
+    prompt: ProfilePrompt, asked: Sequence[MethodAtBudget], output_tokens: int, rounds: int
+) -> Profile:
     """Profile the model in all settings.
 
     Raises:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria
 from transformers.cache_utils import Cache
 
+from vlmcompress.budget.clock import Mark, mark, milliseconds
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import caches_in
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.sequence.call_trace import Mark, mark, milliseconds
 
 STAGES = (
     "media",

@@ -47,9 +47,8 @@ def indices(
 def check_count(name: str, found: int, count: int, may_keep_fewer: bool) -> None:
     """Raise unless a method gave as many tokens as it was asked for."""
     if not (0 < found <= count if may_keep_fewer else found == count):
-        raise wrong(
-            name, f"{found} tokens where {'at most ' if may_keep_fewer else ''}{count} were due"
-        )
+        due = f"at most {count}" if may_keep_fewer else f"{count}"
+        raise wrong(name, f"{found} tokens where {due} were due")
 
 
 def wrong(name: str, what: str) -> VLMCompressError:
