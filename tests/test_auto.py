@@ -193,7 +193,7 @@ def test_no_cuts_where_the_decoder_s_layers_forbid_them(monkeypatch, tiny_llava)
     def refuse(*_):
         raise UnsupportedModelError("layers of a kind that cannot be cut")
 
-    monkeypatch.setattr(auto, "check_kinds", refuse)
+    monkeypatch.setattr(auto, "layer_kinds", refuse)
     with compress(tiny_llava[0], "auto", budget="50%") as c:
         pipeline = c._engine.planner.pipeline
     assert (pipeline.decoder, pipeline.upstream) == (None, None)

@@ -163,8 +163,8 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
 
 def _cuts(parts: ModelParts) -> bool:
     """Whether tokens may be dropped between the decoder's layers."""
-    kinds = layer_kinds(parts.lm, len(parts.layers), parts.family.masks_in_base)
     try:
+        kinds = layer_kinds(parts.lm, len(parts.layers), parts.family.masks_in_base)
         kinds.check_cuts()
     except UnsupportedModelError:
         return False

@@ -37,11 +37,14 @@ def cache_name(forward: Callable[..., Any]) -> str | None:
 
 
 def caches_in(output: Any) -> list[Cache]:
-    """The KV caches that a forward returned, as a tuple or under whichever name."""
-    if isinstance(output, tuple):
-        return [part for part in output if isinstance(part, Cache)]
-    fields = (vars(output).get(name) for name in CACHE_NAMES)
-    return [part for part in fields if isinstance(part, Cache)]
+    """The KV caches that a forward returned, as a tuple or under whichever name.
+
+    None of a forward that failed, which gave nothing.
+    """
+    # Not getattr: newer outputs answer to the older name, too, with a warning.
+    fields = getattr(output, "__dict__", {})
+    parts = output if isinstance(output, tuple) else map(fields.get, CACHE_NAMES)
+    return [part for part in parts if isinstance(part, Cache)]
 
 
 def carries_images(kwargs: dict[str, Any]) -> bool:

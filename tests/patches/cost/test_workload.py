@@ -305,8 +305,8 @@ def test_a_further_token(subject, methods):
     rows = load_of(subject.model, report.images, text).rows
     shape = shape_of(subject.model)
     assert decode_step(shape, rows) == count.total
-    assert decode_step(shape, [[n + 20 for n in cached[0]]]) > count.total
-    assert decode_step(shape, [*cached, *cached]) == 2 * count.total
+    assert decode_step(shape, [[n + 20 for n in rows[0]]]) > count.total
+    assert decode_step(shape, [*rows, *rows]) == 2 * count.total
 
 
 def test_what_a_compressed_cache_holds(subject):
