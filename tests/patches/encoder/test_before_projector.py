@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from bare import last_logits
 from bare_tower import running_towers
-from oracle import TOLERANCE, last_logits, oracle, second_turn
+from oracle import TOLERANCE, oracle, second_turn
 from snapshots import snapshot
 from subject_models import SUBJECTS
 from upstream_methods import Bright, Huddle, Shrink, remember
