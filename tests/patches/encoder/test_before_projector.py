@@ -218,6 +218,7 @@ def by_hand(tower: Any, pixels: torch.Tensor, method: Any, counts: Any, states: 
     return found, groups
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(
     "method", [Huddle(), Huddle(proportional=False), "tome", "pitome", "mctf"], ids=str
