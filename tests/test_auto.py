@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from oracle import last_logits
+from bare import last_logits
 from subject_models import SUBJECTS
 from typer.testing import CliRunner
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from oracle import last_logits
+from bare import last_logits
 from snapshots import snapshot
 from subject_models import SUBJECTS
 

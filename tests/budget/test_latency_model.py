@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from oracle import last_logits
+from bare import last_logits
 from subject_models import SUBJECTS
 
 from vlmcompress.api import compress

@@ -43,6 +43,7 @@ def by_hand(tiny_llava, image, method, budget, **options):
     return processor.decode(new, skip_special_tokens=True).strip(), c.report()
 
 
+@pytest.mark.slow
 def test_script_from_another_folder(tmp_path, sample):
     """The command of the README in a process of its own, which loads the model itself."""
     arguments = [str(sample), QUESTION, "--method", "divprune", "--budget", "36"]

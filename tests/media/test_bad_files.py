@@ -83,6 +83,7 @@ def test_a_file_that_ends_early_is_refused_though_the_sample_is_there(decoder, t
         assert "it ends inside frame" in str(raised.value)
 
 
+@pytest.mark.slow
 def test_10000_frames_are_sampled_without_being_held(decoder, tmp_path, monkeypatch):
     file = write_clip(tmp_path / "long.mp4", 10_000, (16, 16))
     converted = []

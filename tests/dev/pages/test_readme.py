@@ -29,6 +29,7 @@ def test_the_page_of_methods_is_up_to_date():
     assert methods_page.PAGE.read_text() == methods_page.page(), "run `make readme`"
 
 
+@pytest.mark.slow
 def test_the_page_of_what_to_use_is_up_to_date():
     assert which.PAGE.read_text() == which.page(), "run `make readme`"
 

@@ -149,6 +149,7 @@ def test_pixtral_compares_the_patches_of_all_images_of_a_call():
     assert count.encoder - costs.encoder == 3 * 4 * 32 * (96**2 - 2 * 48**2)
 
 
+@pytest.mark.rotating(axis="methods", by="subject", count=1)
 @pytest.mark.parametrize(
     "methods",
     [("random",), (Thirds(),), ("random", Thirds())],

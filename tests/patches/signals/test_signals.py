@@ -84,6 +84,7 @@ def of_layer(bare: Bare, field: str, layer: int) -> torch.Tensor:
     return bare.cls(layer) if field.endswith("cls_attention") else bare.received(layer)
 
 
+@pytest.mark.rotating(axis="batch", by="subject", count=1)
 @torch.no_grad()
 def test_a_forward_gives_what_eager_attention_gives(subject, batch, monkeypatch):
     method, shown = looker(*tower_signals(subject), layers=every_layer)
@@ -92,6 +93,7 @@ def test_a_forward_gives_what_eager_attention_gives(subject, batch, monkeypatch)
     check(subject, shown, look_at(subject, batch, monkeypatch))
 
 
+@pytest.mark.rotating(axis="beams", by="subject", count=1)
 @pytest.mark.parametrize("beams", [1, 2], ids=["greedy", "beams"])
 def test_generate_gives_the_same_once_for_each_image(subject, monkeypatch, beams):
     if beams > 1 and not subject.repeats:
