@@ -58,7 +58,8 @@ def page() -> str:
 
 def _stage(stage: str) -> str:
     """All methods that act at a stage first of all."""
-    mine = [info for info in list_methods() if min(info.stages, key=STAGES.index) == stage]
+    built_in = [info for info in list_methods() if info.package is None]
+    mine = [info for info in built_in if min(info.stages, key=STAGES.index) == stage]
     return "\n".join([f"## Stage: {stage}\n", *map(_entry, mine)])
 
 

@@ -59,6 +59,7 @@ def methods() -> str:
                 paper_link(info.paper),
             ]
             for info in list_methods()
+            if info.package is None
         ),
     )
 
@@ -67,6 +68,7 @@ def models() -> str:
     """One row for each supported family, and the built-in models."""
     from vlmcompress import list_models
     from vlmcompress.models.names import BUILT_IN
+    from vlmcompress.patches.families.registry import FAMILIES
 
     table = as_table(
         ["family", "classes", "stages", "images", "video", "signals"],
@@ -80,6 +82,7 @@ def models() -> str:
                 ", ".join(f"`{name}`" for name in info.signals),
             ]
             for info in list_models()
+            if FAMILIES.package_of(info.name) is None
         ),
     )
     names = ", ".join(f"`{name}`" for name in BUILT_IN)

@@ -59,7 +59,7 @@ def cases(methods: Iterable[str], budgets: Sequence[str], video: bool) -> list[C
 def _of(method: str, budgets: Sequence[str]) -> list[Case]:
     """What one of the methods asked for stands for."""
     if method == ALL:
-        return [case for name in METHODS.names() for case in _registered(name, budgets)]
+        return [case for name, _ in METHODS.items() for case in _registered(name, budgets)]
     if method in (FULL, TEXT_ONLY):
         return []  # probes
     if method == "random":

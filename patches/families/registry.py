@@ -8,7 +8,11 @@ from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family
 from vlmcompress.registry import Registry
 
-FAMILIES: Registry[Family] = Registry("model family", "vlmcompress.patches.families.family:Family")
+FAMILIES: Registry[Family] = Registry(
+    "model family",
+    "vlmcompress.patches.families.family:Family",
+    group="vlmcompress.families",
+)
 
 
 for _name, _entry in {
@@ -36,9 +40,10 @@ def family_of(model: nn.Module) -> Family:
 
     Raises:
         UnsupportedModelError: no adapter serves it; the message lists the families that have one.
+        PlugInError: an adapter of another package serves it, and is broken.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in FAMILIES.names():
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"{type(model).__name__} (model_type {model_type!r}) is not supported; "
             f"supported families: {', '.join(FAMILIES.names())}"

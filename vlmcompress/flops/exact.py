@@ -1,7 +1,7 @@
 """What a call computes up to its first token, and what each token after it costs: exact FLOPs.
 
 2 per multiply-add; matrices, attention and patch embeddings, not what is elementwise (norms,
-activations, softmax, rotary embedding, adding DeepStack features). `patches.costs` reads a
+activations, softmax, rotary embedding, adding DeepStack features). `patches.cost` reads a
 `ModelShape` from a model and a `Load` from plans; how papers count is in `paper_conventions`.
 Nothing here imports torch.
 """
@@ -13,47 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.flops.paper_conventions import (
-    CONVENTIONS,
-    DecoderShape,
-    EncoderShape,
-    Shape,
-    c2,
-    c3,
-    calflops,
-    encoder_macs,
-    experts_of,
-    fastv,
-    kv_bytes,
-    llm_viewer,
-    matrix_macs,
-    prefill_flops,
-    windows_of,
-)
-
-__all__ = [
-    "CONVENTIONS",
-    "Costs",
-    "DecoderShape",
-    "EncoderShape",
-    "LayerShape",
-    "Load",
-    "ModelShape",
-    "Shape",
-    "c2",
-    "c3",
-    "calflops",
-    "decode_step",
-    "encoder_macs",
-    "experts_of",
-    "fastv",
-    "first_token",
-    "kv_bytes",
-    "llm_viewer",
-    "matrix_macs",
-    "prefill_flops",
-    "windows_of",
-]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from vlmcompress.api import compress
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.flops.exact import decode_step, first_token, kv_bytes, prefill_flops
+from vlmcompress.flops.exact import decode_step, first_token
+from vlmcompress.flops.paper_conventions import kv_bytes, prefill_flops
 from vlmcompress.methods import get_method
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.method import DecoderMethod

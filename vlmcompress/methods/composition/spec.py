@@ -118,7 +118,7 @@ def _read(text: str) -> list[_Part]:
         parts = [part for name in split(COMPOSITIONS[match[1]], "+") for part in _read(name)]
         _give(parts, options)
         return parts
-    if match[1] not in METHODS.names():
+    if match[1] not in METHODS:
         raise unknown("method", match[1], [*METHODS.names(), *COMPOSITIONS])
     method = METHODS.get(match[1])
     for option in options:
