@@ -6,8 +6,8 @@ enough for a run of minutes:
 - `slow`: the test takes more than three seconds, so that it is left to `--full`.
 - `pairs(**only)`: every pair of values of two axes is met, instead of every combination. Where an
   axis is named, only the given values of it count.
-- `rotating(axis, by, count)`: every value of `by` meets `count` values of `axis`, the next one the
-  next `count`, so that all of them are met in turn.
+- `rotating(axis, by, count)`: every value of `by` meets `count` values of `axis`, spread over all
+  of them; the next value of `by` meets those before these, so that all have their turn.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def covering(rows: Sequence[Values]) -> list[int]:
 
 
 def rotation(rows: Sequence[Values], axis: str, by: str, count: int) -> list[int]:
-    """The rows in which each value of `by` meets the next `count` values of `axis`."""
+    """The rows in which each value of `by` meets `count` values of `axis`, spread and in turn."""
     places = {value: place for place, value in enumerate(dict.fromkeys(r[axis] for r in rows))}
     turns = {value: turn for turn, value in enumerate(dict.fromkeys(row[by] for row in rows))}
-    chosen = []
-    for number, row in enumerate(rows):
-        ahead = (places[row[axis]] - count * turns[row[by]]) % len(places)
-        if ahead < count:
-            chosen.append(number)
-    return chosen
+    spread = {number * len(places) // count for number in range(count)}
+    return [
+        number
+        for number, row in enumerate(rows)
+        if (places[row[axis]] + turns[row[by]]) % len(places) in spread
+    ]
