@@ -198,7 +198,7 @@ def _read(file: str, known: Any, given: Given) -> Any:
 
 
 def _rows(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """The same prompt `batch` times; every input begins with rows, images or patches."""
+    """Inputs for `batch` copies of the prompt; all begin with rows, images or patches."""
     if batch == 1:
         return dict(inputs)
     return {
