@@ -180,7 +180,7 @@ def _shares(
 ) -> tuple[float | None, float]:
     """See `ChoiceInputs.behind` and `ChoiceInputs.before`.
 
-    `cost` is that of a picture of which so many tokens enter the decoder.
+    `cost` gives the FLOPs of a picture by how many of its tokens enter the decoder.
     """
     full = cost(tokens)
 

@@ -211,15 +211,15 @@ def _rows(able: Sequence[tuple[Setting, RunFacts]], times: Sequence[Times]) -> l
     full, nothing = times[:2]
     slope = (full.ttft.median - nothing.ttft.median) / all_tokens.tokens.before
 
-    def saving(setting: Setting, seen: RunFacts, own: Times) -> Saving:
-        done = achieved(full.ttft.median, own.ttft.median, nothing.ttft.median)
+    def saving(setting: Setting, seen: RunFacts, mine: Times) -> Saving:
+        done = achieved(full.ttft.median, mine.ttft.median, nothing.ttft.median)
         predicted = achieved(all_tokens.flops, seen.flops, no_tokens.flops)
-        selection = own.spread["selection"].median if setting.wrap else 0.0
+        selection = mine.spread["selection"].median if setting.wrap else 0.0
         share = setting.budget is None or any(unit in setting.budget for unit in _SHARES)
         return Saving(
             achieved=done,
             achieved_generate=achieved(
-                full.generate.median, own.generate.median, nothing.generate.median
+                full.generate.median, mine.generate.median, nothing.generate.median
             ),
             predicted=predicted,
             of_bound=done / predicted if done is not None and predicted else None,
@@ -228,8 +228,8 @@ def _rows(able: Sequence[tuple[Setting, RunFacts]], times: Sequence[Times]) -> l
         )
 
     return [
-        ProfileRow(setting.label, setting.budget, None, seen, own, saving(setting, seen, own))
-        for (setting, seen), own in zip(able, times, strict=True)
+        ProfileRow(setting.label, setting.budget, None, seen, mine, saving(setting, seen, mine))
+        for (setting, seen), mine in zip(able, times, strict=True)
     ]
 
 

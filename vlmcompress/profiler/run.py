@@ -70,7 +70,7 @@ class RunFacts:
 
     tokens: Tokens
     flops: float
-    """Up to the first token, without those of the selection."""
+    """FLOPs up to the first token, without the selection."""
     kv_bytes: int | None
     """Bytes that the prefill leaves in the cache; None without a cache."""
     peak_bytes: int | None = None
