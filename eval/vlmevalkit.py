@@ -27,7 +27,7 @@ CLASS = "VLMCompress"
 
 MAX_NEW_TOKENS = 512
 FRAMES, FRAMES_PER_SECOND = 8, 1.0
-"""Of clips, until the data set says what it wants; VLMEvalKit asks for models that have both."""
+"""How clips are sampled until the data set says so; VLMEvalKit asks for models that have both."""
 
 _OF_THE_DATA = ("frames", "fps")
 

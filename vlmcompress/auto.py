@@ -38,7 +38,7 @@ _PICTURE, _TEXT = Grid(1, 24, 24), 32
 Figure = Mapping[str, Any]
 """How often a method is right: "method", "accuracy", "interval" of 95 %, and "n" answers."""
 Fits = Callable[[str, float], bool]
-"""Whether a model can run a spec at a share of its tokens."""
+"""Called with a method spec and a share of the tokens: whether the model can run it there."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,11 @@ class ChoiceInputs:
 
     budget: str
     behind: float | None
-    """Share of the tokens that the budget leaves where all are encoded; None where that cannot meet
-    it, or nobody knows."""
+    """Share of the tokens that the budget keeps where all patches are encoded; None where it cannot
+    be met so, or that is not known."""
     before: float | None
-    """The same where less is encoded, too; None for budgets of tokens, which no encoder changes."""
+    """Share of the tokens where a method before the projector lets less be encoded, too; None for
+    budgets of tokens, which no encoder changes."""
     encoder: float
     """Share of the encoder in the FLOPs up to the first token of a typical prompt."""
     stages: Collection[Stage]
@@ -176,7 +177,7 @@ def _shares(
 ) -> tuple[float | None, float]:
     """See `ChoiceInputs.behind` and `ChoiceInputs.before`.
 
-    `cost` is that of a picture of which so many tokens enter the decoder.
+    `cost` gives the FLOPs of a picture by how many of its tokens enter the decoder.
     """
     full = cost(tokens)
 

@@ -15,8 +15,8 @@ from vlmcompress.media.video import Video
 from vlmcompress.patches.families.registry import FAMILIES, family_of
 
 Turn = Mapping[str, Any]
-"""Of a conversation, as chat templates take it: `{"role": "user", "content": [{"type": "image"},
-{"type": "text", "text": "what is this ?"}]}`."""
+"""One turn of a conversation, as chat templates take it:
+`{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this ?"}]}`."""
 
 Prompt = tuple[Sequence[Image | Video], str | Sequence[Turn]]
 """Images and videos in order, and the question behind them; or a conversation that says where each
@@ -70,7 +70,7 @@ class Generated:
     """What `generate` gave for a batch."""
 
     texts: list[str]
-    """Of each row, without the prompt, special tokens, and blanks at both ends."""
+    """The answer of each row, without prompt, special tokens, and blanks at both ends."""
     ids: torch.Tensor
     """[B, new tokens] int64; rows that ended early are padded."""
     milliseconds: float

@@ -128,7 +128,7 @@ class VisualTokens:
     """[N, Dk] keys of the feature layer, all heads side by side, before rotary embedding; mean over
     the patches of a token."""
     text: Tensor | None = None
-    """[T, D] embedded tokens of the instruction; `compress` says what is left out."""
+    """[T, D] embedded tokens of the instruction; `compress` says which text is not part of it."""
     relevance: Tensor | None = None
     """[N] cosine of each patch and the instruction in CLIP's space, float32: post-layernorm and
     visual projection of the features before the projector; mean over the patches of a token."""

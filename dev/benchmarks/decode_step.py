@@ -60,7 +60,7 @@ def steps(model: Any, cache: Cache) -> list[float]:
 
 
 def as_long_as(cache: Cache, other: Cache) -> Cache:
-    """`cache`, of whose tokens each layer only holds as many as that of `other`."""
+    """`cache`, cut layer by layer to the lengths of `other`."""
     layers: list[Any] = cache.layers
     for mine, its in zip(layers, other.layers, strict=True):
         length = its.keys.shape[-2]  # type: ignore[union-attr]

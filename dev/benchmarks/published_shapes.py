@@ -38,9 +38,9 @@ class ShapeCase:
     """A model to measure on."""
 
     shape: str
-    """Of `published_shapes.SHAPES`."""
+    """Name in `profiler.published_shapes.SHAPES`."""
     layers: int | None = None
-    """Of the decoder; None for all."""
+    """Decoder layers; None for all."""
     encoder_layers: int | None = None
     attention: str = "sdpa"
 
@@ -72,7 +72,7 @@ CUDA = [ShapeCase("llava-1.5-7b"), ShapeCase("llava-next-7b"), ShapeCase("qwen2.
 
 
 def cases(device: str, texts: Sequence[str]) -> list[ShapeCase]:
-    """Those asked for, else those for the device; on CUDA with FlashAttention 2 where it is."""
+    """The cases asked for, else those for the device; on CUDA with FlashAttention 2 where it is."""
     chosen = [ShapeCase.read(text) for text in texts] or (CUDA if device == "cuda" else CPU)
     flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
     more = [

@@ -104,7 +104,7 @@ def accuracy() -> str:
 
 
 def clips() -> str:
-    """The same for questions about clips."""
+    """Right answers about clips by method and budget, from the committed results."""
     content = committed.results("tiny-qwen")
     task, pictures = content["tasks"]["clips"], content["tasks"]["pictures"]
     return (

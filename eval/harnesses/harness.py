@@ -91,14 +91,14 @@ class HarnessSettings:
         return cls(**values)
 
     def given(self, names: Sequence[str]) -> dict[str, Any]:
-        """Those of `names` that are not None."""
+        """The settings called `names` that are not None, by name."""
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class HarnessAnswer:
-    """To one prompt.
+    """The answer to one prompt.
 
     Attributes:
         text: without blanks at both ends.
@@ -137,7 +137,7 @@ class Subject:
             **settings.given(_FOR_COMPRESS),
         )
         self.seconds = 0.0
-        """Of all calls of `generate`."""
+        """Seconds of all calls of `generate` so far."""
 
     def ask(self, prompts: Sequence[Prompt], **generation: Any) -> list[HarnessAnswer]:
         """Answer some prompts, those with images, with videos and with neither each in one batch.

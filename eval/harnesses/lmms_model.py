@@ -79,11 +79,11 @@ class VLMCompress(lmms):  # type: ignore[misc]
         ]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not there."""
+        """Not supported."""
         raise NotImplementedError("vlmcompress runs generate_until tasks, no loglikelihood tasks")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Not there."""
+        """Not supported."""
         raise NotImplementedError("vlmcompress runs generate_until tasks, no multi-round tasks")
 
     def clean(self) -> None:

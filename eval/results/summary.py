@@ -200,7 +200,7 @@ def _task_warnings(counts: Mapping[str, int], missing: int, reference: Reference
 
 
 def _short(value: Any) -> Any:
-    """The same with floats of six significant digits, which every platform computes alike."""
+    """The document with floats of six significant digits, which every platform computes alike."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):

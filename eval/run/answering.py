@@ -1,4 +1,4 @@
-"""Answers of a model to a batch of samples under one case, and what was kept of their tokens."""
+"""Answers of a model to a batch of samples under one case, and how many tokens were kept."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from vlmcompress.report.report import Report
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a batch."""
+    """Answers, tokens and times of a batch."""
 
     answers: list[str]
     before: list[int]
     """Visual tokens of each row before any method."""
     mean: list[float]
-    """Of those the true mean over the decoder's layers."""
+    """Visual tokens of each row that were kept, as the true mean over the decoder's layers."""
     images: list[int]
-    """Images and clips of each row, for a budget is that of one."""
+    """Images and clips of each row; a budget counts for each of them."""
     output_tokens: list[int]
     """Generated tokens of each row, without padding behind its end."""
     seconds: float
@@ -44,7 +44,7 @@ class Batch:
         self._inputs: dict[bool, Any] = {}
 
     def inputs(self, case: Case) -> Any:
-        """Of `generate`; made at the first call."""
+        """The inputs of `generate`; made at the first call."""
         frozen = case.method == ONE_FRAME
         if frozen not in self._inputs:
             prompts = [
@@ -96,7 +96,7 @@ def run(
 
 
 def _one_frame(media: Media) -> Media:
-    """Clips that repeat their middle frame: what is left when time is taken away."""
+    """Clips that repeat their middle frame, so that nothing moves in them."""
     return [
         replace(one, frames=one.frames[[len(one.frames) // 2] * len(one.frames)])
         if isinstance(one, Video)
@@ -106,7 +106,7 @@ def _one_frame(media: Media) -> Media:
 
 
 def _tokens(report: Report, rows: int, beams: int) -> tuple[list[int], list[float], list[int]]:
-    """Of each row; `generate` repeats it for each beam, of which the report has the first."""
+    """Tokens before, mean kept, and images, of each row; of several beams the first counts."""
     before, mean, images = [0] * rows, [0.0] * rows, [0] * rows
     for image in report.images:
         row = image.row // beams

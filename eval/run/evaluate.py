@@ -173,7 +173,7 @@ def _union(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
 
 
 def _share(device: str | None) -> Share:
-    """Of the processes that `accelerate launch` has started; alone without it."""
+    """Which part of the work this process has, of those that `accelerate launch` started."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Share()
     from accelerate import PartialState

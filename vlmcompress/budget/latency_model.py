@@ -45,10 +45,13 @@ class DecoderTimes:
     layer: Mapping[int, float]
     """Tokens of the longest row that enter a layer -> time of one layer; ascending."""
     head: float
-    """Of the language model's head at the last position."""
+    """Time of the language model's head at the last position."""
 
     def predict(self, tokens: Sequence[int]) -> float:
-        """Of a stack, given the tokens that enter each layer, and the head; flat at the ends."""
+        """Milliseconds of all layers and the head, given the tokens that enter each layer.
+
+        Lengths outside the measured range count as its nearest end.
+        """
         times = np.interp(tokens, list(self.layer), list(self.layer.values()))
         return float(times.sum()) + self.head
 
@@ -77,7 +80,7 @@ _memories: WeakKeyDictionary[nn.Module, Memory] = WeakKeyDictionary()
 
 
 def memory_of(model: nn.Module) -> Memory:
-    """That of a model instance, for as long as it lives."""
+    """What is known of the times of a model instance, kept for as long as the instance lives."""
     return _memories.setdefault(model, Memory())
 
 

@@ -22,7 +22,7 @@ class Planner:
     """Why this pipeline was chosen, where the user left it open."""
 
     def at(self, share: float) -> Planner:
-        """The same for a share of the tokens in percent."""
+        """This planner with a budget of `share` percent of the tokens."""
         return replace(self, budget=Budget(share, "percent"))
 
     def plan(

@@ -34,7 +34,7 @@ class Positions(str, Enum):
     renumber = "renumber"
 
 
-Given = Annotated[
+Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[FILE]... [QUESTION]",
@@ -78,7 +78,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 
 @one_line_errors
 def ask(
-    given: Given = None,
+    given: Words = None,
     image: ImageFiles = None,
     video: VideoFiles = None,
     frames: Frames = None,
@@ -110,10 +110,9 @@ def ask(
 
     Bad input ends with exit code 2 and one line on stderr.
     """
-    from vlmcompress.cli.ask_request import Given as Media
-    from vlmcompress.cli.ask_request import check
+    from vlmcompress.cli.ask_request import MediaArguments, check
 
-    media = Media(given or [], image or [], video or [], question, frames, fps)
+    media = MediaArguments(given or [], image or [], video or [], question, frames, fps)
     request = check(media, model, method, budget, option or [], overlay)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)

@@ -24,7 +24,7 @@ _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
 
 @dataclass(frozen=True)
-class Given:
+class MediaArguments:
     """What the command line says about media and question."""
 
     words: Sequence[str]
@@ -53,7 +53,7 @@ class Request:
 
 
 def check(
-    given: Given,
+    arguments: MediaArguments,
     model: str | None,
     method: str | None,
     budget: str | None,
@@ -65,11 +65,11 @@ def check(
     Raises:
         VLMCompressError: what is wrong and what would be right.
     """
-    named, question = _media_and_question(given)
+    named, question = _media_and_question(arguments)
     for file, kind in named:
         check_file(file, kind)
     has_video = any(kind == "video" for _, kind in named)
-    _check_sampling(given, has_video)
+    _check_sampling(arguments, has_video)
     if overlay is not None:
         check_output(overlay, _PICTURES)
 
@@ -85,17 +85,17 @@ def check(
         Budget.parse(budget)
     elif method is None or not has_default:
         budget = defaults.BUDGET
-    media = [_read(file, kind, given) for file, kind in named]
+    media = [_read(file, kind, arguments) for file, kind in named]
     files = [file for file, _ in named]
     return Request(question, files, media, model, method or defaults.METHOD, methods, budget)
 
 
-def _media_and_question(given: Given) -> tuple[list[tuple[str, str]], str]:
+def _media_and_question(arguments: MediaArguments) -> tuple[list[tuple[str, str]], str]:
     """Files, each with "image" or "video", and the question.
 
     Arguments without a name are files, but the last is the question unless that came by name.
     """
-    words, question = list(given.words), given.question
+    words, question = list(arguments.words), arguments.question
     if question is None:
         if not words:
             raise VLMCompressError('no question: give one, as in vlmcompress ask image.png "..."')
@@ -105,8 +105,8 @@ def _media_and_question(given: Given) -> tuple[list[tuple[str, str]], str]:
     if not question.strip():
         raise VLMCompressError("the question is empty")
     files = [(word, _kind(word)) for word in words]
-    files += [(file, "image") for file in given.images]
-    files += [(file, "video") for file in given.videos]
+    files += [(file, "image") for file in arguments.images]
+    files += [(file, "video") for file in arguments.videos]
     if not files:
         raise VLMCompressError(
             "no image and no video: give a file before the question, or with --image or --video"
@@ -118,19 +118,19 @@ def _kind(file: str) -> str:
     return "video" if Path(file).suffix.lower() in VIDEO_SUFFIXES else "image"
 
 
-def _check_sampling(given: Given, has_video: bool) -> None:
-    if given.frames is not None and given.fps is not None:
+def _check_sampling(arguments: MediaArguments, has_video: bool) -> None:
+    if arguments.frames is not None and arguments.fps is not None:
         raise VLMCompressError("--frames and --fps are both given: give one of them")
-    if not has_video and (given.frames is not None or given.fps is not None):
+    if not has_video and (arguments.frames is not None or arguments.fps is not None):
         raise VLMCompressError("--frames and --fps are for videos, but no video is given")
-    check_sampling(given.frames, given.fps)
+    check_sampling(arguments.frames, arguments.fps)
 
 
-def _read(file: str, kind: str, given: Given) -> Image | Video:
+def _read(file: str, kind: str, arguments: MediaArguments) -> Image | Video:
     if kind == "image":
         return read_image(file)
     with silent_libraries():
-        return read_video(file, given.frames, given.fps)
+        return read_video(file, arguments.frames, arguments.fps)
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:

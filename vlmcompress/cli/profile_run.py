@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlmcompress import defaults
 from vlmcompress.api import compress
 from vlmcompress.budget.budget import Budget
-from vlmcompress.cli.ask_request import Given, Request, check
+from vlmcompress.cli.ask_request import MediaArguments, Request, check
 from vlmcompress.cli.ask_run import Asker
 from vlmcompress.cli.common import between_commas, progress, silent_libraries
 from vlmcompress.errors import VLMCompressError
@@ -81,7 +81,7 @@ def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[Metho
 
 def sample_prompt(
     media: tuple[Any, ...],
-    own: Mapping[str, int | None],
+    shape_options: Mapping[str, int | None],
     model: str | None,
     device: str | None,
     dtype: str | None,
@@ -92,7 +92,7 @@ def sample_prompt(
 
     Args:
         media: files, images, videos, question, frames and fps of the command line.
-        own: options for random weights, which must not be given.
+        shape_options: options for random weights, which must not be given.
         model: name, folder or id.
         device: where it goes.
         dtype: of its weights.
@@ -102,14 +102,14 @@ def sample_prompt(
     Raises:
         VLMCompressError: bad input of any kind.
     """
-    for name, value in own.items():
+    for name, value in shape_options.items():
         if value is not None:
             raise VLMCompressError(f"{name} is for --random-weights")
     files, images, videos, question, frames, fps = media
     if not (files or images or videos):
         images = [str(_PICTURE)]
-    given = Given([*(files or [])], images or [], videos or [], question, frames, fps)
-    request = check(given, model, None, None, [], None)
+    arguments = MediaArguments([*(files or [])], images or [], videos or [], question, frames, fps)
+    request = check(arguments, model, None, None, [], None)
     with progress(f"loading {request.model}"):
         loaded, processor = loading.load(
             request.model, device=device, dtype=dtype, attn_implementation=attention
@@ -117,7 +117,7 @@ def sample_prompt(
 
     def prepare(stage: Any) -> Mapping[str, Any]:
         stage("media")
-        read = [_read(file, one, given) for file, one in _pairs(request)]
+        read = [_read(file, one, arguments) for file, one in _pairs(request)]
         stage("preprocess")
         return _rows(Asker(loaded, processor, read, request.question, 1).inputs, batch)
 
@@ -190,15 +190,15 @@ def _pairs(request: Request) -> list[tuple[str, Any]]:
     return list(zip(request.files, request.media, strict=True))
 
 
-def _read(file: str, known: Any, given: Given) -> Any:
+def _read(file: str, known: Any, arguments: MediaArguments) -> Any:
     if not isinstance(known, Video):
         return read_image(file)
     with silent_libraries():
-        return read_video(file, given.frames, given.fps)
+        return read_video(file, arguments.frames, arguments.fps)
 
 
 def _rows(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """The same prompt `batch` times; every input begins with rows, images or patches."""
+    """Inputs for `batch` copies of the prompt; all begin with rows, images or patches."""
     if batch == 1:
         return dict(inputs)
     return {

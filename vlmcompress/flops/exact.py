@@ -59,10 +59,10 @@ class ModelShape:
     lm_head: int
     """Multiply-adds of the logits of one position."""
     pooler: tuple[int, int] = (0, 0)
-    """Of an attention pooling head behind the tower: multiply-adds per token (merged ones are put
+    """Multiply-adds of an attention pooling head behind the tower, per token (merged tokens are put
     back before it) and per image."""
     value_bytes: int = 2
-    """Of one cached number."""
+    """Bytes of one cached number."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Load:
 
     @property
     def padded(self) -> Load:
-        """The same with all rows as long as the longest: what a padded batch computes."""
+        """The load with all rows padded to the longest."""
         longest = tuple(max(layer) for layer in zip(*self.rows, strict=True))
         return replace(self, rows=(longest,) * len(self.rows))
 
@@ -99,11 +99,11 @@ class Costs:
     projector: float
     selection: float
     prefill: tuple[float, ...]
-    """Of each decoder layer."""
+    """FLOPs of each decoder layer."""
     lm_head: float
     """One position per row."""
     kv_bytes: int
-    """That the prefill leaves in the cache; no FLOPs."""
+    """Bytes that the prefill leaves in the cache."""
 
     @property
     def total(self) -> float:

@@ -196,7 +196,7 @@ def encoder_macs(
         tokens_per_layer: tokens that enter each layer, CLS among them.
         leaving: tokens that leave each layer, for a method that merges inside the layer: queries
             and keys are those of the entering tokens; the attention map is merged with them, and
-            values, output projection and MLP run on what is left (MCTF). None for methods that
+            values, output projection and MLP run on the merged tokens (MCTF). None for methods that
             merge between layers.
 
     Raises:

@@ -40,7 +40,7 @@ class TodreSelect(Selector):
     ratio: float = 0.25
     """Share kept when no budget is given; in (0, 1]. The paper has 0.25 and 0.1."""
     seed: int = 0
-    """Of the pivot where there is no CLS; 0 or more."""
+    """Seed of the random pivot token where there is no CLS; 0 or more."""
 
     def __post_init__(self) -> None:
         check_fields(self, ratio="(0, 1]", seed="[0, inf)")

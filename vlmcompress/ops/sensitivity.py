@@ -14,10 +14,10 @@ from vlmcompress.ops.similarity import unit_rows
 Probe = Literal["difference", "derivative", "sketch"]
 
 SKETCH_ROWS = 256
-"""Of the random sketch that stands for the last layer."""
+"""Rows of the random sketch that replaces the last layer."""
 
 _NUMBERS = 2**24
-"""Of one block of outputs of the body: 64 MiB."""
+"""Numbers in one block of outputs of the body: 64 MiB in float32."""
 
 
 def sensitivity(

@@ -44,7 +44,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
 
 
 def versions(**others: str) -> dict[str, str]:
-    """Of what decides a figure."""
+    """Versions of the packages that figures depend on."""
     return {
         "vlmcompress": __version__,
         "torch": torch.__version__,

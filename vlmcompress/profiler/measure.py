@@ -34,7 +34,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value or more."""
+        """The median and quartiles of one value or more."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -43,21 +43,21 @@ class Spread:
 
 @dataclass(frozen=True)
 class Times:
-    """Of all runs of a setting, in milliseconds."""
+    """Times over all runs of a setting, in milliseconds."""
 
     stages: dict[str, float]
-    """Of each stage that occurs, in the order of `STAGES`: means over the half of the runs that is
+    """Each stage that occurs, in the order of `STAGES`: its mean over the half of the runs that is
     in the middle by total time. Unlike medians they add up to a whole."""
     total: float
     """What these add up to but for the measurement itself: media, preprocessing and `generate` by
     the clock on the wall, mean over the same runs."""
     spread: dict[str, Spread]
-    """Of each stage and of `total` over all runs."""
+    """Median and quartiles of each stage and of `total`, over all runs."""
     ttft: Spread
     """Time to the first token, from the start of `generate`."""
     generate: Spread
     per_token: Spread | None
-    """Of one decoding step for all rows; None where one token was asked for."""
+    """Time of one decoding step for all rows; None where one token was asked for."""
     tokens_per_second: float
     """Output tokens of all rows over the median time of `generate`."""
 
@@ -72,7 +72,7 @@ class Saving:
     achieved: float | None
     """(T_full - T) / (T_full - T_0), of times to the first token."""
     achieved_generate: float | None
-    """The same of all of `generate`."""
+    """`achieved`, of the time of all of `generate`."""
     predicted: float | None
     """(F_full - F) / (F_full - F_0), of FLOPs up to the first token: the most that the tokens of
     its own plan, layer by layer, allow. Above 1 where a method saves more in the vision tower than
@@ -211,15 +211,15 @@ def _rows(able: Sequence[tuple[Setting, RunFacts]], times: Sequence[Times]) -> l
     full, nothing = times[:2]
     slope = (full.ttft.median - nothing.ttft.median) / all_tokens.tokens.before
 
-    def saving(setting: Setting, seen: RunFacts, own: Times) -> Saving:
-        done = achieved(full.ttft.median, own.ttft.median, nothing.ttft.median)
+    def saving(setting: Setting, seen: RunFacts, mine: Times) -> Saving:
+        done = achieved(full.ttft.median, mine.ttft.median, nothing.ttft.median)
         predicted = achieved(all_tokens.flops, seen.flops, no_tokens.flops)
-        selection = own.spread["selection"].median if setting.wrap else 0.0
+        selection = mine.spread["selection"].median if setting.wrap else 0.0
         share = setting.budget is None or any(unit in setting.budget for unit in _SHARES)
         return Saving(
             achieved=done,
             achieved_generate=achieved(
-                full.generate.median, own.generate.median, nothing.generate.median
+                full.generate.median, mine.generate.median, nothing.generate.median
             ),
             predicted=predicted,
             of_bound=done / predicted if done is not None and predicted else None,
@@ -228,8 +228,8 @@ def _rows(able: Sequence[tuple[Setting, RunFacts]], times: Sequence[Times]) -> l
         )
 
     return [
-        ProfileRow(setting.label, setting.budget, None, seen, own, saving(setting, seen, own))
-        for (setting, seen), own in zip(able, times, strict=True)
+        ProfileRow(setting.label, setting.budget, None, seen, mine, saving(setting, seen, mine))
+        for (setting, seen), mine in zip(able, times, strict=True)
     ]
 
 

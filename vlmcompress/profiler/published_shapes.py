@@ -62,7 +62,7 @@ class PublishedShape:
     """A model as it was published."""
 
     family: str
-    """Of the transformers classes: "Llava" for LlavaForConditionalGeneration."""
+    """Prefix of the transformers classes: "Llava" for LlavaForConditionalGeneration."""
     config: Mapping[str, Any]
     """Arguments of its configuration class."""
     parameters: float | None

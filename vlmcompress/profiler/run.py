@@ -24,7 +24,7 @@ Wrap = Callable[[nn.Module], AbstractContextManager[object]]
 Prepare = Callable[[Callable[[str], None]], Mapping[str, Any]]
 
 _BETWEEN = "hooks"
-"""Putting hooks on and off is no part of a call, and this stage none of a sample."""
+"""Stage of putting hooks on and off, which is no part of a call and is not reported."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunTimes:
-    """One run. All times in milliseconds."""
+    """Times of one run, in milliseconds."""
 
     stages: dict[str, float]
     ttft: float
@@ -59,20 +59,20 @@ class Tokens:
     images: int
     before: int
     after: int
-    """That enter the decoder."""
+    """Visual tokens that enter the decoder."""
     mean: float
-    """Over decoder layers."""
+    """Mean over decoder layers of the visual tokens that enter each."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run shows besides time, the same in every run."""
+    """Tokens, FLOPs and bytes of a run: all but times, and so the same in every run."""
 
     tokens: Tokens
     flops: float
-    """Up to the first token, without those of the selection."""
+    """FLOPs up to the first token, without the selection."""
     kv_bytes: int | None
-    """That the prefill leaves in the cache; None without one."""
+    """Bytes that the prefill leaves in the cache; None without a cache."""
     peak_bytes: int | None = None
     """Most memory beyond weights and inputs; None where it cannot be measured."""
 

@@ -98,14 +98,14 @@ class FirstToken(StoppingCriteria):
 
 
 class Hooks:
-    """Those of one run. `outer` go on before `compress()` and `inner` after it."""
+    """The profiler's hooks of one run: `outer` go on before `compress()` and `inner` after it."""
 
     def __init__(self, model: nn.Module, watch: Stopwatch, compressed: bool) -> None:
         self._watch, self._compressed = watch, compressed
         self._parts = ModelParts.of(model)
         self._prefilled = self._packed = False
         self.kv_bytes: int | None = None
-        """That the prefill left in the cache; None where it gave none."""
+        """Bytes that the prefill left in the cache; None where the model returned no cache."""
 
     @contextmanager
     def outer(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Questions about pictures and clips as Qwen's decoder meets them, and where it should look.
 
-The same packing as in `tiny_segments`: a prefix (`<|im_start|> user : <|vision_start|>`, visual
+The same packing as in `packed_questions`: a prefix (`<|im_start|> user : <|vision_start|>`, visual
 tokens, `<|vision_end|>`) and segments of one question each whose positions restart after it.
 """
 

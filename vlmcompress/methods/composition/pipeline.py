@@ -134,7 +134,7 @@ class Pipeline:
         return frozenset().union(*(method.asks for method in self.methods))
 
     def for_stages(self, family: str, stages: Collection[Stage]) -> Pipeline:
-        """The same in a model that lets methods in at `stages`.
+        """The pipeline as it acts in a model that lets methods in at `stages`.
 
         Raises:
             CompositionError: a method acts at another stage, and cannot do otherwise.
