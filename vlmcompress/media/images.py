@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlmcompress.errors import MediaError
+from vlmcompress.media.regular_files import check_file
 
 MAX_PIXELS = 100_000_000
 """Largest image that `read_image` decodes by default: 300 MB as RGB."""
@@ -53,21 +54,6 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Im
     # On a damaged file Pillow's decoders raise anything from OSError to struct.error.
     except Exception as error:
         raise MediaError(f"image {str(file)!r} is truncated or damaged: {error}") from error
-
-
-def check_file(path: str | os.PathLike[str], kind: str = "image") -> None:
-    """Raise a MediaError unless `path` is there, is no folder and is not empty."""
-    file = Path(path)
-    try:
-        status = file.stat()
-    except FileNotFoundError:
-        raise MediaError(f"{kind} {str(file)!r} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise MediaError(f"{kind} {str(file)!r} cannot be opened: {error}") from error
-    if file.is_dir():
-        raise MediaError(f"{kind} {str(file)!r} is a folder")
-    if file.is_file() and status.st_size == 0:
-        raise MediaError(f"{kind} {str(file)!r} is an empty file")
 
 
 def _check_size(file: Path, size: tuple[int, int], max_pixels: int) -> None:

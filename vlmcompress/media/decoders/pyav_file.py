@@ -1,0 +1,126 @@
+"""A video file as PyAV opens and decodes it: every shown frame in order, and what was lost."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vlmcompress.errors import MediaError
+from vlmcompress.media.decoders.clip import damaged, too_large
+
+_ATTACHED_PICTURE = 0x400
+"""FFmpeg's AV_DISPOSITION_ATTACHED_PIC."""
+
+_NO_STAMPS = 0x80
+"""FFmpeg's AVFMT_NOTIMESTAMPS."""
+
+Shown = Iterator[tuple[Any, bool]]
+"""Frames as they are shown, each with whether it and what it is made of were decoded whole."""
+
+
+class PyAVFile:
+    """An opened file and its first moving picture."""
+
+    def __init__(self, av: ModuleType, file: Path, max_pixels: int) -> None:
+        """Open `file`; nothing is decoded.
+
+        Raises:
+            MediaError: it cannot be opened, is an image, has no video stream, or is too large.
+        """
+        self._av, self.path = av, file
+        self._handle: io.FileIO | None = None
+        self.container: Any = None
+        self.doubted: set[int | None] = set()
+        """Stamps of the packets that the container calls corrupt."""
+        self.broken = False
+        """Whether something could not be decoded since the start."""
+        with self.reading(f"file {str(file)!r} is truncated, damaged or not a video"):
+            self._open()
+        if str(self.container.format.name).endswith(("_pipe", "image2")):
+            raise MediaError(f"file {str(file)!r} is an image, not a video: give it with --image")
+        context = self.stream.codec_context
+        self.decodes = context is not None
+        """Whether this build of FFmpeg has a decoder for the stream."""
+        if self.decodes and context.width * context.height > max_pixels:
+            raise too_large(file, context.width, context.height, max_pixels)
+
+    @contextmanager
+    def reading(self, what: str = "") -> Iterator[None]:
+        """Turn what PyAV raises on bad files into one line."""
+        try:
+            yield
+        # UnicodeError: names and tags in other encodings. OverflowError: damaged numbers.
+        except (self._av.FFmpegError, UnicodeError, OverflowError, OSError) as error:
+            why = str(getattr(error, "strerror", None) or error)
+            raise (MediaError(f"{what}: {why}") if what else damaged(self.path, why)) from error
+
+    @property
+    def has_no_stamps(self) -> bool:
+        """Whether the container does not say when a frame is shown.
+
+        AVI and bare streams do not: FFmpeg invents presentation stamps, and gets them wrong where
+        frames are stored in another order than they are shown.
+        """
+        kind = self.container.format
+        return bool(int(kind.flags) & _NO_STAMPS) or kind.name == "avi"
+
+    @property
+    def rate(self) -> float | None:
+        """Frames a second as the file declares it."""
+        return float(self.stream.average_rate or 0) or None
+
+    def close(self) -> None:
+        """Give the file back; `index` stays."""
+        if self.container is not None:
+            self.container.close()
+        if self._handle is not None:
+            self._handle.close()
+
+    def _open(self) -> None:
+        self.close()
+        self._handle = io.FileIO(self.path)
+        # An opened file, so that no name is taken for a protocol; and no protocols, so that a
+        # playlist under the name of a video opens nothing else.
+        self.container = self._av.open(
+            self._handle,
+            metadata_errors="ignore",
+            container_options={"protocol_whitelist": "none"},
+        )
+        self.stream: Any = next(filter(_moves, self.container.streams.video), None)
+        if self.stream is None:
+            raise MediaError(
+                f"file {str(self.path)!r} has no frames to show: no video stream in it"
+            )
+        if self.stream.codec_context is not None:
+            self.stream.thread_type = "AUTO"
+
+    def from_start(self) -> Shown:
+        """All frames; opened anew, since not every container can seek to its first packet."""
+        self._open()
+        self.broken = False
+        return self.decode(self.container.demux(self.stream))
+
+    def decode(self, packets: Iterable[Any]) -> Shown:
+        """Decode on over packets that cannot be; what follows is not whole up to a key frame."""
+        whole = True
+        for packet in packets:
+            try:
+                frames = packet.decode()
+            except self._av.FFmpegError:
+                self.broken, whole = True, False
+                continue
+            for frame in frames:
+                # A container's doubt is passed on to the frame; a decoder's own weighs more.
+                doubted = frame.is_corrupt and frame.pts not in self.doubted
+                whole = not doubted and (whole or bool(frame.key_frame))
+                yield frame, whole
+
+
+def _moves(stream: Any) -> bool:
+    """Whether a stream is a video and no cover picture of a song."""
+    disposition = getattr(stream, "disposition", 0)
+    return not int(getattr(disposition, "value", disposition)) & _ATTACHED_PICTURE
