@@ -3,18 +3,13 @@
 import pytest
 from clip_files import write_clip
 
-from vlmcompress.media import video
-from vlmcompress.media import video_decoders as decoders
-
-INSTALLED = decoders.installed()
+from vlmcompress.media.decoders import choice
 
 
-@pytest.fixture(params=list(INSTALLED))
-def decoder(request, monkeypatch):
-    """Each decoder in turn, as if it were the only one."""
-    name = request.param
-    monkeypatch.setattr(video, "installed", lambda: {name: INSTALLED[name]})
-    return name
+@pytest.fixture(params=list(choice.installed()))
+def decoder(request):
+    """The name of each decoder that is installed here, as `read_video` takes it."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

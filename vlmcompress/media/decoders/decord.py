@@ -50,8 +50,8 @@ class DecordClip:
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """See `Clip.frames`."""
         for key in sorted({self.index.key_before(index) for index in indices} - {0}):
-            if not self._source.can_begin_at(key):
-                why = f"key frame {key} is made of frames before it"
+            if not self._source.seeks_to(key):
+                why = f"it cannot begin at key frame {key}"
                 raise disagrees(self._file, self.name, why)
         for index in indices:
             try:

@@ -53,14 +53,14 @@ class PyAVClip:
         """Give the file back; `index` stays."""
         self._opened.close()
 
-    def can_begin_at(self, key: int) -> bool:
-        """Whether decoding from the key frame `key` on gives what decoding all gives."""
+    def seeks_to(self, key: int) -> bool:
+        """Whether a seek to the key frame `key` gives it first, and it is one."""
         with self._opened.reading():
             try:
-                position, _, whole = next(self._seek(key), (-1, None, False))
-            except IndexMismatchError:
+                position, frame, whole = next(self._seek(key), (-1, None, False))
+            except MediaError:
                 return False
-        return whole and position == key
+            return position == key and whole and _is_intra(frame)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """See `Clip.frames`."""
@@ -159,11 +159,16 @@ def _from_key(shown: Shown, stamp: int) -> Shown:
     for frame, whole in shown:
         if frame.pts is None or frame.pts >= stamp:
             # A false key frame leaves its followers without what they refer to.
-            real = bool(frame.key_frame) and int(frame.pict_type) == _INTRA and frame.pts == stamp
+            real = _is_intra(frame) and frame.pts == stamp
             yield frame, whole and real
             break
     for frame, whole in shown:
         yield frame, whole and real
+
+
+def _is_intra(frame: Any) -> bool:
+    """Whether the decoder agrees that this is a key frame."""
+    return bool(frame.key_frame) and int(frame.pict_type) == _INTRA
 
 
 def upright(frame: Any) -> Frame:
