@@ -18,6 +18,10 @@ _ATTACHED_PICTURE = 0x400
 _NO_STAMPS = 0x80
 """FFmpeg's AVFMT_NOTIMESTAMPS."""
 
+_BAD_FILE = (UnicodeError, OverflowError, LookupError, MemoryError, OSError)
+"""What PyAV's own code raises on tags in other encodings, numbers out of range, streams that appear
+in the middle, and sizes that no memory holds."""
+
 Shown = Iterator[tuple[Any, bool]]
 """Frames as they are shown, each with whether it and what it is made of were decoded whole."""
 
@@ -53,9 +57,9 @@ class PyAVFile:
         """Turn what PyAV raises on bad files into one line."""
         try:
             yield
-        # UnicodeError: names and tags in other encodings. OverflowError: damaged numbers.
-        except (self._av.FFmpegError, UnicodeError, OverflowError, OSError) as error:
-            why = str(getattr(error, "strerror", None) or error)
+        except (self._av.FFmpegError, *_BAD_FILE) as error:
+            told = str(getattr(error, "strerror", None) or error).splitlines()
+            why = told[0] if told else type(error).__name__
             raise (MediaError(f"{what}: {why}") if what else damaged(self.path, why)) from error
 
     @property
