@@ -45,6 +45,7 @@ def make_index(opened: PyAVFile) -> FrameIndex:
             return count_frames(opened, why, slots)
         if found.count and not found.clean_start and opened.decodes:
             found.stamps = _shown_at_the_start(found, opened)
+    opened.frame_threads = True
     stamps = np.sort(np.asarray(found.stamps, np.int64))
     keys = np.searchsorted(stamps, np.sort(np.asarray(found.keys, np.int64)))
     times = (stamps - stamps[:1]) * unit
@@ -66,6 +67,7 @@ def count_frames(opened: PyAVFile, why: str, slots: array[int] | None = None) ->
     """
     if not opened.decodes:
         raise MediaError(f"video {str(opened.path)!r} is in a codec that PyAV cannot decode")
+    opened.frame_threads = False
     stamps = array("q")
     with opened.reading():
         for frame, _ in opened.from_start():

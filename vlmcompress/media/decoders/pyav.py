@@ -96,7 +96,7 @@ class PyAVClip:
                 if not sought:
                     raise
                 # Either seeking misleads, or the file is bad: decoding in order will tell.
-                seeks = sought = False
+                seeks = sought = self._opened.frame_threads = False
                 source = self._follow(self._opened.from_start(), 0)
                 frame = self._take(source, index)
             position = index

@@ -40,6 +40,9 @@ class PyAVFile:
         self.container: Any = None
         self.doubted: set[int | None] = set()
         """Stamps of the packets that the container calls corrupt."""
+        self.frame_threads = False
+        """Whether frames are decoded side by side: faster, but what a decoder then puts in the
+        place of missing data differs from run to run."""
         self.broken = False
         """Whether something could not be decoded since the start."""
         with self.reading(f"file {str(file)!r} is truncated, damaged or not a video"):
@@ -100,7 +103,7 @@ class PyAVFile:
                 f"file {str(self.path)!r} has no frames to show: no video stream in it"
             )
         if self.stream.codec_context is not None:
-            self.stream.thread_type = "AUTO"
+            self.stream.thread_type = "AUTO" if self.frame_threads else "SLICE"
 
     def from_start(self) -> Shown:
         """All frames; opened anew, since not every container can seek to its first packet."""
