@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # where it is run as a script
-
+ROOT = Path(__file__).parents[2]
+"""Where the reader under test lies."""
 HANG = 20.0
 """Seconds that one file may take, with all decoders."""
 _MEMORY = 6_000_000_000
@@ -102,7 +102,11 @@ def run(clips: list[Path], folder: Path, seed: int, runs: int) -> tuple[Counter[
         command = [sys.executable, __file__, "--work", str(folder), "--seed", str(seed)]
         command += ["--first", str(next_run), "--runs", str(runs), *map(str, clips)]
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_python_path()])},
         ) as process:
             at = next_run
             for line in _lines(process):
@@ -122,6 +126,10 @@ def run(clips: list[Path], folder: Path, seed: int, runs: int) -> tuple[Counter[
                 wrong.append(f"{at} ended early")
         next_run = max(next_run, at + 1)
     return outcomes, wrong
+
+
+def _python_path() -> list[str]:
+    return [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
 
 
 def _lines(process: subprocess.Popen[str]):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from clip_corpus import KINDS, UNEVEN, in_order, make_corpus, read_number
+from clip_corpus import KINDS, UNEVEN, in_order, read_number
 
 from vlmcompress.errors import MediaError
 from vlmcompress.media.decoders.choice import open_clip
@@ -22,11 +22,6 @@ FOR_TORCHCODEC = (
         *("h264, open groups", "h264, open groups, mkv", "hevc, open groups"),
     }
 )
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session")

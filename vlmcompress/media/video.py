@@ -152,7 +152,9 @@ def _sample(
 ) -> Video:
     index, total = clip.index, len(clip.index)
     if total == 0:
-        raise MediaError(f"video {str(file)!r} has no frames")
+        why = "nothing in it can be decoded" if index.stamps is None else index.oddity
+        why = f": {why}" if why else ""
+        raise MediaError(f"video {str(file)!r} has no frames{why}")
     rate = mean_rate(index)
     indices = at_times(index.times, fps, rate) if fps is not None else spread(total, frames, rate)
     max_frames, max_pixels, max_bytes = limits

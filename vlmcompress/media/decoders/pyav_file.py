@@ -11,6 +11,7 @@ from typing import Any
 
 from vlmcompress.errors import MediaError
 from vlmcompress.media.decoders.clip import damaged, too_large
+from vlmcompress.media.decoders.mp4_claims import impossible_claim
 
 _ATTACHED_PICTURE = 0x400
 """FFmpeg's AV_DISPOSITION_ATTACHED_PIC."""
@@ -46,6 +47,9 @@ class PyAVFile:
         self.broken = False
         """Whether something could not be decoded since the start."""
         with self.reading(f"file {str(file)!r} is truncated, damaged or not a video"):
+            claim = impossible_claim(file)
+            if claim is not None:
+                raise damaged(file, claim)
             self._open()
         if str(self.container.format.name).endswith(("_pipe", "image2")):
             raise MediaError(f"file {str(file)!r} is an image, not a video: give it with --image")
