@@ -190,5 +190,6 @@ def _ascending(stamps: npt.NDArray[np.int64], unit: float, step: float) -> npt.N
     before, after = stamps[:-1], stamps[1:]
     known = (before != _UNKNOWN) & (after > before)
     gaps = np.where(known, (after - before) * unit, step)
-    times: npt.NDArray[np.float64] = np.concatenate([np.zeros(min(len(stamps), 1)), gaps.cumsum()])
-    return times.round(4)
+    times: npt.NDArray[np.float64] = np.zeros(len(stamps))
+    times[1:] = gaps.cumsum().round(4)
+    return times

@@ -93,7 +93,7 @@ class PyAVClip:
             try:
                 frame = self._take(source, index)
             except MediaError:
-                if not sought:
+                if not (sought or self._opened.frame_threads):
                     raise
                 # Either seeking misleads, or the file is bad: decoding in order will tell.
                 seeks = sought = self._opened.frame_threads = False

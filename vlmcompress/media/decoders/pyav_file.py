@@ -30,6 +30,9 @@ Shown = Iterator[tuple[Any, bool]]
 class PyAVFile:
     """An opened file and its first moving picture."""
 
+    container: Any = None
+    """PyAV's, replaced whenever decoding begins anew; so is `stream`."""
+
     def __init__(self, av: ModuleType, file: Path, max_pixels: int) -> None:
         """Open `file`; nothing is decoded.
 
@@ -38,7 +41,6 @@ class PyAVFile:
         """
         self._av, self.path = av, file
         self._handle: io.FileIO | None = None
-        self.container: Any = None
         self.doubted: set[int | None] = set()
         """Stamps of the packets that the container calls corrupt."""
         self.frame_threads = False
@@ -107,7 +109,7 @@ class PyAVFile:
                 f"file {str(self.path)!r} has no frames to show: no video stream in it"
             )
         if self.stream.codec_context is not None:
-            self.stream.thread_type = "AUTO" if self.frame_threads else "SLICE"
+            self.stream.thread_type = "AUTO" if self.frame_threads else "NONE"
 
     def from_start(self) -> Shown:
         """All frames; opened anew, since not every container can seek to its first packet."""
@@ -117,18 +119,25 @@ class PyAVFile:
 
     def decode(self, packets: Iterable[Any]) -> Shown:
         """Decode on over packets that cannot be; what follows is not whole up to a key frame."""
-        whole = True
+        broken = doubted = False
+        fresh: set[int | None] = set()  # stamps of the key frames read since something broke
         for packet in packets:
             try:
                 frames = packet.decode()
             except self._av.FFmpegError:
-                self.broken, whole = True, False
+                self.broken = broken = True
+                fresh.clear()
                 continue
+            if broken and packet.is_keyframe:
+                fresh.add(packet.pts)
             for frame in frames:
+                if frame.key_frame:
+                    doubted = False
+                    # One that is shown only now may have been read before, and what follows it not.
+                    broken = broken and frame.pts not in fresh
                 # A container's doubt is passed on to the frame; a decoder's own weighs more.
-                doubted = frame.is_corrupt and frame.pts not in self.doubted
-                whole = not doubted and (whole or bool(frame.key_frame))
-                yield frame, whole
+                doubted = doubted or (frame.is_corrupt and frame.pts not in self.doubted)
+                yield frame, not (broken or doubted)
 
 
 def _moves(stream: Any) -> bool:
