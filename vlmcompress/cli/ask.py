@@ -10,6 +10,7 @@ import typer
 
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import (
+    Decoder,
     Device,
     Dtype,
     Fps,
@@ -80,6 +81,7 @@ def ask(
     video: VideoFiles = None,
     frames: Frames = None,
     fps: Fps = None,
+    decoder: Decoder = None,
     question: Question = None,
     method: MethodSpec = None,
     budget: BudgetText = None,
@@ -110,7 +112,7 @@ def ask(
     from vlmcompress.cli.ask_request import Given as Media
     from vlmcompress.cli.ask_request import check
 
-    media = Media(given or [], image or [], video or [], question, frames, fps)
+    media = Media(given or [], image or [], video or [], question, frames, fps, decoder)
     request = check(media, model, method, budget, option or [], overlay)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)

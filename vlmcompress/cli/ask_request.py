@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from vlmcompress.cli.common import silent_libraries
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.files import check_output
-from vlmcompress.media.images import check_file, read_image
+from vlmcompress.media.decoders.choice import AUTO, check_decoder
+from vlmcompress.media.images import read_image
+from vlmcompress.media.regular_files import check_file
 from vlmcompress.media.video import VIDEO_SUFFIXES, Video, check_sampling, read_video
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Given:
     question: str | None
     frames: int | None
     fps: float | None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,10 @@ def _check_sampling(given: Given, has_video: bool) -> None:
         raise VLMCompressError("--frames and --fps are both given: give one of them")
     if not has_video and (given.frames is not None or given.fps is not None):
         raise VLMCompressError("--frames and --fps are for videos, but no video is given")
+    if given.decoder is not None:
+        if not has_video:
+            raise VLMCompressError("--decoder is for videos, but no video is given")
+        check_decoder(given.decoder)
     check_sampling(given.frames, given.fps)
 
 
@@ -131,7 +138,7 @@ def _read(file: str, kind: str, given: Given) -> Image | Video:
     if kind == "image":
         return read_image(file)
     with silent_libraries():
-        return read_video(file, given.frames, given.fps)
+        return read_video(file, given.frames, given.fps, decoder=given.decoder or AUTO)
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
