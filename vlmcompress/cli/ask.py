@@ -11,6 +11,7 @@ import typer
 from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import (
+    Decoder,
     Device,
     Dtype,
     Fps,
@@ -83,6 +84,7 @@ def ask(
     video: VideoFiles = None,
     frames: Frames = None,
     fps: Fps = None,
+    decoder: Decoder = None,
     question: Question = None,
     method: MethodSpec = None,
     budget: BudgetText = None,
@@ -112,7 +114,7 @@ def ask(
     """
     from vlmcompress.cli.ask_request import MediaArguments, check
 
-    media = MediaArguments(given or [], image or [], video or [], question, frames, fps)
+    media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
     request = check(media, model, method, budget, option or [], overlay)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)

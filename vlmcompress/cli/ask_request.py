@@ -12,7 +12,9 @@ from vlmcompress import defaults
 from vlmcompress.cli.common import silent_libraries
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.files import check_output
-from vlmcompress.media.images import check_file, read_image
+from vlmcompress.media.decoders.choice import AUTO, check_decoder
+from vlmcompress.media.images import read_image
+from vlmcompress.media.regular_files import check_file
 from vlmcompress.media.video import VIDEO_SUFFIXES, Video, check_sampling, read_video
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class MediaArguments:
     question: str | None
     frames: int | None
     fps: float | None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,10 @@ def _check_sampling(arguments: MediaArguments, has_video: bool) -> None:
         raise VLMCompressError("--frames and --fps are both given: give one of them")
     if not has_video and (arguments.frames is not None or arguments.fps is not None):
         raise VLMCompressError("--frames and --fps are for videos, but no video is given")
+    if arguments.decoder is not None:
+        if not has_video:
+            raise VLMCompressError("--decoder is for videos, but no video is given")
+        check_decoder(arguments.decoder)
     check_sampling(arguments.frames, arguments.fps)
 
 
@@ -130,7 +137,8 @@ def _read(file: str, kind: str, arguments: MediaArguments) -> Image | Video:
     if kind == "image":
         return read_image(file)
     with silent_libraries():
-        return read_video(file, arguments.frames, arguments.fps)
+        decoder = arguments.decoder or AUTO
+        return read_video(file, arguments.frames, arguments.fps, decoder=decoder)
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
