@@ -76,7 +76,7 @@ class Compression:
             images=images,
             milliseconds=trace.milliseconds(),
             decode_tokens=trace.decode_steps,
-            engaged=any(image.mean < image.before for image in images),
+            engaged=any(image.mean < image.before - image.masked for image in images),
             signals=engine.collected,
             reason=reason,
             **cost,
