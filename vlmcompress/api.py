@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from torch import nn
 
@@ -76,7 +76,7 @@ class Compression:
             images=images,
             milliseconds=trace.milliseconds(),
             decode_tokens=trace.decode_steps,
-            engaged=any(image.mean < image.before for image in images),
+            engaged=any(image.mean < image.before - image.masked for image in images),
             signals=engine.collected,
             reason=reason,
             **cost,
@@ -104,7 +104,7 @@ class Compression:
 def compress(
     model: nn.Module,
     method: str | Method | Sequence[Method],
-    budget: int | float | str | Budget | None = None,
+    budget: int | SupportsFloat | str | Budget | None = None,
     *,
     positions: Literal["keep", "renumber"] = "keep",
     order: Literal["raster", "method"] = "raster",
@@ -122,9 +122,10 @@ def compress(
             (`"fastv(k=3)"`), or method objects. "auto" takes what was the most accurate for such a
             model and budget; the report says what and why.
         budget: mean number of visual tokens per image over decoder layers, as a count (64) or a
-            share ("25%"), or either for each frame of a clip ("16 per frame"). Or what a call may
-            cost up to its first token, as a share of the FLOPs of the full model ("0.4 flops") or
-            as a time on this machine ("120 ms"). None takes the paper's own setting.
+            share ("25%" or 0.25; 1 is one token, 1.0 all), or either for each frame of a clip ("16
+            per frame"). Or what a call may cost up to its first token, as a share of the FLOPs of
+            the full model ("0.4 flops") or as a time on this machine ("120 ms"). None takes the
+            paper's own setting.
         positions: "keep" leaves kept tokens at their original position ids; "renumber" closes the
             gaps, as the reference code of several papers does.
         order: "raster", or "method" for the order in which a selector picked.

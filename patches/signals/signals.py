@@ -255,6 +255,17 @@ class Signals:
         return [places[column] for column in columns], [ids[column] for column in columns]
 
 
+def survivors_of(image: Located, encoded: Mapping[str, Encoded]) -> Survivors | None:
+    """What a method before the projector left of an image; None without such a method."""
+    pieces = []
+    for modality, number in image.pieces:
+        found = encoded[modality].survivors
+        if found is None:
+            return None
+        pieces.append(found[number])
+    return pieces[0] if len(pieces) == 1 else Survivors.join(pieces)
+
+
 def _join(pieces: list[Any], like: Tensor) -> Any:
     """One field of the pieces of an image, on the device of `like`."""
     if isinstance(pieces[0], dict):
