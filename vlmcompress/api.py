@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ from vlmcompress.auto import auto_method
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.planner import Planner
 from vlmcompress.defaults import AUTO
-from vlmcompress.errors import CompositionError, VLMCompressError
+from vlmcompress.errors import CompositionError, UntestedModelWarning, VLMCompressError
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Method
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.engine import Engine, engine_of
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.patches.families.registry import FAMILIES, family_of
+from vlmcompress.patches.families.registry import family_of
+from vlmcompress.patches.families.standing import known_types, standing_of
 from vlmcompress.patches.hooks.attachments import check_compiled
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.signals.signals import Signals
@@ -178,34 +180,56 @@ def compress(
     signals = Signals(parts, pipeline, processor, text_tower)
     engine = Engine(Installed.on(parts, planner, signals, positions, order))
     engine.install()
+    _warn_untested(family.name)
     return Compression(engine)
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is supported for one model family."""
+    """What is supported for one model type."""
 
     name: str
+    """The `model_type` of its configuration."""
     classes: tuple[str, ...]
     stages: tuple[str, ...]
     images: bool
     video: bool
     signals: tuple[str, ...]
+    state: str
+    """"tested" on the transformers that is installed; "by structure": all that the engine needs is
+    looked for in the model itself, and `compress` warns; or "refused"."""
+    reason: str | None
+    """Why it is not tested, or refused."""
 
 
 def list_models() -> list[ModelInfo]:
-    """The supported model families."""
+    """All model types that transformers lists as image-text-to-text, and those plugged in.
+
+    Types with an adapter of their own, which allows more stages and signals, come first.
+    """
     return [
         ModelInfo(
             name=name,
-            classes=(family.class_name,),
-            stages=family.stages,
-            images=family.images,
-            video=family.video,
-            signals=tuple(sorted(family.encoder.signals)),
+            classes=(facts.class_name,),
+            stages=facts.stages,
+            images=facts.images,
+            video=facts.video,
+            signals=tuple(sorted(facts.signals)),
+            **vars(standing_of(name)),
         )
-        for name, family in FAMILIES.items()
+        for name, facts in known_types().items()
     ]
+
+
+def _warn_untested(name: str) -> None:
+    standing = standing_of(name)
+    if standing.state != "tested":
+        warnings.warn(
+            f"{name} works by its structure but is not tested ({standing.reason}): compare a few "
+            "answers with those of the plain model",
+            UntestedModelWarning,
+            stacklevel=3,
+        )
 
 
 def _cost(trace: Trace, budget: Budget) -> dict[str, Any]:

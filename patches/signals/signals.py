@@ -159,7 +159,7 @@ class Signals:
             output: what it returned.
             record: of `recording`.
         """
-        features = getattr(output, "pooler_output", None)
+        features = self._parts.family.features(output)
         if features is None:
             return None
         layouts = self._layouts(modality, features, call)
@@ -178,7 +178,7 @@ class Signals:
         """
         found = {}
         for modality, output in (call.get("mm_encoder_outputs") or {}).items():
-            features = getattr(output, "pooler_output", None)
+            features = self._parts.family.features(output)
             if features is None:
                 continue
             known: Encoded | None = getattr(output, _ENCODED, None)

@@ -9,7 +9,8 @@ from PIL import Image
 from vlmcompress.cli import ask_request as request
 from vlmcompress.cli.ask_run import Asker
 from vlmcompress.errors import MediaError
-from vlmcompress.patches.families import registry as families
+from vlmcompress.patches.families import registry
+from vlmcompress.patches.families.table import OUT_OF_SCOPE
 from vlmcompress.registry import Registry
 
 
@@ -134,10 +135,10 @@ def test_a_picture_that_fails_half_way_leaves_nothing(
 
 def test_unsupported_architecture(fails, loaded, picture, monkeypatch):
     known = Registry("model family", "vlmcompress.patches.families.family:Family")
-    known.register("llava", "vlmcompress.patches.families.llava:Llava")
-    monkeypatch.setattr(families, "FAMILIES", known)
+    monkeypatch.setattr(registry, "FAMILIES", known)
+    monkeypatch.setitem(OUT_OF_SCOPE, "qwen2_5_vl", "it is out of scope")
     fails(
-        r"Qwen2_5_VLForConditionalGeneration .*not supported; supported families: llava$",
+        r"Qwen2_5_VLForConditionalGeneration .*not supported: it is out of scope; .*lists what is$",
         *(picture, "what ?", "--model", "tiny-qwen", "--device", "cpu"),
     )
 
