@@ -50,11 +50,14 @@ def test_a_file_has_the_permissions_and_the_ending_that_any_other_has(tmp_path):
 
 
 def test_what_fails_half_way_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "a.json") as draft:
+    def fail(draft) -> None:
         draft.write_text("half")
         raise RuntimeError
+
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "a.json") as draft:
+        fail(draft)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(VLMCompressError, match="cannot write .*No such file"):
+    with pytest.raises(VLMCompressError, match=r"cannot write .*No such file"):
         write_json(tmp_path / "no" / "a.json", {})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -104,11 +104,13 @@ class FeatureCalls:
         self._installed = installed
         self._method = before_projector(installed, installed.planner)
 
+    def calls(self) -> Iterator[tuple[str, Callable[..., Any]]]:
+        """The name of each call, and what runs instead: `call(original, ...)`."""
+        for modality, name in self._installed.family.feature_calls.items():
+            yield name, functools.partial(self._call, modality)
+
     def hook(self, attached: Attachments) -> None:
-        """Hook the vision tower where a method acts in it, and the calls themselves."""
-        installed = self._installed
-        for modality, name in installed.family.feature_calls.items():
-            attached.wrap(installed.base, name, functools.partial(self._call, modality))
+        """Hook the vision tower where a method acts in it."""
         if self._method is not None:
             self._method.hook(attached)
 

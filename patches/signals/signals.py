@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.composition.pipeline import Pipeline
@@ -17,6 +16,7 @@ from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import width
+from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.patches.sequence.survivors import Survivors
@@ -126,9 +126,10 @@ class Signals:
                 return None
             raise
 
-    def hooks(self) -> list[RemovableHandle]:
+    def hook(self, attached: Attachments) -> None:
         """Hook the layers that are needed, and no others."""
-        return [] if self._tower is None else self._tower.hooks()
+        if self._tower is not None:
+            self._tower.hook(attached)
 
     @contextmanager
     def recording(self) -> Iterator[Record | None]:
