@@ -78,6 +78,7 @@ class CallState(PerThread):
         """Forget all but the trace: no call is running."""
         self.end_generate()
         self.inside = self.passing = False
+        self.started = self.ended = None
 
     def fail(self) -> None:
         """An exception ended the call: a prefill that was not done has met no budget."""

@@ -9,6 +9,9 @@ from typing import Any
 
 from vlmcompress.patches.sequence.call_trace import Trace
 
+_AGAIN = 1.0
+"""Seconds after which who waits looks again: an interrupt can swallow the word that it is time."""
+
 
 class Shared:
     """The last trace that any thread began, and a door that can be shut.
@@ -44,7 +47,7 @@ class Shared:
         own = threading.get_ident()
         with self._lock:
             while any(thread != own for thread in self._shutting):
-                self._changed.wait()
+                self._changed.wait(_AGAIN)
             if self.open:
                 self._inside.add(own)
             return self.open
@@ -72,7 +75,7 @@ class Shared:
                 self._shutting.append(own)
                 self._changed.notify_all()
                 while self._shutting[0] != own or not self._inside <= set(self._shutting):
-                    self._changed.wait()
+                    self._changed.wait(_AGAIN)
             yield
         finally:
             with self._lock:
