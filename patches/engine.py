@@ -180,7 +180,7 @@ class Engine:
         on, features = self._on, self._features
         assert features is not None
         check_modalities(on.family.name, on.family.feature_calls, call)
-        self.now.encoded = on.signals.handed_over(call)
+        self.now.encoded = on.signals.handed_over(call, self.now.noted)
         features.check(self.now.encoded)
         state = state_of(cache_of(call))
         if state is None or not on.family.masks_in_base:

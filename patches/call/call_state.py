@@ -49,6 +49,9 @@ class CallState(PerThread):
 
     def __init__(self) -> None:
         self.encoded: dict[str, Encoded] = {}
+        """What feature calls gave for the running forward."""
+        self.noted: dict[str, Encoded] = {}
+        """What those of the running `generate` gave."""
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -66,7 +69,7 @@ class CallState(PerThread):
     def end_generate(self) -> None:
         """Forget the call of `generate`."""
         self.generating, self.prompt, self.given, self.nothing_masked = False, None, None, None
-        self.own_loop = False
+        self.own_loop, self.noted = False, {}
         self.end_forward()
 
     def end_forward(self) -> None:
