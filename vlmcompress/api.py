@@ -64,7 +64,10 @@ class Compression:
         return installed.model
 
     def report(self) -> Report:
-        """What the last `generate` or forward with images did; usable after `remove()`, too."""
+        """What the last `generate` or forward with images did; usable after `remove()`, too.
+
+        The last of the thread that asks; of any thread, where this one made no such call.
+        """
         engine = self._engine
         trace, budget = engine.trace, engine.planner.budget
         cost = {} if budget is None or not budget.is_cost else _cost(trace, budget)
@@ -87,11 +90,19 @@ class Compression:
     def remove(self) -> None:
         """Restore the model exactly; harmless when called twice.
 
-        Waits until `generate` of other threads has ended.
+        Waits until the running calls of other threads have ended; calls that they begin meanwhile
+        wait, and then run on the bare model.
         """
         self._engine.remove()
 
     def __enter__(self) -> Compression:
+        if self._engine.installed is None:
+            raise CompositionError("this Compression was removed: call compress() again")
+        if self._engine.shared.held:
+            raise CompositionError(
+                "this Compression is in a with block already, which removes it at its end"
+            )
+        self._engine.shared.held = True
         return self
 
     def __exit__(
@@ -116,7 +127,8 @@ def compress(
 ) -> Compression:
     """Drop or merge visual tokens of `model` until the handle is removed.
 
-    Only this instance is hooked; no class, module or environment variable is changed.
+    Only this instance is hooked; no class, module or environment variable is changed. Calls of the
+    model that other threads are in the middle of go on as the bare model began them.
 
     Args:
         model: a Hugging Face vision-language model of a supported family (`list_models()`).
@@ -179,9 +191,13 @@ def compress(
         (planner.at(100) if parsed is not None and parsed.is_cost else planner).plan([grid])
     signals = Signals(parts, pipeline, processor, text_tower)
     engine = Engine(Installed.on(parts, planner, signals, positions, order))
-    engine.install()
-    _warn_untested(family.name)
-    return Compression(engine)
+    try:
+        engine.install()
+        _warn_untested(family.name)
+        return Compression(engine)
+    except BaseException:  # Ctrl-C can come at any moment
+        engine.remove()
+        raise
 
 
 @dataclass(frozen=True)
