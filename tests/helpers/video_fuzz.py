@@ -10,6 +10,7 @@ import argparse
 import os
 import queue
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -171,8 +172,12 @@ def main() -> None:
     outcomes, wrong = run(clips, folder, given.seed, given.runs)
     for outcome, count in outcomes.most_common():
         print(f"{count:6} {outcome}")
-    print(*wrong, f"{len(wrong)} wrong of {given.runs}; files in {folder}", sep="\n")
-    os._exit(bool(wrong))
+    print(*wrong, f"{len(wrong)} wrong of {given.runs}", sep="\n")
+    if wrong:
+        print(f"the files are in {folder}")
+    else:
+        shutil.rmtree(folder)
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":
