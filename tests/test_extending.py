@@ -1,5 +1,4 @@
-"""docs/extending.md: the package that it describes adds what it says, and a broken one breaks
-nothing else."""
+"""docs/extending.md: its package adds what it says, and a broken one breaks nothing else."""
 
 import json
 import os
@@ -110,8 +109,7 @@ def cli(*arguments):
 
 def test_the_page_names_every_group_that_is_read():
     groups = {METHODS._plug_ins.group, FAMILIES._plug_ins.group, tasks.PLUG_INS.group}
-    assert set(declared()) == groups
-    assert all(f"| `{group}` |" in PAGE for group in groups)
+    assert set(declared()) == groups == set(re.findall(r"^\| `([\w.]+)` \|", PAGE, re.M))
 
 
 def test_a_method_of_the_package_is_asked_and_listed(parrot, monkeypatch, tiny_llava):
@@ -128,8 +126,7 @@ def test_a_method_of_the_package_is_asked_and_listed(parrot, monkeypatch, tiny_l
     assert {other.package for other in others} == {None}
     (line,) = [line for line in cli("ls", "methods").output.splitlines() if "contrast" in line]
     assert line.endswith("from the package vlmcompress-parrot")
-    listed = json.loads(cli("ls", "methods", "--json").output)
-    assert listed[-1]["package"] == "vlmcompress-parrot"
+    assert json.loads(cli("ls", "methods", "--json").output)[-1]["package"] == info.package
 
 
 def test_a_family_of_the_package_is_compressed_and_listed(parrot):
@@ -255,11 +252,8 @@ def test_a_name_that_is_taken_stays_and_its_package_is_named(offer, name):
         listed = [info.name for info in list_methods()]
     assert listed.count(name) == (name == "divprune")
     assert METHODS.package_of("divprune") is None
-
-
-def test_a_task_that_is_taken_stays(offer):
-    offer("bad-pack", "vlmcompress.tasks", "pictures = bad_pack:X", "raise RuntimeError")
-    with pytest.warns(UserWarning, match="task 'pictures' of the package bad-pack is not used"):
+    offer("bad-task", "vlmcompress.tasks", "pictures = bad_pack:X")
+    with pytest.warns(UserWarning, match="task 'pictures' of the package bad-task is not used"):
         assert tasks.task_names().count("pictures") == 1
 
 
@@ -282,7 +276,6 @@ def test_the_commands_of_the_page_parse():
 @pytest.mark.slow
 def test_the_commands_of_the_page_run_with_the_package_installed(tmp_path):
     """Really built and installed by pip, into a folder of its own."""
-    pytest.importorskip("setuptools")
     source, site = tmp_path / "vlmcompress-parrot", tmp_path / "site"
     write_package(source)
     shutil.copy(STREET, tmp_path)
