@@ -38,7 +38,8 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 	--device cpu --budgets 50%,25%,12.5%,6.25% --resume
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-laws test-oldest test-newest test-lmms-eval gate lint format typecheck wheel-test \
+.PHONY: help setup demo test test-full test-laws test-oldest test-newest test-lmms-eval gate \
+	lint format typecheck wheel-test \
 	readme accuracy baselines figures gpu-figures clean
 
 help: ## list the targets
@@ -67,7 +68,7 @@ demo: $(READY) ## ask the built-in model about a sample image, full beside reduc
 test: $(READY) ## run the tests that take minutes: pairs of what the laws hold for, nothing slow
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-test-full: ## run every test on every combination (half an hour on two cores)
+test-full: ## run every test on every combination (twenty minutes on two cores)
 	$(MAKE) test PYTEST_ARGS="--full $(PYTEST_ARGS)"
 
 test-laws: ## run laws 1, 2, 4 and 7 on every combination: every family, prompt, method and attention

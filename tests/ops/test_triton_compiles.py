@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
 LISTS = sorted(HERE.glob("compiled_*.py"))
-LONG = {"compiled_coverage", "compiled_merge", "compiled_score", "compiled_select"}
+LONG = {f"compiled_{name}" for name in ("coverage", "merge", "pool", "score", "select")}
 """Lists that compile for more than three seconds."""
 KERNELS = HERE.parents[1] / "vlmcompress" / "ops" / "_triton"
 

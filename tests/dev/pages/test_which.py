@@ -103,6 +103,7 @@ def test_what_nobody_can_do_is_a_dash(single):
     assert part.splitlines()[-1] == "| 25% (36) | - | - | - | - | - | - |"
 
 
+@pytest.mark.slow
 def test_one_kind_alone_is_what_a_task_of_that_kind_is(tmp_path):
     wrong = {"scope": 0, "divprune": 3, "hiprune": 12, "vispruner": 20}
     task = make_task(tmp_path, wrong, MadeUp(kinds=("reading",), size=40), {"scope": 0.5})
