@@ -24,7 +24,13 @@ from vlmcompress.patches.decoder.layer_attention import CutContext, ranked
 from vlmcompress.patches.decoder.mlp_activations import watch
 from vlmcompress.patches.decoder.prefill import Prefill
 from vlmcompress.patches.encoder.feature_call import FeatureCalls
-from vlmcompress.patches.hooks.arguments import by_name, cache_of, caches_in, carries_images
+from vlmcompress.patches.hooks.arguments import (
+    by_name,
+    cache_of,
+    caches_in,
+    carries_images,
+    named_after_first,
+)
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
 from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
@@ -231,20 +237,23 @@ class Engine:
         stages = self.now.stages
         if stages is None or stages.leaves_layers_alone:
             return None
+        if len(args) > 1:
+            args, kwargs = args[:1], named_after_first(module, args, kwargs)
         given = hidden = args[0] if args else kwargs["hidden_states"]
         if number in stages.cuts:
-            stages.layer_inputs(number, kwargs, hidden)
+            stages.arguments.of(number, kwargs, hidden)
             hidden = self._cut(number, hidden)
         if stages.starts_stage(number):
             stages.start_stage(number)
-        changed = stages.layer_inputs(number, kwargs, hidden)
+        changed = stages.arguments.of(number, kwargs, hidden)
+        followed = stages.arguments.follow(kwargs)
         if number + 1 in stages.cuts:
             stages.stash = hidden
-        if changed is None and hidden is given:
+        if changed is None and hidden is given and followed is kwargs:
             return None
         if args:
-            return (hidden, *args[1:]), {**kwargs, **(changed or {})}
-        return args, {**kwargs, **(changed or {}), "hidden_states": hidden}
+            return (hidden,), {**followed, **(changed or {})}
+        return args, {**followed, **(changed or {}), "hidden_states": hidden}
 
     def _cut(self, number: int, hidden: Tensor) -> Tensor:
         """Score the surviving tokens of every image and keep the best of them."""

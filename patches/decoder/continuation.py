@@ -37,6 +37,8 @@ def masking(now: CallState, mask: Any) -> Tensor | None:
 def lay_out(installed: Installed, kwargs: dict[str, Any], past: int, columns: Slots) -> StageLayout:
     """The layout of a forward whose chunk has the given virtual columns."""
     mask = two_dimensional(kwargs.get("attention_mask"))
+    config: Any = installed.lm.config
+    ends = getattr(config, "eos_token_id", None)
     return StageLayout(
         batch=len(columns.index),
         past=past,
@@ -47,6 +49,7 @@ def lay_out(installed: Installed, kwargs: dict[str, Any], past: int, columns: Sl
         given_masks=installed.now.given_masks,
         cache=cache_of(kwargs),
         padding=None if mask is None else mask.to(columns.index.device, torch.bool),
+        end_of_text=ends[0] if isinstance(ends, list) else ends,
         rotary=functools.partial(_rotary, installed) if installed.positions == "renumber" else None,
     )
 

@@ -130,9 +130,10 @@ class CutContext:
     def _embeddings(self, of: Of) -> tuple[Tensor, Tensor]:
         """cos and sin [B, Q, hd] of the chunk's tokens for the layer that `of` names."""
         kind = self._kind(of)
-        if kind not in self.stages.embeddings:
+        if kind not in self.stages.arguments.embeddings:
             raise UnsupportedCallError(f"no layer before {self.layer} is of the kind {kind}")
-        return self.stages.embeddings[kind]
+        found: tuple[Tensor, Tensor] = self.stages.arguments.embeddings[kind]
+        return found
 
     def window(self, of: Of) -> int | None:
         """The window of the layer that `of` names."""

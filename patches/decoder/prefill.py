@@ -25,6 +25,7 @@ from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.call_trace import ImageTrace
 from vlmcompress.patches.sequence.deepstack import follow, merge
 from vlmcompress.patches.sequence.packing import pack, slot_of
+from vlmcompress.patches.sequence.per_token import DEEPSTACK, kept_of
 from vlmcompress.patches.sequence.placeholders import (
     Located,
     Pieces,
@@ -134,7 +135,8 @@ class Prefill:
         embeds = place(self.embeds, self.images, kept, reductions)
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
-        return self._inputs(embeds) | self._deepstack(reductions)
+        changed = self._inputs(embeds) | self._deepstack(reductions)
+        return kept_of(self.kwargs, self.chunk.index) | changed
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
         """Per image: raster indices [K] placed in the decoder, and the merge if there was one.
@@ -296,11 +298,9 @@ class Prefill:
 
     def _deepstack(self, reductions: list[Reduction | None]) -> dict[str, Any]:
         """Features to be added in later layers, for the tokens that are kept."""
-        mask, features = (
-            self.kwargs.get(name) for name in ("visual_pos_masks", "deepstack_visual_embeds")
-        )
+        mask, features = (self.kwargs.get(name) for name in DEEPSTACK)
         if mask is None or features is None:
             return {}
         merged = merge(mask, features, self.images, reductions)
         mask, features = follow(mask, merged, self.chunk)
-        return {"visual_pos_masks": mask, "deepstack_visual_embeds": features}
+        return dict(zip(DEEPSTACK, (mask, features), strict=True))

@@ -30,18 +30,19 @@ ROWS: dict[str, Row] = dict.fromkeys(
     """),
     Row(no_cuts=_KINDS),
 )
+ROWS["gemma3n"] = Row(no_cuts="its hidden states are four streams, and tokens their third axis")
 
 TESTED = frozenset(
     _names("""
     aria aya_vision cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_ocr2
-    deepseek_vl deepseek_vl_hybrid exaone4_5 fast_vlm fuyu gemma3 gemma4_unified glm46v glm4v
-    glm4v_moe glm5_next glm_ocr glmga got_ocr2 granite_docling hunyuan_vl hy_v4_vl
-    hyperclovax_vision_v2 idefics2 idefics3 internvl janus kimi_k25 lfm2_vl lighton_ocr llava
-    llava_next llava_next_video llava_onevision minicpm_ocr minicpmv4_6 minicpmv4_7
-    minimax_m3_vl mistral3 mistral_large4 molmo2 muse_glimmer muse_spark nemotron_h_omni ovis2
-    paddleocr_vl paligemma perception_lm pp_chart2table qianfan_ocr qwen2_5_omni_thinker
-    qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe
-    shieldgemma2 smolvlm step3p7 unlimited_ocr video_llama_3 video_llava vipllava
+    deepseek_vl deepseek_vl_hybrid ernie4_5_vl_moe exaone4_5 fast_vlm fuyu gemma3 gemma3n gemma4
+    gemma4_unified glm46v glm4v glm4v_moe glm5_next glm_ocr glmga got_ocr2 granite_docling
+    hunyuan_vl hy_v4_vl hyperclovax_vision_v2 idefics2 idefics3 internvl janus kimi_k25 lfm2_vl
+    lighton_ocr llava llava_next llava_next_video llava_onevision minicpm_ocr minicpmv4_6
+    minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 molmo2 muse_glimmer muse_spark
+    nemotron_h_omni ovis2 paddleocr_vl paligemma perception_lm pp_chart2table qianfan_ocr
+    qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl
+    qwen3_vl_moe shieldgemma2 smolvlm step3p7 unlimited_ocr video_llama_3 video_llava vipllava
     """)
 )
 """Types that the matrix of tests/families proves on the newest transformers."""

@@ -11,10 +11,9 @@ others from attending to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +21,10 @@ from transformers.cache_utils import Cache
 
 from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.gather import take, take_all
-from vlmcompress.patches.sequence.attention_masks import Given, LayerKinds, VisibleKeys, build
+from vlmcompress.patches.sequence.attention_masks import Given, LayerKinds, VisibleKeys
 from vlmcompress.patches.sequence.cache_state import CacheState, Slots
-from vlmcompress.patches.sequence.packing import both, cut_mask, pack, slot_of
+from vlmcompress.patches.sequence.layer_arguments import LayerArguments
+from vlmcompress.patches.sequence.packing import both, pack, slot_of
 from vlmcompress.patches.sequence.placeholders import close
 from vlmcompress.patches.sequence.spans import Span
 
@@ -51,6 +51,8 @@ class StageLayout:
     """[B, past + chunk] bool over virtual columns: the caller's attention mask."""
     rotary: Rotary | None = None
     """Computes (cos, sin) of a kind of layer from hidden states and positions, to renumber."""
+    end_of_text: int | None = None
+    """A token id that separates texts."""
     counts: list[int] = field(default_factory=list)
     """Valid chunk tokens of each row at the current stage."""
     spans: list[Span] = field(default_factory=list)
@@ -73,9 +75,6 @@ class StageLayout:
     fired: Tensor | None = None
     """[B, Q, I]: what the neurons of that layer gave, where the method watches them."""
     _rows: dict[int, Slots] = field(default_factory=dict)
-    _inputs: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
-    embeddings: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Kind of layer -> cos and sin of the chunk's tokens at the current stage, as far as seen."""
 
     @cached_property
     def leaves_layers_alone(self) -> bool:
@@ -141,73 +140,28 @@ class StageLayout:
         """
         if self.kinds.masks_made_here:
             return None
-        if self.padding is None and not self._has_fillers(0):
+        if self.padding is None and not self.has_fillers(0):
             return None
         keys = self.keys(0)
         if self.padding is None:
             return keys.valid
         return both(take(self.padding, keys.index), keys.valid)
 
-    def _has_fillers(self, layer: int) -> bool:
+    def has_fillers(self, layer: int) -> bool:
         """Whether any slot of `layer` is one; a decode step without must not compute anything."""
         past = self.state is not None and self.state.has_fillers(layer)
         chunk = self.last_cut(layer) or self.columns
         return past or chunk.valid is not None
 
-    def layer_inputs(
-        self, layer: int, given: dict[str, Any], hidden: Tensor
-    ) -> dict[str, Any] | None:
-        """The keyword arguments of `layer` at the current stage, or None to leave them alone."""
-        # All layers of one kind in a stage take the same arguments: made once, given to each.
-        key = self.current, self.kinds.names[layer]
-        if key not in self._inputs:
-            self._inputs[key] = self._stage_inputs(layer, given, hidden)
-        inputs = self._inputs[key]
-        self.embeddings[key[1]] = inputs.get("position_embeddings", given["position_embeddings"])
-        return inputs or None
+    @cached_property
+    def arguments(self) -> LayerArguments:
+        """What its layers are given."""
+        return LayerArguments(self)
 
     def start_stage(self, layer: int) -> None:
         """From `layer` on, fewer tokens are kept."""
         self.current = layer
-        self.embeddings = {}
-
-    def _stage_inputs(self, layer: int, given: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
-        inputs: dict[str, Any] = {}
-        stage = self.current
-        if self.kinds.flash and hidden.shape[1] > 1 and given.get("position_ids") is not None:
-            # FlashAttention reads gaps in position ids as borders between packed sequences.
-            steps = torch.arange(hidden.shape[1], device=hidden.device)
-            inputs["position_ids"] = steps.expand(len(hidden), -1)
-        if self.kinds.masks_made_here:
-            inputs["attention_mask"] = self._own_mask(layer, hidden.dtype)
-        if stage == 0:  # the model made masks and rotary for just these slots
-            return inputs
-        mask = given.get("attention_mask")
-        if not self.kinds.masks_made_here and (mask is not None or self._has_fillers(stage)):
-            keys, rows = self.keys(stage), self.rows(stage)
-            inputs["attention_mask"] = cut_mask(
-                mask, rows.index, keys.index, keys.valid, self.past_width(0), self.kinds.flash
-            )
-        if self.rotary is not None:
-            kind = self.kinds.names[layer]
-            inputs["position_embeddings"] = self.rotary(hidden, self.renumbered(stage), kind)
-        elif (cut := self.last_cut(stage)) is not None:
-            inputs["position_embeddings"] = tuple(take_all(given["position_embeddings"], cut.index))
-        return inputs
-
-    def _own_mask(self, layer: int, dtype: torch.dtype) -> Tensor | None:
-        kind, end = self.kinds.names[layer], self.past + self.virtual_width
-        window = self.kinds.window_of(kind)
-        # A window that is wider than the whole sequence is none: plain causal attention is faster.
-        given = self.given_masks
-        return build(
-            self.past_seen(layer),
-            self.chunk_seen(),
-            given.get(kind) if isinstance(given, Mapping) else given,
-            self.past,
-            window if window is not None and window < end else None,
-            dtype if self.kinds.eager else None,
-        )
+        self.arguments.embeddings = {}
 
     def past_seen(self, layer: int) -> VisibleKeys:
         """The cached keys that `layer` still holds."""

@@ -34,9 +34,6 @@ ELSEWHERE = {"llava_next", "llava_next_video", "llava_onevision"}
 """Their separators are known, so tests/patches/test_laws.py has oracles of their own for them."""
 NOT_YET = {
     "dots3_note",
-    "ernie4_5_vl_moe",
-    "gemma3n",
-    "gemma4",
     "granite4_vision",
     "inkling2",
     "inkling2_loop",

@@ -1,0 +1,93 @@
+"""What the layers of one forward are given at each stage instead of the model's own arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlmcompress.ops.gather import take_all
+from vlmcompress.patches.sequence.attention_masks import build
+from vlmcompress.patches.sequence.packing import cut_mask
+from vlmcompress.patches.sequence.per_token import PerToken
+
+if TYPE_CHECKING:
+    from vlmcompress.patches.sequence.stage_layout import StageLayout
+
+
+class LayerArguments:
+    """Made once for all layers of one kind in a stage, which take the same."""
+
+    def __init__(self, stages: StageLayout) -> None:
+        self._stages = stages
+        self._made: dict[tuple[int, str, bool], dict[str, Any]] = {}
+        self.embeddings: dict[str, Any] = {}
+        """Kind of layer -> rotary embeddings of the chunk's tokens at the current stage, as far as
+        seen: cos and sin, or whatever else the model makes; None for layers without."""
+
+    def of(self, layer: int, given: dict[str, Any], hidden: Tensor) -> dict[str, Any] | None:
+        """The keyword arguments of `layer` at the current stage, or None to leave them alone."""
+        kind, rotary = self._stages.kinds.names[layer], given.get("position_embeddings")
+        key = self._stages.current, kind, rotary is None
+        if key not in self._made:
+            self._made[key] = self._make(layer, given, hidden)
+        made = self._made[key]
+        self.embeddings[kind] = made.get("position_embeddings", rotary)
+        return made or None
+
+    def follow(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Further arguments of a layer, for the tokens that are left of the chunk."""
+        cut = self._stages.last_cut(self._stages.current)
+        return given if cut is None else self._per_token.follow(given, cut)
+
+    @cached_property
+    def _per_token(self) -> PerToken:
+        return PerToken(self._stages.batch, self._stages.width, self._stages.end_of_text)
+
+    def _make(self, layer: int, given: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = {}
+        stages, kinds = self._stages, self._stages.kinds
+        stage = stages.current
+        if kinds.flash and hidden.shape[1] > 1 and given.get("position_ids") is not None:
+            # FlashAttention reads gaps in position ids as borders between packed sequences.
+            steps = torch.arange(hidden.shape[1], device=hidden.device)
+            inputs["position_ids"] = steps.expand(len(hidden), -1)
+        if kinds.masks_made_here:
+            inputs["attention_mask"] = self._own_mask(layer, hidden.dtype)
+        if stage == 0:  # the model made masks and rotary for just these slots
+            return inputs
+        mask = given.get("attention_mask")
+        if not kinds.masks_made_here and (mask is not None or stages.has_fillers(stage)):
+            keys, rows = stages.keys(stage), stages.rows(stage)
+            inputs["attention_mask"] = cut_mask(
+                mask, rows.index, keys.index, keys.valid, stages.past_width(0), kinds.flash
+            )
+        return inputs | self._rotary(layer, given.get("position_embeddings"), hidden)
+
+    def _rotary(self, layer: int, given: Any, hidden: Tensor) -> dict[str, Any]:
+        stages = self._stages
+        stage, cut = stages.current, stages.last_cut(stages.current)
+        if given is None:
+            return {}
+        if stages.rotary is not None:
+            kind = stages.kinds.names[layer]
+            return {"position_embeddings": stages.rotary(hidden, stages.renumbered(stage), kind)}
+        return {} if cut is None else {"position_embeddings": tuple(take_all(given, cut.index))}
+
+    def _own_mask(self, layer: int, dtype: torch.dtype) -> Tensor | None:
+        stages = self._stages
+        kind, end = stages.kinds.names[layer], stages.past + stages.virtual_width
+        window = stages.kinds.window_of(kind)
+        # A window that is wider than the whole sequence is none: plain causal attention is faster.
+        given = stages.given_masks
+        return build(
+            stages.past_seen(layer),
+            stages.chunk_seen(),
+            given.get(kind) if isinstance(given, Mapping) else given,
+            stages.past,
+            window if window is not None and window < end else None,
+            dtype if stages.kinds.eager else None,
+        )
