@@ -9,6 +9,7 @@ from PIL import Image
 from vlmcompress.cli import ask_request as request
 from vlmcompress.cli.ask_run import Asker
 from vlmcompress.errors import MediaError
+from vlmcompress.methods.registry import METHODS
 from vlmcompress.patches.families import registry as families
 from vlmcompress.registry import Registry
 
@@ -194,3 +195,37 @@ def test_sixteen_bit_and_palette_images_are_read(cli, loaded, tmp_path):
         "ask", tmp_path / "deep.png", tmp_path / "palette.png", "what ?", "--max-new-tokens", 1
     )
     assert result.exit_code == 0, result.stderr
+
+
+def test_a_question_may_be_longer_than_the_name_of_a_file(cli, loaded, picture):
+    """And what is no name at all, because of its zero byte."""
+    for question in ("what color is it ? " * 300, "what\0is it ?"):
+        result = cli("ask", picture, question, "--max-new-tokens", 1)
+        assert result.exit_code == 0, result.exception
+
+
+@pytest.mark.parametrize("name", [*METHODS.names(), "random+fastv", "tome+divprune+psigmoid"])
+def test_the_depth_that_a_method_is_for_is_not_guessed(name):
+    """A budget is put in where a method has no setting of its own, at any depth."""
+    options = {"embedlens": "(table='tiny-llava')", "var": "(dims=(1, 2))"}.get(name, "")
+    needs = {"random", "stride", "pool", "downsample", "tome", "mctf", "expedit", "m3"}
+    needs |= {"random+fastv", "tome+divprune+psigmoid"}
+    methods, has_default = request._methods(name + options, {})
+    assert methods
+    assert has_default == (name not in needs), name
+
+
+@pytest.mark.parametrize("method", ["adaptinfer(table='qwen2-vl-2b-10')", "fastv(k=40)"])
+def test_a_method_for_another_depth_is_refused_by_the_model_that_has_it(
+    fails, loaded, picture, method
+):
+    fails("layers?.*", picture, "what ?", "--method", method)
+    checked = request.check(
+        request.MediaArguments([str(picture), "what ?"], [], [], None, None, None),
+        None,
+        method,
+        None,
+        [],
+        None,
+    )
+    assert checked.budget is None

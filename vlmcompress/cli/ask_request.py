@@ -18,6 +18,7 @@ from vlmcompress.media.video import VIDEO_SUFFIXES, Video, check_sampling, read_
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vlmcompress.methods.composition.pipeline import Pipeline
     from vlmcompress.methods.contracts.method import Method
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
@@ -100,7 +101,7 @@ def _media_and_question(arguments: MediaArguments) -> tuple[list[tuple[str, str]
         if not words:
             raise VLMCompressError('no question: give one, as in vlmcompress ask image.png "..."')
         question = words.pop()
-        if Path(question).is_file():
+        if _is_file(question):
             raise VLMCompressError(f"no question: the last argument {question!r} is a file")
     if not question.strip():
         raise VLMCompressError("the question is empty")
@@ -112,6 +113,14 @@ def _media_and_question(arguments: MediaArguments) -> tuple[list[tuple[str, str]
             "no image and no video: give a file before the question, or with --image or --video"
         )
     return files, question
+
+
+def _is_file(text: str) -> bool:
+    """Whether a text names a file; a question may be longer than a name can be."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _kind(file: str) -> str:
@@ -153,15 +162,27 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 def _methods(spec: str, options: dict[str, Any]) -> tuple[str | tuple[Method, ...], bool]:
     """The methods of a spec, and whether they can work without a budget."""
     from vlmcompress.methods.composition.spec import parse
-    from vlmcompress.tokens import Grid
 
     if spec == defaults.AUTO:
         if options:
             raise VLMCompressError(f"{defaults.AUTO} has no options, got {', '.join(options)}")
         return spec, False
     pipeline = parse(spec, **options)
+    return pipeline.methods, _works_without_budget(pipeline)
+
+
+def _works_without_budget(pipeline: Pipeline) -> bool:
+    """Whether every method has a setting of its own.
+
+    All decoder methods do, and theirs may be for one depth only, which nobody knows before the
+    model is loaded; the others do not look at the depth.
+    """
+    from vlmcompress.tokens import Grid
+
+    before = [method for method in pipeline.methods if method is not pipeline.decoder]
     try:
-        pipeline.plan(Grid(1, 24, 24), 32, None)
+        if before:
+            pipeline.of(before).plan(Grid(1, 24, 24), 2, None)
     except BudgetError:
-        return pipeline.methods, False
-    return pipeline.methods, True
+        return False
+    return True
