@@ -34,7 +34,7 @@ SHORTER = {
 
 def commands(text):
     found = [COMMAND.match(line) for line in text.splitlines()]
-    return [shlex.split(one[1], comments=True) for one in found if one]
+    return [shlex.split(one[1], comments=True) for one in found if one and "..." not in one[1]]
 
 
 def shown(kinds):
