@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlmcompress.cli import ask_media
 from vlmcompress.cli import ask_request as request
 from vlmcompress.cli.ask_run import Asker
 from vlmcompress.errors import MediaError
@@ -184,7 +185,7 @@ def test_messages_stay_on_one_line(fails, unloadable, picture, monkeypatch):
     def broken(path):
         raise MediaError("the first line\n  and the second")
 
-    monkeypatch.setattr(request, "read_image", broken)
+    monkeypatch.setattr(ask_media, "read_image", broken)
     fails("the first line and the second$", picture, "what ?")
 
 
@@ -229,3 +230,39 @@ def test_a_method_for_another_depth_is_refused_by_the_model_that_has_it(
         None,
     )
     assert checked.budget is None
+
+
+def test_what_is_empty_or_idle_is_refused(fails, unloadable, picture):
+    ask = (picture, "what ?")
+    fails("cannot read the method ''", *ask, "--method", "")
+    fails("the model has no name", *ask, "--model", "")
+    fails("--repeat is for --compare", *ask, "--repeat", 5)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://a.org/x.png", "s3://b/x.png", "data:image/png;base64,"]
+)
+def test_an_address_is_called_one(fails, unloadable, address):
+    fails(f"'{address}' is an address, and nothing is fetched", address, "what ?")
+    fails(f"'{address}' is an address, and nothing is fetched", "--image", address, "what ?")
+
+
+def test_files_are_not_read_from_stdin(fails, unloadable):
+    fails("images and videos are not read from stdin", "-", "what ?")
+
+
+def test_names_for_nothing_and_auto_get_words_that_help(fails, unloadable, picture):
+    for name in ("none", "off"):
+        fails(f"'{name}': 'full' keeps all visual tokens", picture, "what ?", "--method", name)
+    fails("auto chooses methods for all stages", picture, "what ?", "--method", "auto+fastv")
+    fails("auto chooses methods for all stages", picture, "what ?", "--method", "auto(k=2)")
+
+
+def test_what_turns_letters_around_or_moves_the_cursor_is_shown(cli, loaded, tmp_path, picture):
+    odd = tmp_path / "a\x1b[31m\u202egnp.png"
+    odd.write_bytes(picture.read_bytes())
+    for arguments in ((odd, "what ?"), (odd, "what \x1b[2J?"), (f"{odd}.none", "what ?")):
+        result = cli("ask", *arguments, "--max-new-tokens", 1)
+        assert "\x1b" not in result.output
+        assert "\u202e" not in result.output
+        assert r"\x1b[31m\u202egnp" in result.output

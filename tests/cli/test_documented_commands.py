@@ -46,7 +46,9 @@ def shown(kinds):
 def run(cli, command):
     if "contrast" in " ".join(command) or "--check" in command or "--random-weights" in command:
         return  # tests/test_extending.py, `make gate` and tests/cli/test_profile.py have these
-    command = ["tiny-llava" if word in ELSEWHERE else word for word in command]
+    # Every method is evaluated by `make accuracy`; that "all" is understood, by tests/eval.
+    stand_ins = {"all": "divprune"} | dict.fromkeys(ELSEWHERE, "tiny-llava")
+    command = [stand_ins.get(word, word) for word in command]
     name = command[0]
     if "--limit" in command:
         at = command.index("--limit")
