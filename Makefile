@@ -111,6 +111,7 @@ readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and 
 	$(BIN)/vlmcompress ask $(CLIP) --overlay docs/clip.png
 	$(BIN)/python -m dev.pages.readme
 	$(BIN)/python -m dev.pages.methods
+	$(BIN)/python -m dev.pages.models
 	$(BIN)/python -m dev.pages.speed
 	$(BIN)/python -m dev.pages.which
 

@@ -189,7 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if mutation.name in wanted:
                 test = noticed(mutation, copy)
                 survived += test is None
-                print(f"{mutation.name:20} {'survived' if test is None else f'killed by {test}'}")
+                told = "survived" if test is None else f"killed by {test}"
+                print(f"{mutation.name:20} {told}", flush=True)
     return 1 if survived else 0
 
 

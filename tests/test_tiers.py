@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiers
 from mechanisms import MECHANISMS
 from subject_models import SUBJECTS
 from tiers import by_default, covering, rotation, share
@@ -59,7 +63,7 @@ def item(number, marks=(), function=None, **values):
     return SimpleNamespace(
         number=number,
         function=function,
-        callspec=SimpleNamespace(params=values, indices=values),
+        callspec=SimpleNamespace(params=values),
         get_closest_marker=found.get,
     )
 
@@ -85,6 +89,52 @@ def test_the_default_tier():
     assert pairs_of(chosen) == pairs_of(wanted)
     assert len(chosen) < len(wanted)
     assert len(found) == 4 + len(chosen) + 2
+
+
+COLLECTED = """
+import pytest
+
+@pytest.fixture(params=[["p"], ["q"]])
+def made(request):
+    return request.param
+
+@pytest.mark.pairs(mean=[True])
+@pytest.mark.parametrize("kind", ["x", "y"])
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 2), (4, 1)])
+def test_pairs(rows, columns, mean, kind, made):
+    pass
+
+@pytest.mark.rotating(axis="made", by="number", count=1)
+@pytest.mark.parametrize("number", range(5))
+def test_turns(number, made):
+    pass
+
+@pytest.mark.slow
+def test_slow():
+    pass
+"""
+
+
+@pytest.mark.parametrize(("options", "counts"), [([], (6, 5, 0)), (["--full"], (24, 10, 1))])
+def test_what_pytest_collects(tmp_path, options, counts):
+    (tmp_path / "test_it.py").write_text(COLLECTED)
+    (tmp_path / "conftest.py").write_text(
+        "from tiers import by_default\n\n"
+        "def pytest_addoption(parser):\n    parser.addoption('--full', action='store_true')\n\n"
+        "def pytest_collection_modifyitems(config, items):\n"
+        "    items[:] = items if config.getoption('--full') else by_default(items)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-c", os.devnull, *options, "."],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(tiers.__file__).parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    names = ("test_pairs", "test_turns", "test_slow")
+    assert tuple(done.stdout.count(f"::{name}") for name in names) == counts, done.stdout
 
 
 @pytest.mark.parametrize("shares", [1, 4, 7])

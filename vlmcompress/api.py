@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from torch import nn
 
@@ -14,13 +15,14 @@ from vlmcompress.auto import auto_method
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.planner import Planner
 from vlmcompress.defaults import AUTO
-from vlmcompress.errors import CompositionError, VLMCompressError
+from vlmcompress.errors import CompositionError, UntestedModelWarning, VLMCompressError
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Method
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.engine import Engine, engine_of
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.patches.families.registry import FAMILIES, family_of
+from vlmcompress.patches.families.registry import family_of
+from vlmcompress.patches.families.standing import known_types, standing_of
 from vlmcompress.patches.families.wrapped import taken_out
 from vlmcompress.patches.hooks.attachments import check_compiled
 from vlmcompress.patches.sequence.call_trace import Trace
@@ -63,7 +65,10 @@ class Compression:
         return installed.model
 
     def report(self) -> Report:
-        """What the last `generate` or forward with images did; usable after `remove()`, too."""
+        """What the last `generate` or forward with images did; usable after `remove()`, too.
+
+        The last of the thread that asks; of any thread, where this one made no such call.
+        """
         engine = self._engine
         trace, budget = engine.trace, engine.planner.budget
         cost = {} if budget is None or not budget.is_cost else _cost(trace, budget)
@@ -77,7 +82,7 @@ class Compression:
             images=images,
             milliseconds=trace.milliseconds(),
             decode_tokens=trace.decode_steps,
-            engaged=any(image.mean < image.before for image in images),
+            engaged=any(image.mean < image.before - image.masked for image in images),
             signals=engine.collected,
             reason=reason,
             **cost,
@@ -86,11 +91,19 @@ class Compression:
     def remove(self) -> None:
         """Restore the model exactly; harmless when called twice.
 
-        Waits until `generate` of other threads has ended.
+        Waits until the running calls of other threads have ended; calls that they begin meanwhile
+        wait, and then run on the bare model.
         """
         self._engine.remove()
 
     def __enter__(self) -> Compression:
+        if self._engine.installed is None:
+            raise CompositionError("this Compression was removed: call compress() again")
+        if self._engine.shared.held:
+            raise CompositionError(
+                "this Compression is in a with block already, which removes it at its end"
+            )
+        self._engine.shared.held = True
         return self
 
     def __exit__(
@@ -105,7 +118,7 @@ class Compression:
 def compress(
     model: nn.Module,
     method: str | Method | Sequence[Method],
-    budget: int | float | str | Budget | None = None,
+    budget: int | SupportsFloat | str | Budget | None = None,
     *,
     positions: Literal["keep", "renumber"] = "keep",
     order: Literal["raster", "method"] = "raster",
@@ -115,7 +128,8 @@ def compress(
 ) -> Compression:
     """Drop or merge visual tokens of `model` until the handle is removed.
 
-    Only this instance is hooked; no class, module or environment variable is changed.
+    Only this instance is hooked; no class, module or environment variable is changed. Calls of the
+    model that other threads are in the middle of go on as the bare model began them.
 
     Args:
         model: a Hugging Face vision-language model of a supported family (`list_models()`), or the
@@ -125,9 +139,10 @@ def compress(
             (`"fastv(k=3)"`), or method objects. "auto" takes what was the most accurate for such a
             model and budget; the report says what and why.
         budget: mean number of visual tokens per image over decoder layers, as a count (64) or a
-            share ("25%"), or either for each frame of a clip ("16 per frame"). Or what a call may
-            cost up to its first token, as a share of the FLOPs of the full model ("0.4 flops") or
-            as a time on this machine ("120 ms"). None takes the paper's own setting.
+            share ("25%" or 0.25; 1 is one token, 1.0 all), or either for each frame of a clip ("16
+            per frame"). Or what a call may cost up to its first token, as a share of the FLOPs of
+            the full model ("0.4 flops") or as a time on this machine ("120 ms"). None takes the
+            paper's own setting.
         positions: "keep" leaves kept tokens at their original position ids; "renumber" closes the
             gaps, as the reference code of several papers does.
         order: "raster", or "method" for the order in which a selector picked.
@@ -180,35 +195,61 @@ def compress(
         (planner.at(100) if parsed is not None and parsed.is_cost else planner).plan([grid])
     signals = Signals(parts, pipeline, processor, text_tower)
     engine = Engine(Installed.on(parts, planner, signals, positions, order))
-    engine.install()
-    return Compression(engine)
+    try:
+        engine.install()
+        _warn_untested(family.name)
+        return Compression(engine)
+    except BaseException:  # Ctrl-C can come at any moment
+        engine.remove()
+        raise
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is supported for one model family."""
+    """What is supported for one model type."""
 
     name: str
+    """The `model_type` of its configuration."""
     classes: tuple[str, ...]
     stages: tuple[str, ...]
     images: bool
     video: bool
     signals: tuple[str, ...]
+    state: str
+    """"tested" on the transformers that is installed; "by structure": all that the engine needs is
+    looked for in the model itself, and `compress` warns; or "refused"."""
+    reason: str | None
+    """Why it is not tested, or refused."""
 
 
 def list_models() -> list[ModelInfo]:
-    """The supported model families."""
+    """All model types that transformers lists as image-text-to-text, and those plugged in.
+
+    Types with an adapter of their own, which allows more stages and signals, come first.
+    """
     return [
         ModelInfo(
             name=name,
-            classes=(family.class_name,),
-            stages=family.stages,
-            images=family.images,
-            video=family.video,
-            signals=tuple(sorted(family.encoder.signals)),
+            classes=(facts.class_name,),
+            stages=facts.stages,
+            images=facts.images,
+            video=facts.video,
+            signals=tuple(sorted(facts.signals)),
+            **vars(standing_of(name)),
         )
-        for name, family in FAMILIES.items()
+        for name, facts in known_types().items()
     ]
+
+
+def _warn_untested(name: str) -> None:
+    standing = standing_of(name)
+    if standing.state != "tested":
+        warnings.warn(
+            f"{name} works by its structure but is not tested ({standing.reason}): compare a few "
+            "answers with those of the plain model",
+            UntestedModelWarning,
+            stacklevel=3,
+        )
 
 
 def _cost(trace: Trace, budget: Budget) -> dict[str, Any]:

@@ -31,3 +31,7 @@ class UnsupportedCallError(VLMCompressError):
 
 class MediaError(VLMCompressError):
     """An image or video that cannot be read, or that exceeds a limit."""
+
+
+class UntestedModelWarning(UserWarning):
+    """A model of a type that works by its structure, on which no test has run."""

@@ -177,8 +177,8 @@ class Registry(Generic[T]):
             yield name, found
 
     def package_of(self, name: str) -> str | None:
-        """The other package that offers `name`; None for what is registered."""
-        if name in self._entries or self._plug_ins is None:
+        """The other package that offers `name`; None for what is registered, or by nobody."""
+        if self._plug_ins is None or name not in self._others():
             return None
         return self._plug_ins.package_of(name)
 

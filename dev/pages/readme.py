@@ -65,10 +65,11 @@ def methods() -> str:
 
 
 def models() -> str:
-    """One row for each supported family, and the built-in models."""
+    """One row for each family with an adapter of its own, and how many other types there are."""
     from vlmcompress import list_models
     from vlmcompress.models.names import BUILT_IN
     from vlmcompress.patches.families.registry import FAMILIES
+    from vlmcompress.patches.families.table import TESTED
 
     table = as_table(
         ["family", "classes", "stages", "images", "video", "signals"],
@@ -82,11 +83,18 @@ def models() -> str:
                 ", ".join(f"`{name}`" for name in info.signals),
             ]
             for info in list_models()
-            if FAMILIES.package_of(info.name) is None
+            if info.name in FAMILIES and FAMILIES.package_of(info.name) is None
         ),
     )
     names = ", ".join(f"`{name}`" for name in BUILT_IN)
-    return f"{table}\n\nBuilt in, for trying things out without a download: {names}."
+    others = len(TESTED - set(FAMILIES.names()))
+    return (
+        f"{table}\n\n**{others} more types** are tested with one adapter that is derived from the "
+        "model, among them Qwen3.5, Gemma 4, GLM-4.6V, Qwen3-Omni, MiniCPM-V, Molmo2 and "
+        "PaliGemma: [docs/models.md](docs/models.md) tells for each of them where tokens can be "
+        "dropped. Types that are not listed there are tried by their structure, with a warning, or "
+        f"refused with the reason.\n\nBuilt in, for trying things out without a download: {names}."
+    )
 
 
 def accuracy() -> str:

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import transformers
 from torch import Tensor, nn
 
-from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.contracts.method import Stage
 from vlmcompress.patches.families.vision_encoder import Encoder
-from vlmcompress.patches.hooks.arguments import CACHE_NAMES, cache_name
+from vlmcompress.patches.hooks.arguments import CACHE_NAMES, cache_name, carries_images
 from vlmcompress.patches.sequence.cache_state import CacheState
 from vlmcompress.tokens import Grid, Layout
 from vlmcompress.version import NEWEST_TRANSFORMERS
@@ -21,6 +21,9 @@ from vlmcompress.version import NEWEST_TRANSFORMERS
 IMAGES = {"image": "get_image_features"}
 IMAGES_AND_CLIPS = IMAGES | {"video": "get_video_features"}
 """Modality -> feature call, as most base models name them."""
+
+_TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+"""Arguments that tell which tokens are pictures, for masks in which these see one another."""
 
 
 class Family:
@@ -30,27 +33,27 @@ class Family:
     usually states names and how to compute a grid.
     """
 
-    name: ClassVar[str]
-    class_name: ClassVar[str]
+    name: str
+    class_name: str
     """The transformers class that users hold."""
-    images: ClassVar[bool] = True
-    video: ClassVar[bool] = False
-    stages: ClassVar[tuple[Stage, ...]] = ("projector", "decoder")
-    renumbers: ClassVar[bool] = True
+    images: bool = True
+    video: bool = False
+    stages: tuple[Stage, ...] = ("projector", "decoder")
+    renumbers: bool = True
     """Whether positions are one number per token, so that their gaps can be closed."""
-    encoder: ClassVar[Encoder] = Encoder()
+    encoder: Encoder = Encoder()
     """The vision side, for signals."""
-    feature_calls: ClassVar[Mapping[str, str]] = IMAGES
+    feature_calls: Mapping[str, str] = IMAGES
     """Modality -> bound method of the base model that returns its projected features."""
 
-    text_module: ClassVar[str] = "language_model"
+    text_module: str = "language_model"
     """Name of the decoder stack in the base model."""
     mergers: ClassVar[tuple[str, ...]] = ()
     """Modules of the base model that make tokens out of patches, where pixels can be left out."""
-    deepstack: ClassVar[str | None] = None
+    deepstack: str | None = None
     """Method of the decoder stack that adds visual features after its first layers, if any."""
 
-    masks_in_base: ClassVar[bool] = False
+    masks_in_base: bool = False
     """Whether the base model makes the attention masks, because images attend to themselves."""
 
     def model_class(self) -> type[nn.Module]:
@@ -90,6 +93,10 @@ class Family:
             for modality in self.feature_calls
         }
 
+    def features(self, output: Any) -> Any:
+        """What a feature call returned of each image or clip; None where it gave no features."""
+        return getattr(output, "pooler_output", None)
+
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
     ) -> list[Layout]:
@@ -120,8 +127,27 @@ class Family:
         """Arguments of the base model with which it makes masks for the chunk alone.
 
         Only for `masks_in_base`; `call` continues on the shortened cache of `state`.
+
+        Raises:
+            UnsupportedCallError: a new image follows on layers that hold different tokens.
         """
-        return {"attention_mask": None}
+        types = [name for name in _TOKEN_TYPES if call.get(name) is not None]
+        if not types or not carries_images(dict(call)):
+            return {"attention_mask": None, **dict.fromkeys(types)}
+        if len(state.stages) > 1:
+            raise UnsupportedCallError(
+                "a new image cannot follow on a cache whose layers hold different tokens: use a "
+                "projector-stage method, or start a new cache"
+            )
+        length = call["input_ids"].shape[1]
+        past = state.stages[0].index.shape[1] + state.tail
+        changed: dict[str, Any] = {"attention_mask": None}
+        for name in types:
+            # The model finds images by their place in the cache.
+            chunk = call[name][:, -length:]
+            changed[name] = chunk.new_zeros(len(chunk), past + length)
+            changed[name][:, past:] = chunk
+        return changed
 
     def fixed_grid(self, model: nn.Module) -> Grid | None:
         """The grid of every image where the family has only one, so that budgets fail early."""
@@ -164,10 +190,13 @@ class Family:
             raise self._broken(f"{type(lm).__name__} has no {self.deepstack}()")
         _expect(self, base, "input_ids", "attention_mask", "mm_encoder_outputs")
         _expect(self, lm, "inputs_embeds", "attention_mask", "position_ids")
+        self._check_cache(lm)
+        _expect(self, layers[0], "hidden_states", "attention_mask", "position_embeddings")
+
+    def _check_cache(self, lm: nn.Module) -> None:
         if cache_name(lm.forward) is None:
             names = " or ".join(map(repr, CACHE_NAMES))
             raise self._broken(f"{type(lm).__name__}.forward has no parameter {names}")
-        _expect(self, layers[0], "hidden_states", "attention_mask", "position_embeddings")
 
     def _broken(self, detail: str) -> UnsupportedModelError:
         return UnsupportedModelError(

@@ -5,8 +5,6 @@ The frames of a clip have their timestamps as text between them, which stays.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from vlmcompress.patches.families.qwen2_vl import Qwen2VL
 
 
@@ -15,7 +13,7 @@ class Qwen3VL(Qwen2VL):
 
     name = "qwen3_vl"
     class_name = "Qwen3VLForConditionalGeneration"
-    deepstack: ClassVar[str | None] = "_deepstack_process"
+    deepstack = "_deepstack_process"
     mergers = ("visual.merger", "visual.deepstack_merger_list")
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.families.generic import Generic
 from vlmcompress.registry import Registry
 
 FAMILIES: Registry[Family] = Registry(
@@ -38,19 +39,25 @@ for _name, _entry in {
 def family_of(model: nn.Module) -> Family:
     """The adapter for `model`, chosen by its configuration's `model_type`.
 
+    One that was written or plugged in for that type, else the generic one.
+
     Raises:
-        UnsupportedModelError: no adapter serves it; the message lists the families that have one.
+        UnsupportedModelError: no adapter serves it, or a seam is missing; the message says which.
         PlugInError: an adapter of another package serves it, and is broken.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        family = FAMILIES.get(model_type)()
+        if not isinstance(model, family.model_class()):
+            raise UnsupportedModelError(
+                f"{family.name}: expected a {family.model_class().__name__}, "
+                f"got {type(model).__name__}"
+            )
+        return family
+    try:
+        return Generic(model)
+    except UnsupportedModelError as error:
         raise UnsupportedModelError(
-            f"{type(model).__name__} (model_type {model_type!r}) is not supported; "
-            f"supported families: {', '.join(FAMILIES.names())}"
-        )
-    family = FAMILIES.get(model_type)()
-    if not isinstance(model, family.model_class()):
-        raise UnsupportedModelError(
-            f"{family.name}: expected a {family.model_class().__name__}, got {type(model).__name__}"
-        )
-    return family
+            f"{type(model).__name__} (model_type {model_type!r}) is not supported: {error}; "
+            "`vlmcompress ls models` lists what is"
+        ) from error

@@ -43,6 +43,10 @@ class ImageTrace:
     cuts: dict[int, Tensor] = field(default_factory=dict)
     separators: dict[int, int] = field(default_factory=dict)
     """Decoder layer -> separators that enter it and the layers after it."""
+    masked: int = 0
+    """Tokens that the attention mask closes."""
+    notes: list[str] = field(default_factory=list)
+    """For the report."""
 
     @property
     def executed_plan(self) -> ImagePlan:
@@ -67,6 +71,8 @@ class ImageTrace:
             per_layer=per_layer,
             mean=sum(per_layer) / self.layers,
             separators=tokens_per_layer(self.layers, len(self.layout.separators), self.separators),
+            masked=self.masked,
+            notes=list(self.notes),
         )
 
     def _groups(self) -> list[list[int]] | None:

@@ -96,7 +96,7 @@ def projections(
 
 
 def only(projection: Projection, tokens: Tensor | slice) -> Projection:
-    """The same for some of the tokens: a mask [N] or a slice."""
+    """The same for some of the tokens: a mask [N], indices or a slice."""
 
     def to_tokens(values: Tensor) -> Tensor:
         found = projection.to_tokens(values)
@@ -106,7 +106,7 @@ def only(projection: Projection, tokens: Tensor | slice) -> Projection:
     return replace(projection, to_tokens=to_tokens)
 
 
-def used_by(projection: Projection, tokens: slice) -> Projection:
+def used_by(projection: Projection, tokens: Tensor | slice) -> Projection:
     """Only those of the projected features that become some of the tokens."""
     cut = only(projection, tokens)
     with torch.inference_mode(False), torch.enable_grad():

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.composition.pipeline import Pipeline
@@ -17,18 +16,18 @@ from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import width
+from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals import text_tower
 from vlmcompress.patches.signals.availability import defined, given_by, vocabulary_of
 from vlmcompress.patches.signals.instruction import Instruction
+from vlmcompress.patches.signals.known_features import known_of
 from vlmcompress.patches.signals.projector import join_projections
 from vlmcompress.patches.signals.text_tower import TextTower
 from vlmcompress.patches.signals.tower_hooks import WHILE_ENCODING, Record, TowerHooks
 from vlmcompress.tokens import Layout, Projection, VisualTokens
-
-_ENCODED = "_vlmcompress_encoded"
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Encoded:
     layouts: Sequence[Layout]
     signals: Sequence[Mapping[str, Any]]
     """What `TowerHooks.collect` gave."""
-    by: Signals
-    """Who collected it."""
+    by: object
+    """`Signals.mark` of who collected it."""
     survivors: Sequence[Survivors] | None = None
     """What a method before the projector left of each."""
 
@@ -90,6 +89,7 @@ class Signals:
                 given -= {"relevance"}
                 self.collected = self._resolved(pipeline, given)
         self._thread = PerThread()
+        self.mark = object()
         encoding = self.collected & WHILE_ENCODING
         self._tower = TowerHooks(parts, pipeline, given, encoding) if encoding else None
         if self.collected & {"text", "relevance"}:
@@ -126,9 +126,10 @@ class Signals:
                 return None
             raise
 
-    def hooks(self) -> list[RemovableHandle]:
+    def hook(self, attached: Attachments) -> None:
         """Hook the layers that are needed, and no others."""
-        return [] if self._tower is None else self._tower.hooks()
+        if self._tower is not None:
+            self._tower.hook(attached)
 
     @contextmanager
     def recording(self) -> Iterator[Record | None]:
@@ -159,30 +160,32 @@ class Signals:
             output: what it returned.
             record: of `recording`.
         """
-        features = getattr(output, "pooler_output", None)
+        features = self._parts.family.features(output)
         if features is None:
             return None
         layouts = self._layouts(modality, features, call)
         return self._encoded(modality, call, layouts, record)
 
-    @staticmethod
-    def hand_over(output: Any, encoded: Encoded) -> None:
-        """`generate()` encodes before the prefill, so what is known travels with the output."""
-        setattr(output, _ENCODED, encoded)
-
-    def handed_over(self, call: Mapping[str, Any]) -> dict[str, Encoded]:
+    def handed_over(
+        self, call: Mapping[str, Any], noted: Mapping[str, Encoded]
+    ) -> dict[str, Encoded]:
         """Modality -> what was encoded before this forward of the base model.
+
+        Args:
+            call: arguments of the forward by name.
+            noted: what feature calls of the running `generate` gave, which may have copied or
+                repeated the tensors since.
 
         Raises:
             UnsupportedCallError: it was encoded without collecting what is needed.
         """
         found = {}
         for modality, output in (call.get("mm_encoder_outputs") or {}).items():
-            features = getattr(output, "pooler_output", None)
+            features = self._parts.family.features(output)
             if features is None:
                 continue
-            known: Encoded | None = getattr(output, _ENCODED, None)
-            if self._tower is not None and (known is None or known.by is not self):
+            known: Encoded | None = known_of(output) or noted.get(modality)
+            if self._tower is not None and (known is None or known.by is not self.mark):
                 raise UnsupportedCallError(
                     f"{self._name} needs {', '.join(sorted(self.collected & WHILE_ENCODING))}: "
                     f"encode the {modality} after compress(), or give its pixels"
@@ -200,8 +203,8 @@ class Signals:
         self, modality: str, call: Mapping[str, Any], layouts: Sequence[Layout], record: Record
     ) -> Encoded:
         if self._tower is None:
-            return Encoded(layouts, [{} for _ in layouts], self)
-        return Encoded(layouts, self._tower.collect(modality, call, layouts, record), self)
+            return Encoded(layouts, [{} for _ in layouts], self.mark)
+        return Encoded(layouts, self._tower.collect(modality, call, layouts, record), self.mark)
 
     @torch.no_grad()
     def tokens(
@@ -253,6 +256,17 @@ class Signals:
                 f"{self._name} needs the question, but prompt {row} has no words beside its images"
             )
         return [places[column] for column in columns], [ids[column] for column in columns]
+
+
+def survivors_of(image: Located, encoded: Mapping[str, Encoded]) -> Survivors | None:
+    """What a method before the projector left of an image; None without such a method."""
+    pieces = []
+    for modality, number in image.pieces:
+        found = encoded[modality].survivors
+        if found is None:
+            return None
+        pieces.append(found[number])
+    return pieces[0] if len(pieces) == 1 else Survivors.join(pieces)
 
 
 def _join(pieces: list[Any], like: Tensor) -> Any:

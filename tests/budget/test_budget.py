@@ -1,6 +1,8 @@
 """Budgets: what is understood, what is refused, what it comes to."""
 
+import numpy as np
 import pytest
+import torch
 
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.planner import Planner
@@ -23,6 +25,25 @@ from vlmcompress.tokens import Grid, Layout
         ("1flops", 1, "flops"),
         (" 120 ms ", 120, "ms"),
         ("12.5ms", 12.5, "ms"),
+        (1, 1, "tokens"),
+        ("1", 1, "tokens"),
+        (np.int64(64), 64, "tokens"),
+        (np.uint8(64), 64, "tokens"),
+        (np.array(64), 64, "tokens"),
+        (torch.tensor(64), 64, "tokens"),
+        (np.float32(64), 64, "tokens"),
+        (torch.tensor(64.0), 64, "tokens"),
+        (10**12, 10**12, "tokens"),
+        (1.0, 100, "percent"),
+        ("1.0", 100, "percent"),
+        (0.25, 25, "percent"),
+        ("0.25", 25, "percent"),
+        (".25", 25, "percent"),
+        (0.07, 7, "percent"),
+        (1e-05, 0.001, "percent"),
+        (np.float64(0.25), 25, "percent"),
+        (torch.tensor(0.25), 25, "percent"),
+        ("64.0", 64, "tokens"),
     ],
 )
 def test_understood(given, amount, unit):
@@ -37,7 +58,18 @@ def test_understood(given, amount, unit):
         (-1, "above zero"),
         ("0%", "above zero"),
         ("100.5%", "above 100%"),
-        (0.25, "not a whole number"),
+        (1.25, "not a whole number of tokens, and no share of them up to 1.0"),
+        ("64.5", "not a whole number"),
+        (0.0, "above zero"),
+        ("-0.25", "above zero"),
+        (np.bool_(True), "not understood"),
+        (torch.tensor(True), "not understood"),
+        (torch.tensor([64]), "not understood"),
+        (1j, "not understood"),
+        (float("nan"), "not understood"),
+        ("inf ms", "not understood"),
+        (float("-inf"), "not understood"),
+        (1e300, "more than there can be"),
         ("1e3", "not understood"),
         ("", "not understood"),
         ("25 percent", "not understood"),
@@ -59,6 +91,27 @@ def test_refused(given, words):
     with pytest.raises(BudgetError, match=words) as raised:
         Budget.parse(given)
     assert repr(given) in str(raised.value)
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+@pytest.mark.parametrize("unit", [None, "", "%", " ms", " per frame", ".5"])
+def test_numbers_of_many_digits_are_refused_in_one_line(digits, unit):
+    given = 10**digits - 1 if unit is None and digits < 4000 else 10**digits
+    given = given if unit is None else "9" * digits + unit
+    for one in (given, -given) if unit is None else (given,):
+        with pytest.raises(BudgetError) as raised:
+            Budget.parse(one)
+        assert len(str(raised.value)) < 330
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "given", [1234567, "0.00001%", "33.333333333%", 0.07, 1.0, "0.123456789 ms"]
+)
+def test_what_is_printed_reads_the_same(given):
+    budget = Budget.parse(given)
+    assert Budget.parse(str(budget)) == budget
+    assert "e" not in str(budget)
 
 
 def test_tokens_of_one_image():

@@ -11,7 +11,8 @@ from vlmcompress.cli import ask_request as request
 from vlmcompress.cli.ask_run import Asker
 from vlmcompress.errors import MediaError
 from vlmcompress.methods.registry import METHODS
-from vlmcompress.patches.families import registry as families
+from vlmcompress.patches.families import registry
+from vlmcompress.patches.families.table import OUT_OF_SCOPE
 from vlmcompress.registry import Registry
 
 
@@ -101,7 +102,7 @@ def test_unknown_dtype_and_device(fails, picture):
         ("-1", "must be above zero"),
         ("many", "not understood"),
         ("", "not understood"),
-        ("0.5", "not a whole number"),
+        ("1.5", "not a whole number"),
         ("150%", "above 100%"),
     ],
 )
@@ -136,10 +137,10 @@ def test_a_picture_that_fails_half_way_leaves_nothing(
 
 def test_unsupported_architecture(fails, loaded, picture, monkeypatch):
     known = Registry("model family", "vlmcompress.patches.families.family:Family")
-    known.register("llava", "vlmcompress.patches.families.llava:Llava")
-    monkeypatch.setattr(families, "FAMILIES", known)
+    monkeypatch.setattr(registry, "FAMILIES", known)
+    monkeypatch.setitem(OUT_OF_SCOPE, "qwen2_5_vl", "it is out of scope")
     fails(
-        r"Qwen2_5_VLForConditionalGeneration .*not supported; supported families: llava$",
+        r"Qwen2_5_VLForConditionalGeneration .*not supported: it is out of scope; .*lists what is$",
         *(picture, "what ?", "--model", "tiny-qwen", "--device", "cpu"),
     )
 

@@ -123,10 +123,27 @@ def _open_hevc(path: Path) -> Path:
     return _x265(path, **{"open-gop": 1})
 
 
-def _vpx(path: Path, codec: str) -> Path:
-    """With pictures that are never shown."""
-    hidden = {"auto-alt-ref": "1", "lag-in-frames": "12", "deadline": "good", "cpu-used": "8"}
-    return encode(path, codec=codec, **hidden)
+HIDDEN = (5, 17, 30)
+"""Frames of the VP8 clip that others refer to and no player shows."""
+
+
+def _hidden_vp8(source: Path, path: Path) -> Path:
+    """A VP8 clip with the bit that shows a frame taken from some, as encoders do in two passes."""
+    encode(source, codec="libvpx")
+    with av.open(str(source)) as given, av.open(str(path), "w") as made:
+        old = given.streams.video[0]
+        new = made.add_stream_from_template(old)
+        for number, packet in enumerate(given.demux(old)):
+            data = bytearray(bytes(packet))
+            if not data:
+                continue
+            if number in HIDDEN:
+                data[0] &= ~0x10
+            changed = av.Packet(bytes(data))
+            changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
+            changed.is_keyframe, changed.stream = packet.is_keyframe, new
+            made.mux(changed)
+    return path
 
 
 def _cut(make: Callable[[Path], Path], name: str, start: int) -> Callable[[Path], Path]:
@@ -158,8 +175,9 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "hevc, open groups, ts": lambda p: _open_hevc(p / "x.ts"),
     "hevc, 10 bits": lambda p: _x265(p / "x.mkv", "yuv420p10le", **{"open-gop": 0}),
     "av1": _plain("x.mp4", codec="libsvtav1", preset="12", **{"svtav1-params": "lp=1"}),
-    "vp8, hidden frames": lambda p: _vpx(p / "x.webm", "libvpx"),
-    "vp9, hidden frames": lambda p: _vpx(p / "x.webm", "libvpx-vp9"),
+    "vp8": _plain("x.webm", codec="libvpx"),
+    "vp8, hidden frames": lambda p: _hidden_vp8(p / "whole.webm", p / "x.webm"),
+    "vp9": _plain("x.webm", codec="libvpx-vp9"),
     "mpeg4, B": _plain("x.mp4", codec="mpeg4", bf="2"),
     "mpeg2, ts": _plain("x.ts", codec="mpeg2video", bf="2"),
     "mpeg2, ps": _plain("x.mpg", codec="mpeg2video", bf="2"),

@@ -18,7 +18,7 @@ from itertools import combinations
 from typing import Any
 
 Values = Mapping[str, Hashable]
-"""Axis -> value, or its number, of one set of parameters."""
+"""Axis -> value, or what tells it apart, of one set of parameters."""
 
 
 def by_default(items: Iterable[Any]) -> list[Any]:
@@ -44,12 +44,17 @@ def _enough(test: list[Any]) -> list[Any]:
     pairs = test[0].get_closest_marker("pairs")
     if pairs is not None and hasattr(test[0], "callspec"):
         test = [item for item in test if _counts(item.callspec.params, pairs.kwargs)]
-        return [test[place] for place in covering([item.callspec.indices for item in test])]
+        return [test[place] for place in covering([_told_apart(item) for item in test])]
     rotating = test[0].get_closest_marker("rotating")
     if rotating is not None:
-        chosen = rotation([item.callspec.indices for item in test], **rotating.kwargs)
+        chosen = rotation([_told_apart(item) for item in test], **rotating.kwargs)
         return [test[place] for place in chosen]
     return test
+
+
+def _told_apart(item: Any) -> Values:
+    """The values of an item by identity: some have no hash, and all sets share the same objects."""
+    return {axis: id(value) for axis, value in item.callspec.params.items()}
 
 
 def _counts(values: Values, only: Mapping[str, Collection[Hashable]]) -> bool:

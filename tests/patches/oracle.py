@@ -36,7 +36,7 @@ def drops(report: Any, subject: Any, inputs: dict[str, torch.Tensor]) -> list[to
                 present[layer][row, columns] = False
                 present[layer][row, subject.visual(columns)[kept]] = True
                 present[layer][row, columns[ends]] = True
-    return present
+    return [each & inputs["attention_mask"].bool() for each in present]
 
 
 def left(subject: Any, image: Any, layer: int) -> tuple[list[int], list[int]]:
@@ -114,6 +114,8 @@ def masked(
     attention: str,
 ) -> torch.Tensor:
     """[B, L, D]: what the bare decoder gives, every layer seeing the columns that are `present`."""
+    positions = inputs.get("position_ids")
+    positions = subject.positions(inputs) if positions is None else positions
     lm, handles = subject.lm, []
     for number, (layer, keys) in enumerate(zip(lm.layers, present, strict=True)):
         allowed = (subject.allowed(inputs, number) & keys[:, None, :])[:, None]
@@ -129,7 +131,7 @@ def masked(
     try:
         return lm(
             inputs_embeds=embed(report, subject, inputs),
-            position_ids=inputs.get("position_ids", subject.positions(inputs)),
+            position_ids=positions,
             attention_mask=inputs["attention_mask"],
             **subject.lm_inputs(inputs, [image.groups for image in report.images]),
         ).last_hidden_state

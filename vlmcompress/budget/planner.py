@@ -80,7 +80,7 @@ class Planner:
         if budget is None or budget.unit != "tokens" or not layouts:
             return
         largest = max(len(one) // (steps(one) if budget.per_frame else 1) for one in layouts)
-        if budget.amount > largest:
+        if 0 < largest < budget.amount:
             whole = "frame" if budget.per_frame and steps(layouts[0]) > 1 else "image"
             raise BudgetError(
                 f"budget {budget} is above the {largest} visual tokens of the {whole} "

@@ -13,7 +13,8 @@ from PIL.Image import Image
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.worlds.world import KINDS, TRAIN_SEEDS, ask, draw, make_scene
-from vlmcompress.media.images import check_file, read_image
+from vlmcompress.media.images import read_image
+from vlmcompress.media.regular_files import check_file
 from vlmcompress.prompts import prepare
 
 _STREAM = 3  # tells the random numbers of these questions from others of the same seed

@@ -11,6 +11,7 @@ import typer
 from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import (
+    Decoder,
     Device,
     Dtype,
     Fps,
@@ -95,6 +96,7 @@ def ask(
     video: VideoFiles = None,
     frames: Frames = None,
     fps: Fps = None,
+    decoder: Decoder = None,
     question: Question = None,
     method: MethodSpec = None,
     budget: BudgetText = None,
@@ -128,7 +130,7 @@ def ask(
     if repeat is not None and not compare:
         raise VLMCompressError("--repeat is for --compare, which is not given")
     overlay = None if overlay is None else at_home(overlay)
-    media = MediaArguments(given or [], image or [], video or [], question, frames, fps)
+    media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
     request = check(media, model, method, budget, option or [], overlay)
     for note in request.notes:
         typer.echo(f"note: {one_line(note)}", err=True)

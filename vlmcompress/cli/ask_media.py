@@ -12,7 +12,9 @@ from PIL import Image
 from vlmcompress.cli.common import silent_libraries
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home
-from vlmcompress.media.images import check_file, read_image
+from vlmcompress.media.decoders.choice import AUTO, check_decoder
+from vlmcompress.media.images import read_image
+from vlmcompress.media.regular_files import check_file
 from vlmcompress.media.video import VIDEO_SUFFIXES, Video, check_sampling, read_video
 from vlmcompress.untrusted import MAX_LINE, refuse_url
 
@@ -30,6 +32,7 @@ class MediaArguments:
     question: str | None
     frames: int | None
     fps: float | None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def read(file: str, kind: str, arguments: MediaArguments) -> Image.Image | Video
     if kind == "image":
         return read_image(file)
     with silent_libraries():
-        return read_video(file, arguments.frames, arguments.fps)
+        decoder = arguments.decoder or AUTO
+        return read_video(file, arguments.frames, arguments.fps, decoder=decoder)
 
 
 def _question(arguments: MediaArguments) -> tuple[list[str], str]:
@@ -147,4 +151,8 @@ def _check_sampling(arguments: MediaArguments, has_video: bool) -> None:
         raise VLMCompressError("--frames and --fps are both given: give one of them")
     if not has_video and (arguments.frames is not None or arguments.fps is not None):
         raise VLMCompressError("--frames and --fps are for videos, but no video is given")
+    if arguments.decoder is not None:
+        if not has_video:
+            raise VLMCompressError("--decoder is for videos, but no video is given")
+        check_decoder(arguments.decoder)
     check_sampling(arguments.frames, arguments.fps)

@@ -157,24 +157,28 @@ def _no_others(names: Sequence[str]) -> None:
 
 def _evaluate(plan: Plan, out: Path, resume: bool, baselines: Path | None) -> None:
     import json
+    from contextlib import nullcontext
 
     from vlmcompress.eval.gate import save
     from vlmcompress.eval.report.write import PAGE, RESULTS, write_report
     from vlmcompress.eval.results.summary import read_run
     from vlmcompress.eval.run.evaluate import Evaluation
-    from vlmcompress.eval.run.store import check_folder
+    from vlmcompress.eval.run.store import check_folder, check_free, claimed
 
+    check_free(out)
     check_folder(out, resume)
     with quiet():
         with progress(f"loading {plan.model}"):
             evaluation = Evaluation(plan)
-        evaluation.carry_out(out, resume, Advance)
-        if evaluation.share.rank > 0:
-            return
-        with progress("writing the report"):
-            write_report(
-                out, read_run(out), evaluation.tasks, evaluation.model, evaluation.processor
-            )
+        # The processes of one `accelerate launch` are one run, of which the first holds the folder.
+        with claimed(out) if evaluation.share.rank == 0 else nullcontext():
+            evaluation.carry_out(out, resume, Advance)
+            if evaluation.share.rank > 0:
+                return
+            with progress("writing the report"):
+                write_report(
+                    out, read_run(out), evaluation.tasks, evaluation.model, evaluation.processor
+                )
     results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
     if baselines is not None:
         save(baselines, results)

@@ -11,6 +11,9 @@ import typer
 
 from vlmcompress.cli.common import one_line_errors
 
+_STATES = """A folder or a Hugging Face id of a type that is not refused works as well. tested: all
+laws hold on this transformers. by structure: what is needed is looked for in the model itself."""
+
 
 class Listing(str, Enum):
     """Things that can be listed."""
@@ -96,20 +99,19 @@ def _models_text(models: dict[str, list[dict[str, Any]]]) -> str:
         ["built in", "folder"], [[model["name"], model["folder"]] for model in models["built_in"]]
     )
     families = _table(
-        ["family", "classes", "stages", "media"],
+        ["model type", "class", "stages", "media", "state"],
         [
             [
                 family["name"],
                 ", ".join(family["classes"]),
-                ", ".join(family["stages"]),
-                _with_package(
-                    " ".join(media for media in ("images", "video") if family[media]), family
-                ),
+                ", ".join(family["stages"]) or "-",
+                " ".join(media for media in ("images", "video") if family[media]) or "-",
+                _with_package(": ".join(filter(None, (family["state"], family["reason"]))), family),
             ]
             for family in models["families"]
         ],
     )
-    return f"{built_in}\n\n{families}\n\nA folder or a Hugging Face id of a family works as well."
+    return f"{built_in}\n\n{families}\n\n{_STATES}"
 
 
 def _with_package(text: str, entry: dict[str, Any]) -> str:

@@ -22,6 +22,14 @@ Frames = Annotated[
     ),
 ]
 Fps = Annotated[float | None, typer.Option(help="Frames a second taken of each video.")]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|pyav|torchcodec|decord",
+        help="What decodes videos. Default: auto, which is PyAV; the others refuse videos that "
+        "they would get wrong.",
+    ),
+]
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", help="An option of the method as KEY=VALUE; may be repeated."),

@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 import typer
 from made_up_results import content, make_task
 
 from dev.pages import committed_results as committed
 from dev.pages import methods as methods_page
+from dev.pages import models as models_page
 from dev.pages import readme, which
 from vlmcompress import auto
 from vlmcompress.cli import app
 from vlmcompress.methods.registry import METHODS
+from vlmcompress.version import NEWEST_TRANSFORMERS
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "README.md").read_text()
@@ -27,6 +30,13 @@ def test_generated_parts_are_up_to_date():
 
 def test_the_page_of_methods_is_up_to_date():
     assert methods_page.PAGE.read_text() == methods_page.page(), "run `make readme`"
+
+
+@pytest.mark.skipif(
+    transformers.__version__ != NEWEST_TRANSFORMERS, reason="lists the types of the newest"
+)
+def test_the_page_of_models_is_up_to_date():
+    assert models_page.PAGE.read_text() == models_page.page(), "run `make readme`"
 
 
 @pytest.mark.slow

@@ -173,8 +173,6 @@ def _oddity(found: Packets, opened: PyAVFile) -> str | None:
         return f"{found.discarded} of {found.count} stored frames are not shown"
     if claimed not in (0, found.count):
         return f"it claims {claimed} frames and has {found.count}"
-    if not claimed and opened.container.format.name.startswith("mov"):
-        return "it is in fragments, without a table of its frames"
     if shown != found.count:
         return f"{found.count - shown} of {found.count} frames are not shown"
     return None

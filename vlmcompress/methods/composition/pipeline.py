@@ -182,7 +182,7 @@ class Pipeline:
         """Counts for one image. Several grids share a budget in proportion to their tokens.
 
         Args:
-            layout: of its visual tokens.
+            layout: of its visual tokens; none at all keep none.
             layers: of the decoder.
             budget: mean over decoder layers of the image's visual tokens; None for the defaults.
             per_frame: the projector method meets each temporal step by itself and keeps the same
@@ -196,6 +196,8 @@ class Pipeline:
         """
         if budget is not None:
             self._check_budget(budget)
+        if not len(layout):
+            return ImagePlan((), {}, layers)
         split = per_frame and steps(layout) > 1
         if split and isinstance(self.upstream, PixelSelector):
             raise BudgetError(
@@ -254,7 +256,7 @@ class Pipeline:
 def steps(layout: Layout | Grid) -> int:
     """Temporal steps of a clip; an image is one, in however many grids it is laid out."""
     times = [grid.t for grid in _parts(layout)]
-    return sum(times) if max(times) > 1 else 1
+    return sum(times) if max(times, default=1) > 1 else 1
 
 
 def each(budget: float | None, share: float) -> float | None:

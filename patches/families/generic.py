@@ -1,0 +1,177 @@
+"""One adapter for every family that shares the seams of transformers, derived from the model.
+
+The seams: a base model that encodes pictures, puts their features in the place of placeholders and
+calls a decoder stack once. What cannot be read from a model is a line in `table.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.patches.families.family import Family, _expect
+from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
+from vlmcompress.patches.families.table import OUT_OF_SCOPE, Row, row_of
+from vlmcompress.patches.families.vision_encoder import Encoder
+from vlmcompress.tokens import Layout
+
+_BASES = ("model", "")
+"""Where the base model is in what users hold; "" where it is that itself."""
+_DECODERS = ("language_model", "text_model")
+_INSIDE = ("", "model", "decoder")
+"""Where the stack of layers is in those."""
+_TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id", "{}_patch_token_id")
+_MODALITIES = ("image", "video")
+_DEEPSTACK = "_deepstack_process"
+
+
+class _Unknown(Encoder):
+    """A vision side of which nothing is known."""
+
+    towers = ()
+
+
+class Generic(Family):
+    """A family by structure.
+
+    Its images are what the feature call gives one by one. Where that call is not told the size of
+    each, tiles that follow one another without a word between them are one image.
+    """
+
+    encoder = _Unknown()
+
+    def __init__(self, model: nn.Module) -> None:
+        """Find the seams of a model.
+
+        Raises:
+            UnsupportedModelError: one is missing; the message says which.
+        """
+        config: Any = getattr(model, "config", None)
+        if getattr(config, "model_type", None) is None:
+            raise UnsupportedModelError("it has no configuration of transformers")
+        self.name = str(config.model_type)
+        self.class_name, self._given_class = type(model).__name__, type(model)
+        self._row = row_of(self.name)
+        if self.name in OUT_OF_SCOPE:
+            raise UnsupportedModelError(OUT_OF_SCOPE[self.name])
+        self._base_path, base = _find_base(model)
+        self.text_module = _find_decoder(base)
+        self._tokens, self.feature_calls = _find_calls(base, config)
+        self.video = "video" in self.feature_calls
+        self.masks_in_base = _makes_masks(base)
+        lm: Any = base.get_submodule(self.text_module)
+        three_axes = "mrope" in str(getattr(lm.config, "rope_parameters", None))
+        self.renumbers = not (three_axes or hasattr(base, "get_rope_index"))
+        self.deepstack = _DEEPSTACK if hasattr(lm, _DEEPSTACK) else None
+        self.stages = ("projector",) if self._row.no_cuts else ("projector", "decoder")
+        arguments = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
+        self._sizes_known = any(name.endswith("grid_thw") for name in arguments)
+
+    @property
+    def row(self) -> Row:
+        """What the table says of it."""
+        return self._row
+
+    def model_class(self) -> type[nn.Module]:
+        return self._given_class
+
+    def base(self, model: nn.Module) -> nn.Module:
+        return model.get_submodule(self._base_path)
+
+    def placeholders(self, model: nn.Module) -> dict[str, int]:
+        return dict(self._tokens)
+
+    def projectors(self, base: nn.Module) -> list[nn.Module]:
+        return []
+
+    def features(self, output: Any) -> Any:
+        found = super().features(output)
+        return getattr(output, "last_hidden_state", None) if found is None else found
+
+    def layouts(
+        self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
+    ) -> list[Layout]:
+        shapes = shapes_of(modality, call)
+        counts = pieces_of(features, modality, call, shapes)
+        rows = shapes if len(shapes) == len(counts) else [None] * len(counts)
+        return [Layout.of(grid_of(*each)) for each in zip(counts, rows, strict=True)]
+
+    def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:
+        if self._sizes_known:
+            return super().continues(ids, pieces)
+        ends = [None, *(piece[-1] for piece in pieces)]
+        return [
+            end is not None and piece[0] == end + 1
+            for end, piece in zip(ends, pieces, strict=False)
+        ]
+
+    def check(self, model: nn.Module) -> None:
+        lm = self.language_model(self.base(model))
+        _expect(self, lm, "inputs_embeds", "attention_mask", "position_ids")
+        self._check_cache(lm)
+
+
+def _find_base(model: nn.Module) -> tuple[str, nn.Module]:
+    """The module that encodes pictures and calls the decoder, and where it is."""
+    for path in _BASES:
+        try:
+            base = model.get_submodule(path)
+        except AttributeError:
+            continue
+        known = inspect.signature(base.forward).parameters
+        encodes = callable(getattr(base, "get_image_features", None))
+        if encodes and "mm_encoder_outputs" in known and "input_ids" in known:
+            return path, base
+    raise UnsupportedModelError(
+        "it has no module with get_image_features() and mm_encoder_outputs, which puts features of "
+        "pictures in the place of placeholders"
+    )
+
+
+def _find_decoder(base: nn.Module) -> str:
+    """Where the decoder stack is in the base model."""
+    for name in (f"{outer}.{inner}".rstrip(".") for outer in _DECODERS for inner in _INSIDE):
+        try:
+            found = base.get_submodule(name)
+        except AttributeError:
+            continue
+        layers = isinstance(getattr(found, "layers", None), nn.ModuleList)
+        if layers and "inputs_embeds" in inspect.signature(found.forward).parameters:
+            return name
+    raise UnsupportedModelError(
+        f"{type(base).__name__} has no decoder stack with layers under {' or '.join(_DECODERS)}"
+    )
+
+
+def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str, str]]:
+    """Modality -> placeholder token, and -> feature call. Clips whose placeholders are those of
+    images are left out: nobody could tell them apart."""
+    tokens: dict[str, int] = {}
+    calls: dict[str, str] = {}
+    for modality in _MODALITIES:
+        name, token = f"get_{modality}_features", _token(config, modality)
+        if callable(getattr(base, name, None)) and token not in (None, *tokens.values()):
+            calls[modality], tokens[modality] = name, int(token)  # type: ignore[arg-type]
+    if "image" not in tokens:
+        raise UnsupportedModelError("its configuration names no image token")
+    return tokens, calls
+
+
+def _token(config: Any, modality: str) -> int | None:
+    for owner in (config, config.get_text_config()):
+        for name in _TOKENS:
+            value = getattr(owner, name.format(modality), None)
+            if isinstance(value, int) and value >= 0:
+                return value
+    return None
+
+
+def _makes_masks(base: nn.Module) -> bool:
+    """Whether the base model makes the attention masks, by the functions that it calls."""
+    code: Any = inspect.unwrap(type(base).forward)
+    names = code.__code__.co_names
+    return any(name.startswith("create_") and "mask" in name for name in names)

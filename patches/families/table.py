@@ -1,0 +1,85 @@
+"""What cannot be read from a model: a line for each type that is an exception, and what was tested.
+
+A type that needs nothing has no line in `ROWS`. Its name in `TESTED` says that `tests/families`
+proves it on the newest transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """The exceptions of one model type."""
+
+    no_cuts: str | None = None
+    """Why its decoder layers cannot hold different tokens; None where they can."""
+
+
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
+_KINDS = "its layers are not all full or sliding attention"
+
+ROWS: dict[str, Row] = dict.fromkeys(
+    _names("""
+    glm5_next hy_v4_vl lfm2_vl minicpm_ocr minicpmv4_6 minicpmv4_7 mistral_large4 muse_glimmer
+    muse_spark nemotron_h_omni qwen3_5 qwen3_5_moe unlimited_ocr
+    """),
+    Row(no_cuts=_KINDS),
+)
+
+TESTED = frozenset(
+    _names("""
+    aria aya_vision cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_ocr2
+    deepseek_vl deepseek_vl_hybrid exaone4_5 fast_vlm fuyu gemma3 gemma4_unified glm46v glm4v
+    glm4v_moe glm5_next glm_ocr glmga got_ocr2 granite_docling hunyuan_vl hy_v4_vl
+    hyperclovax_vision_v2 idefics2 idefics3 internvl janus kimi_k25 lfm2_vl lighton_ocr llava
+    llava_next llava_next_video llava_onevision minicpm_ocr minicpmv4_6 minicpmv4_7
+    minimax_m3_vl mistral3 mistral_large4 molmo2 muse_glimmer muse_spark nemotron_h_omni ovis2
+    paddleocr_vl paligemma perception_lm pp_chart2table qianfan_ocr qwen2_5_omni_thinker
+    qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe
+    shieldgemma2 smolvlm step3p7 unlimited_ocr video_llama_3 video_llava vipllava
+    """)
+)
+"""Types that the matrix of tests/families proves on the newest transformers."""
+
+CLIPS = frozenset(_names("internvl smolvlm"))
+"""Those of them whose clips were tested."""
+
+_CROSS = "its decoder looks at pictures through cross-attention, so no token stands for a picture"
+_TWO_STACKS = "it has an encoder and a decoder, and the picture is in the encoder"
+_QUERIES = "its pictures are a few dozen queries already"
+
+OUT_OF_SCOPE = {
+    "apertus1p5": "its pictures are token ids of a codebook, and its tiny model was not yet built",
+    "blip": _TWO_STACKS,
+    "blip-2": _QUERIES,
+    "chameleon": "its base model is the decoder itself, and pictures are token ids of a codebook",
+    "diffusion_gemma": "it writes blocks by diffusion and runs its decoder many times a step",
+    "emu3": "its pictures are token ids of a codebook",
+    "evolla": _CROSS,
+    "florence2": _TWO_STACKS,
+    "git": "the picture is a prefix inside its decoder, without placeholders in the prompt",
+    "idefics": _CROSS,
+    "instructblip": _QUERIES,
+    "instructblipvideo": _QUERIES,
+    "kosmos-2": "its text model puts 64 latents in by itself",
+    "kosmos-2.5": "its text model puts 2048 latents in by itself",
+    "mistral4": "it takes text only",
+    "mllama": _CROSS,
+    "pi0": "it controls a robot and writes no text",
+    "pix2struct": _TWO_STACKS,
+    "pp_formulanet": _TWO_STACKS,
+    "t5gemma2": _TWO_STACKS,
+    "udop": _TWO_STACKS,
+    "vision-encoder-decoder": _TWO_STACKS,
+}
+"""Types that are refused, and why."""
+
+
+def row_of(name: str) -> Row:
+    """The exceptions of a model type, most have none."""
+    return ROWS.get(name, Row())

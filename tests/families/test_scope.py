@@ -1,0 +1,62 @@
+"""Every type that transformers lists is tested or listed as out of scope, and refused as that."""
+
+import pytest
+from scope import DOZEN, ELSEWHERE, NOT_YET, TESTED_HERE, VOID
+from shrink import CLASSES, build
+from torch import nn
+
+from vlmcompress.api import compress, list_models
+from vlmcompress.errors import UnsupportedModelError, UntestedModelWarning
+from vlmcompress.patches.families.registry import FAMILIES, family_of
+from vlmcompress.patches.families.table import OUT_OF_SCOPE, ROWS, TESTED
+
+
+def test_every_type_that_transformers_lists_is_known():
+    unknown = sorted(set(CLASSES) - TESTED - OUT_OF_SCOPE.keys() - NOT_YET)
+    assert not unknown, (
+        f"transformers lists {', '.join(unknown)}: add each to TESTED in patches/families/table.py "
+        "and run `pytest tests/families -m slow -k NAME` (tests/families/overrides.py and media.py "
+        "have what cannot be guessed), or to OUT_OF_SCOPE there with the reason"
+    )
+
+
+def test_the_tables_agree():
+    assert not TESTED & OUT_OF_SCOPE.keys()
+    assert ROWS.keys() <= TESTED
+    assert set(FAMILIES.names()) <= TESTED
+    assert {name for name, _ in VOID} | ELSEWHERE <= TESTED | NOT_YET
+    assert len(set(DOZEN) & TESTED) == 12
+    assert set(TESTED_HERE) | ELSEWHERE >= TESTED & CLASSES.keys()
+
+
+def test_three_states():
+    infos = {info.name: info for info in list_models()}
+    assert infos["qwen3_5"].state == "tested"
+    assert infos["mllama"].state == "refused"
+    assert "cross-attention" in infos["mllama"].reason
+    assert {info.state for info in infos.values()} <= {"tested", "by structure", "refused"}
+    assert list(infos)[: len(FAMILIES.names())] == FAMILIES.names()
+
+
+@pytest.mark.parametrize("name", ["blip", "mllama"])
+def test_a_type_out_of_scope_is_refused_with_the_reason(name):
+    with pytest.raises(UnsupportedModelError) as error:
+        family_of(build(name))
+    assert OUT_OF_SCOPE[name] in str(error.value)
+    assert f"model_type {name!r}" in str(error.value)
+
+
+def test_what_is_no_model_of_transformers_is_refused():
+    with pytest.raises(UnsupportedModelError, match="no configuration"):
+        family_of(nn.Linear(1, 1))
+
+
+def test_an_unknown_type_works_by_structure_with_one_warning(recwarn):
+    model = build("glm4v")
+    compress(model, "divprune", budget="50%").remove()
+    assert not [w for w in recwarn if w.category is UntestedModelWarning]
+    model.config.model_type = "glm9v"
+    with pytest.warns(UntestedModelWarning, match="glm9v works by its structure") as found:
+        compress(model, "divprune", budget="50%").remove()
+    assert len(found) == 1
+    assert found[0].filename == __file__
