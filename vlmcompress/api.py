@@ -23,6 +23,7 @@ from vlmcompress.patches.engine import Engine, engine_of
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.patches.families.standing import known_types, standing_of
+from vlmcompress.patches.families.wrapped import taken_out
 from vlmcompress.patches.hooks.attachments import check_compiled
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.signals.signals import Signals
@@ -131,7 +132,9 @@ def compress(
     model that other threads are in the middle of go on as the bare model began them.
 
     Args:
-        model: a Hugging Face vision-language model of a supported family (`list_models()`).
+        model: a Hugging Face vision-language model of a supported family (`list_models()`), or the
+            pipeline or PeftModel (LoRA and the like) that runs it; then it is the model in there
+            that is hooked.
         method: a name (`"divprune"`), a composition (`"divprune+fastv"`), names with options
             (`"fastv(k=3)"`), or method objects. "auto" takes what was the most accurate for such a
             model and budget; the report says what and why.
@@ -168,6 +171,7 @@ def compress(
     _one_of("order", order, ORDERS)
     pipeline = None if method == AUTO else parse(method, **options)
     parsed = None if budget is None else Budget.parse(budget)
+    model = taken_out(model)
     if isinstance(model, nn.Module):
         check_compiled(model)
     family = family_of(model)

@@ -12,6 +12,14 @@ from pathlib import Path
 from vlmcompress.errors import VLMCompressError
 
 
+def at_home(path: str | Path) -> Path:
+    """`path`, with the home folder for a `~` that no shell has put in."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # of somebody who is not known here
+        return Path(path)
+
+
 def check_output(path: Path, suffixes: frozenset[str]) -> None:
     """Raise unless a file with one of `suffixes` can be written at `path`."""
     if path.suffix.lower() not in suffixes:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from vlmcompress.errors import PlugInError, UnknownNameError, VLMCompressError
+from vlmcompress.untrusted import short
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -23,9 +24,9 @@ T = TypeVar("T")
 
 def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
     """The error for `name`: the nearest known name, then all of them."""
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return UnknownNameError(f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}")
+    return UnknownNameError(f"unknown {kind} {short(name)}: {hint}known: {', '.join(known)}")
 
 
 class PlugIns:

@@ -21,11 +21,16 @@ from vlmcompress.cli.options import (
     Options,
     VideoFiles,
 )
-from vlmcompress.files import whole_file
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.files import at_home, whole_file
+from vlmcompress.untrusted import one_line
 
 if TYPE_CHECKING:
     from vlmcompress.cli.ask_request import Request
     from vlmcompress.cli.ask_run import Asker, AskRun
+
+
+_ROUNDS = 3
 
 
 class Positions(str, Enum):
@@ -39,10 +44,13 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[FILE]... [QUESTION]",
-        help="Images and videos, then the question. With --question all of them are files.",
+        help="Images and videos, then the question, or - to read it from stdin. With --question "
+        "all of them are files.",
     ),
 ]
-Question = Annotated[str | None, typer.Option("--question", "-q", help="The question.")]
+Question = Annotated[
+    str | None, typer.Option("--question", "-q", help="The question; - reads it from stdin.")
+]
 MethodSpec = Annotated[
     str | None,
     typer.Option(
@@ -67,8 +75,12 @@ PositionRule = Annotated[
 ]
 Compare = Annotated[bool, typer.Option("--compare", help="Answer on all tokens, too; show both.")]
 Repeat = Annotated[
-    int,
-    typer.Option(min=1, help="With --compare: timed rounds after one warm-up; medians are shown."),
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --compare: timed rounds after one warm-up; medians are shown. Default: "
+        f"{_ROUNDS}.",
+    ),
 ]
 Overlay = Annotated[
     Path | None,
@@ -95,7 +107,7 @@ def ask(
     dtype: Dtype = None,
     positions: PositionRule = Positions.keep,
     compare: Compare = False,
-    repeat: Repeat = 3,
+    repeat: Repeat = None,
     overlay: Overlay = None,
     as_json: Json = False,
 ) -> None:
@@ -112,14 +124,20 @@ def ask(
 
     Bad input ends with exit code 2 and one line on stderr.
     """
-    from vlmcompress.cli.ask_request import MediaArguments, check
+    from vlmcompress.cli.ask_media import MediaArguments
+    from vlmcompress.cli.ask_request import check
 
+    if repeat is not None and not compare:
+        raise VLMCompressError("--repeat is for --compare, which is not given")
+    overlay = None if overlay is None else at_home(overlay)
     media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
     request = check(media, model, method, budget, option or [], overlay)
+    for note in request.notes:
+        typer.echo(f"note: {one_line(note)}", err=True)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)
         with progress("answering"):
-            runs = _run(asker, request, positions.value, repeat if compare else None)
+            runs = _run(asker, request, positions.value, (repeat or _ROUNDS) if compare else None)
     if overlay is not None:
         _draw(overlay, request, runs[-1], asker)
     from vlmcompress.cli.ask_output import as_document, as_text

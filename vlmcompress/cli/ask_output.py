@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from vlmcompress.media.video import Video
 from vlmcompress.report.report import by_medium, frame_counts
+from vlmcompress.untrusted import visible
 
 if TYPE_CHECKING:
     from vlmcompress.cli.ask_request import Request
     from vlmcompress.cli.ask_run import Asker, AskRun
 
-_STAGES = ("encoder", "selection", "prefill", "decode", "total")
+_STAGES = ("encoder", "selection", "prefill", "decode", "other", "total")
 
 
 def as_document(request: Request, asker: Asker, runs: Sequence[AskRun]) -> str:
@@ -42,21 +43,25 @@ def as_text(request: Request, runs: Sequence[AskRun]) -> str:
     reduced = runs[-1]
     budget = f", budget {request.budget}" if request.budget else ""
     lines = [
-        f"question   {request.question}",
-        f"model      {request.model}, {request.method}{budget}",
+        f"question   {visible(request.question)}",
+        f"model      {visible(f'{request.model}, {request.method}{budget}')}",
     ]
     if len(runs) == 1:
-        lines.append(f"answer     {reduced.answer}")
+        lines.append(f"answer     {_shown(reduced)}")
     else:
         lines += [
-            f"answer     {runs[0].answer}   (all visual tokens)",
-            f"           {reduced.answer}   (reduced)",
+            f"answer     {_shown(runs[0])}   (all visual tokens)",
+            f"           {_shown(reduced)}   (reduced)",
         ]
     report = reduced.report
     lines += [] if report.reason is None else [f"method     {report.method}: {report.reason}"]
     lines += _tokens(request, reduced)
     lines += [] if report.asked is None else [f"cost       {report.cost}"]
     return "\n".join([*lines, "", *_times(runs)])
+
+
+def _shown(run: AskRun) -> str:
+    return visible(run.answer) or "(empty)"
 
 
 def _tokens(request: Request, run: AskRun) -> list[str]:
@@ -67,7 +72,9 @@ def _tokens(request: Request, run: AskRun) -> list[str]:
     for file, one, reports in zip(request.files, request.media, shared, strict=True):
         before, after = sum(r.before for r in reports), sum(r.after for r in reports)
         mean = sum(r.mean for r in reports)
-        lines.append(f"tokens     {before} -> {after}, mean over layers {mean:.4g}   ({file})")
+        lines.append(
+            f"tokens     {before} -> {after}, mean over layers {mean:.4g}   ({visible(file)})"
+        )
         if isinstance(one, Video):
             times = " ".join(f"{time:.2f}" for time in one.times)
             lines += [

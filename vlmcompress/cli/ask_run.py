@@ -34,7 +34,8 @@ class AskRun:
     answer: str
     report: Report
     milliseconds: dict[str, float]
-    """The report's stages, then `total`: all of `generate`. Medians where there were several."""
+    """The report's stages, `other`, then `total`: all of `generate`. Medians where there were
+    several; `other` is what the stages leave of the total."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: what `--compare` sets side by side."""
@@ -83,7 +84,7 @@ class Asker:
             )
             report = compression.report()
         milliseconds = {**report.milliseconds, "total": found.milliseconds}
-        return AskRun(setting, found.texts[0], report, milliseconds)
+        return AskRun(setting, found.texts[0], report, _with_other(milliseconds))
 
     def compare(self, settings: Sequence[AskSetting], repeat: int) -> list[AskRun]:
         """Answer in each setting, after a warm-up, in turn and `repeat` times.
@@ -100,4 +101,11 @@ class Asker:
 def _median(runs: list[AskRun]) -> AskRun:
     stages = runs[0].milliseconds
     times = {stage: statistics.median(run.milliseconds[stage] for run in runs) for stage in stages}
-    return AskRun(runs[0].setting, runs[0].answer, runs[0].report, times)
+    return AskRun(runs[0].setting, runs[0].answer, runs[0].report, _with_other(times))
+
+
+def _with_other(times: dict[str, float]) -> dict[str, float]:
+    """Times with `other` before `total`: sampling, embedding and whatever else takes its time."""
+    stages = {name: time for name, time in times.items() if name not in ("other", "total")}
+    other = max(0.0, times["total"] - sum(stages.values()))
+    return {**stages, "other": other, "total": times["total"]}

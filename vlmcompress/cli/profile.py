@@ -118,7 +118,7 @@ def profile(
 
     \b
     Examples:
-      vlmcompress profile --model tiny-llava --method divprune,fastv,pyramiddrop --budget 36
+      vlmcompress profile --model tiny-llava --method divprune,fastv,pyramiddrop --budget 72
       vlmcompress profile street.jpg --budgets 64,128,25% --plot times.png
       vlmcompress profile --random-weights llava-1.5-7b --layers 4 --budgets 64,128,192
 

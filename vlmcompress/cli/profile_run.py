@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from vlmcompress import defaults
 from vlmcompress.api import compress
 from vlmcompress.budget.budget import Budget
-from vlmcompress.cli.ask_request import MediaArguments, Request, check
+from vlmcompress.cli.ask_media import MediaArguments
+from vlmcompress.cli.ask_request import Request, check
 from vlmcompress.cli.ask_run import Asker
 from vlmcompress.cli.common import between_commas, progress, silent_libraries
 from vlmcompress.errors import VLMCompressError
