@@ -23,7 +23,13 @@ from vlmcompress.patches.decoder.layer_attention import CutContext, ranked
 from vlmcompress.patches.decoder.mlp_activations import watch
 from vlmcompress.patches.decoder.prefill import Prefill
 from vlmcompress.patches.encoder.feature_call import FeatureCalls
-from vlmcompress.patches.hooks.arguments import by_name, cache_of, caches_in, carries_images
+from vlmcompress.patches.hooks.arguments import (
+    by_name,
+    cache_of,
+    caches_in,
+    carries_images,
+    device_of,
+)
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
 from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
@@ -166,9 +172,7 @@ class Engine:
 
     def _after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         trace, solved = self.trace, self.trace.solved
-        if not self.now.inside:
-            return
-        if solved is not None and output is not None and not trace.decode_steps:
+        if self.now.inside and solved is not None and output is not None and not trace.decode_steps:
             trace.add("head", self.now.ended, mark(output.logits.device))
 
     def _before_base(
@@ -248,9 +252,10 @@ class Engine:
     def _cut(self, number: int, hidden: Tensor) -> Tensor:
         """Score the surviving tokens of every image and keep the best of them."""
         stages, decoder = self.now.stages, self.planner.pipeline.decoder
-        assert stages is not None
-        assert decoder is not None
-        context = CutContext(number, self._on.layers, stages, hidden)
+        assert stages is not None and decoder is not None
+        layers = self._on.layers
+        hidden = hidden.to(device_of(layers[number], hidden.device))  # accelerate does so later
+        context = CutContext(number, layers, stages, hidden)
         # Nothing waits for the device in the middle of a prefill.
         with self.trace.timed("selection", hidden.device), collected(stages.checks):
             return stages.cut(number, ranked(context, decoder), hidden)

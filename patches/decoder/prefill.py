@@ -13,7 +13,7 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.before_projector import EncoderMethod
-from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.ops.gather import axes_first, axes_last, take_all
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.decoder.continuation import lay_out
@@ -56,6 +56,7 @@ class Prefill:
     ) -> None:
         self.installed, self.encoded, self.kwargs = installed, encoded, kwargs
         self.embeds: Tensor = kwargs["inputs_embeds"]
+        self.checks = Checks()
         self.batch, self.length = self.embeds.shape[:2]
         self.cache = cache_of(kwargs)
         self.past = int(self.cache.get_seq_length()) if self.cache is not None else 0
@@ -115,6 +116,10 @@ class Prefill:
 
     def run(self) -> dict[str, Any] | None:
         """Shorten the sequence; None when every token is kept and nothing has to change."""
+        with collected(self.checks):
+            return self._shortened()
+
+    def _shortened(self) -> dict[str, Any] | None:
         kept, reductions = self._select()
         self._record(kept, reductions)
         idle = all(
@@ -124,6 +129,7 @@ class Prefill:
             )
         )
         if idle:
+            self.checks.settle()
             return None
         embeds = self._place(kept, reductions)
         index, keep, size = self._pack(kept)
@@ -136,7 +142,7 @@ class Prefill:
         Where a method keeps another number than was planned, the plan follows.
         """
         done: dict[Pieces, Chosen] = {}
-        checks = Checks()
+        checks = self.checks
         with self.installed.trace.timed("selection", self.embeds.device):
             for number, (image, plan) in enumerate(zip(self.images, self.plans, strict=True)):
                 if image.pieces not in done:  # beams repeat a prompt, and so its choices
@@ -144,7 +150,6 @@ class Prefill:
                 counts = done[image.pieces].counts
                 if counts != tuple(kept for _, kept in plan.parts):
                     self.plans[number] = self.planner.pipeline.revised(plan, counts)
-            checks.settle()
         chosen = [done[image.pieces] for image in self.images]
         return [one.kept for one in chosen], [one.merged for one in chosen]
 
@@ -238,8 +243,10 @@ class Prefill:
         slot = slot_of(keep, size)
         ends = self._text_starts()
         last = []
-        valid = torch.ones_like(keep) if self.valid is None else self.valid.to(device)
-        host = valid[:, : self.prompt_end].cpu()
+        if self.valid is None:
+            host = torch.ones(self.batch, self.prompt_end, dtype=torch.bool)
+        else:
+            host = self.valid[:, : self.prompt_end].cpu()
         for row in range(self.batch):
             columns = host[row].nonzero()[:, 0]
             last.append(int(columns[-1]))
@@ -261,6 +268,7 @@ class Prefill:
             stages.spans.append(Span(image.row, slots, indices, separators, trace))
         layers = {layer for plan in self.plans for layer in plan.schedule}
         stages.cuts = tuple(sorted(layers))
+        stages.checks = self.checks  # one wait for all of them, when the layers are done
         self.stages = stages
 
     def _text_starts(self) -> list[int]:
