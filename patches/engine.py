@@ -46,11 +46,8 @@ class Engine:
     def __init__(self, installed: Installed) -> None:
         self.now, self.shared = installed.now, installed.shared  # refuse to be pickled: first
         self.installed = installed
-        self.planner, self.positions, self.order = (
-            installed.planner,
-            installed.positions,
-            installed.order,
-        )
+        self.planner, self.positions = installed.planner, installed.positions
+        self.order = installed.order
         self.collected = sorted(installed.signals.collected)
         self._features: FeatureCalls | None = FeatureCalls(installed)
         self._attached = Attachments()
@@ -252,7 +249,8 @@ class Engine:
     def _cut(self, number: int, hidden: Tensor) -> Tensor:
         """Score the surviving tokens of every image and keep the best of them."""
         stages, decoder = self.now.stages, self.planner.pipeline.decoder
-        assert stages is not None and decoder is not None
+        assert stages is not None
+        assert decoder is not None
         layers = self._on.layers
         hidden = hidden.to(device_of(layers[number], hidden.device))  # accelerate does so later
         context = CutContext(number, layers, stages, hidden)

@@ -22,7 +22,7 @@ from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.call_trace import ImageTrace
-from vlmcompress.patches.sequence.deepstack import follow, merge
+from vlmcompress.patches.sequence.deepstack import added
 from vlmcompress.patches.sequence.packing import pack, slot_of
 from vlmcompress.patches.sequence.placeholders import (
     Located,
@@ -134,7 +134,7 @@ class Prefill:
         embeds = self._place(kept, reductions)
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
-        return self._inputs(embeds) | self._deepstack(reductions)
+        return self._inputs(embeds) | added(self.kwargs, self.images, reductions, self.chunk)
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
         """Per image: raster indices [K] placed in the decoder, and the merge if there was one.
@@ -297,14 +297,3 @@ class Prefill:
             "position_ids": positions,
             "attention_mask": mask,
         }
-
-    def _deepstack(self, reductions: list[Reduction | None]) -> dict[str, Any]:
-        """Features to be added in later layers, for the tokens that are kept."""
-        mask, features = (
-            self.kwargs.get(name) for name in ("visual_pos_masks", "deepstack_visual_embeds")
-        )
-        if mask is None or features is None:
-            return {}
-        merged = merge(mask, features, self.images, reductions)
-        mask, features = follow(mask, merged, self.chunk)
-        return {"visual_pos_masks": mask, "deepstack_visual_embeds": features}
