@@ -17,8 +17,10 @@ CACHE_NAMES = ("cache", "past_key_values")
 _ON_HOST: Any = WeakIdKeyDictionary()
 
 
-def on_host(values: Tensor) -> Any:
-    """`values.tolist()`, for which the device is waited for once, while they stay as they are."""
+def on_host(values: Any) -> Any:
+    """A tensor as lists, for which the device is waited for once while it stays as it is."""
+    if not isinstance(values, Tensor):
+        return values
     if values.device.type == "cpu" or values.is_inference():
         return values.tolist()
     known = _ON_HOST.get(values)
