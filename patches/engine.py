@@ -29,6 +29,7 @@ from vlmcompress.patches.hooks.arguments import (
     cache_of,
     caches_in,
     carries_images,
+    device_of,
     named_after_first,
 )
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
@@ -47,11 +48,8 @@ class Engine:
     def __init__(self, installed: Installed) -> None:
         self.now, self.shared = installed.now, installed.shared  # refuse to be pickled: first
         self.installed = installed
-        self.planner, self.positions, self.order = (
-            installed.planner,
-            installed.positions,
-            installed.order,
-        )
+        self.planner, self.positions = installed.planner, installed.positions
+        self.order = installed.order
         self.collected = sorted(installed.signals.collected)
         self._features: FeatureCalls | None = FeatureCalls(installed)
         self._attached = Attachments()
@@ -173,9 +171,7 @@ class Engine:
 
     def _after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         trace, solved = self.trace, self.trace.solved
-        if not self.now.inside:
-            return
-        if solved is not None and output is not None and not trace.decode_steps:
+        if self.now.inside and solved is not None and output is not None and not trace.decode_steps:
             trace.add("head", self.now.ended, mark(output.logits.device))
 
     def _before_base(
@@ -260,7 +256,9 @@ class Engine:
         stages, decoder = self.now.stages, self.planner.pipeline.decoder
         assert stages is not None
         assert decoder is not None
-        context = CutContext(number, self._on.layers, stages, hidden)
+        layers = self._on.layers
+        hidden = hidden.to(device_of(layers[number], hidden.device))  # accelerate does so later
+        context = CutContext(number, layers, stages, hidden)
         # Nothing waits for the device in the middle of a prefill.
         with self.trace.timed("selection", hidden.device), collected(stages.checks):
             return stages.cut(number, ranked(context, decoder), hidden)

@@ -13,7 +13,7 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.before_projector import EncoderMethod
-from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.ops.gather import axes_first, axes_last, take_all
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.decoder.continuation import lay_out
@@ -23,9 +23,9 @@ from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.call_trace import ImageTrace
-from vlmcompress.patches.sequence.deepstack import follow, merge
+from vlmcompress.patches.sequence.deepstack import added
 from vlmcompress.patches.sequence.packing import pack, slot_of
-from vlmcompress.patches.sequence.per_token import DEEPSTACK, kept_of
+from vlmcompress.patches.sequence.per_token import kept_of
 from vlmcompress.patches.sequence.placeholders import (
     Located,
     Pieces,
@@ -58,6 +58,7 @@ class Prefill:
     ) -> None:
         self.installed, self.encoded, self.kwargs = installed, encoded, kwargs
         self.embeds: Tensor = kwargs["inputs_embeds"]
+        self.checks = Checks()
         self.batch, self.length = self.embeds.shape[:2]
         self.cache = cache_of(kwargs)
         self.past = int(self.cache.get_seq_length()) if self.cache is not None else 0
@@ -122,6 +123,10 @@ class Prefill:
 
     def run(self) -> dict[str, Any] | None:
         """Shorten the sequence; None when every token is kept and nothing has to change."""
+        with collected(self.checks):
+            return self._shortened()
+
+    def _shortened(self) -> dict[str, Any] | None:
         kept, reductions = self._select()
         self._record(kept, reductions)
         idle = all(
@@ -131,11 +136,12 @@ class Prefill:
             )
         )
         if idle:
+            self.checks.settle()
             return None
         embeds = place(self.embeds, self.images, kept, reductions)
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
-        changed = self._inputs(embeds) | self._deepstack(reductions)
+        changed = self._inputs(embeds) | added(self.kwargs, self.images, reductions, self.chunk)
         return kept_of(self.kwargs, self.chunk.index) | changed
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
@@ -144,7 +150,7 @@ class Prefill:
         Where a method keeps another number than was planned, the plan follows.
         """
         done: dict[Pieces, Chosen] = {}
-        checks = Checks()
+        checks = self.checks
         with self.installed.trace.timed("selection", self.embeds.device):
             for number, (image, plan) in enumerate(zip(self.images, self.plans, strict=True)):
                 if image.pieces not in done:  # beams repeat a prompt, and so its choices
@@ -152,7 +158,6 @@ class Prefill:
                 counts = done[image.pieces].counts
                 if counts != tuple(kept for _, kept in plan.parts):
                     self.plans[number] = self.planner.pipeline.revised(plan, counts)
-            checks.settle()
         chosen = [done[image.pieces] for image in self.images]
         return [one.kept for one in chosen], [one.merged for one in chosen]
 
@@ -274,6 +279,7 @@ class Prefill:
             stages.spans.append(Span(image.row, slots, indices, separators, trace))
         layers = {layer for plan in self.plans for layer in plan.schedule}
         stages.cuts = tuple(sorted(layers))
+        stages.checks = self.checks  # one wait for all of them, when the layers are done
         self.stages = stages
 
     def _inputs(self, embeds: Tensor) -> dict[str, Any]:
@@ -295,12 +301,3 @@ class Prefill:
             "position_ids": positions,
             "attention_mask": mask,
         }
-
-    def _deepstack(self, reductions: list[Reduction | None]) -> dict[str, Any]:
-        """Features to be added in later layers, for the tokens that are kept."""
-        mask, features = (self.kwargs.get(name) for name in DEEPSTACK)
-        if mask is None or features is None:
-            return {}
-        merged = merge(mask, features, self.images, reductions)
-        mask, features = follow(mask, merged, self.chunk)
-        return dict(zip(DEEPSTACK, (mask, features), strict=True))

@@ -6,7 +6,8 @@ both have to follow the kept tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,23 @@ from vlmcompress.ops.gather import take_all
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.tokens import Reduction
+
+DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
+"""The decoder's arguments of that kind."""
+
+
+def added(
+    kwargs: Mapping[str, Any],
+    images: Sequence[Located],
+    reductions: Sequence[Reduction | None],
+    kept: Slots,
+) -> dict[str, Any]:
+    """The decoder's arguments of that kind, if it was given any, for the tokens that are kept."""
+    mask, features = (kwargs.get(name) for name in DEEPSTACK)
+    if mask is None or features is None:
+        return {}
+    mask, features = follow(mask, merge(mask, features, images, reductions), kept)
+    return dict(zip(DEEPSTACK, (mask, features), strict=True))
 
 
 def follow(mask: Tensor, features: Sequence[Tensor], slots: Slots) -> tuple[Tensor, list[Tensor]]:

@@ -41,7 +41,8 @@ class Separators:
 
     def only(self, stay: Tensor) -> Separators:
         """Those that `stay` [S] bool."""
-        return Separators(self.at[stay], self.rows[stay])
+        places = stay.nonzero()[:, 0]  # the device is waited for once, not for each of the two
+        return Separators(self.at[places], self.rows[places])
 
     def move(self, place: Tensor) -> Separators:
         """The same, now at `place[at]`."""
