@@ -47,6 +47,7 @@ class Engine:
             installed.order,
         )
         self.collected = sorted(installed.signals.collected)
+        self.notes = installed.signals.notes
         self._features: FeatureCalls | None = FeatureCalls(installed)
         self._attached = Attachments()
         self._layers_hooked = False
