@@ -51,6 +51,7 @@ class Engine:
         self.planner, self.positions = installed.planner, installed.positions
         self.order = installed.order
         self.collected = sorted(installed.signals.collected)
+        self.notes = installed.signals.notes
         self._features: FeatureCalls | None = FeatureCalls(installed)
         self._attached = Attachments()
         self._layers_hooked = False

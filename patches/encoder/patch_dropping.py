@@ -93,7 +93,6 @@ class PatchDropping:
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, _Run]:
         patches = QwenPatches.of(self._model, self._family, modality, call)
-        planner.check(patches.layouts)
         pairs = zip(patches.rows, patches.grids, strict=True)
         checks = Checks()
         with collected(checks):

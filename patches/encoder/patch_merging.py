@@ -116,8 +116,6 @@ class PatchMerging:
                 )
         self._check_attention()
         whole = self._family.image_grid_of_tile(self._model, modality, call, self._tile)
-        if whole is not None:
-            planner.check([whole])
         done = _Run(self._counts(planner.upstream(self._tile, whole)))
         self._thread.run = done
         try:
