@@ -22,7 +22,7 @@ from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.call_trace import ImageTrace
-from vlmcompress.patches.sequence.deepstack import follow, merge
+from vlmcompress.patches.sequence.deepstack import follow, follow_in_loop, looked_at, merge
 from vlmcompress.patches.sequence.packing import pack, slot_of
 from vlmcompress.patches.sequence.per_token import DEEPSTACK, kept_of
 from vlmcompress.patches.sequence.placeholders import (
@@ -130,6 +130,7 @@ class Prefill:
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
         changed = self._inputs(embeds) | self._deepstack(reductions)
+        changed |= follow_in_loop(self.kwargs, self.images, reductions, self.chunk)
         return kept_of(self.kwargs, self.chunk.index) | changed
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
@@ -162,7 +163,7 @@ class Prefill:
         if method is None or (plan.keep >= plan.given and not may_keep_fewer):
             return Chosen(alive, tuple(kept for _, kept in plan.parts))
         chunk = ChunkIds(self.ids, self.valid, self.prompt_end)
-        tokens = self.installed.signals.tokens(image, self.encoded, self.embeds, chunk)
+        tokens = self.installed.signals.tokens(image, self.encoded, looked_at(self.kwargs), chunk)
         grids = image.layout.parts
         if survivors is not None:
             merges = isinstance(planner.pipeline.upstream, EncoderMethod)
