@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from vlmcompress.errors import CompositionError
 from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.decoder.captured_attention import capture
 from vlmcompress.patches.decoder.continuation import go_on, masking
-from vlmcompress.patches.decoder.layer_attention import CutContext, ranked
+from vlmcompress.patches.decoder.layer_attention import CutContext
 from vlmcompress.patches.decoder.mlp_activations import watch
 from vlmcompress.patches.decoder.prefill import Prefill
+from vlmcompress.patches.decoder.ranking import ranked
 from vlmcompress.patches.encoder.feature_call import FeatureCalls
 from vlmcompress.patches.hooks.arguments import (
     by_name,
@@ -99,6 +101,8 @@ class Engine:
         attached.after(on.lm, self._after_lm)
         attached.take_over(on.signals.hooks())
         self._features.hook(attached)  # behind the signals, which see what a layer was given
+        if on.planner.pipeline.decoder and on.family.no_scores is not None:
+            capture(attached, on.layers, on.now)
         attached.take_over(watch(on.planner.pipeline.decoder, on.layers, on.now))
         if on.planner.pipeline.decoder or on.positions == "renumber" or on.kinds.masks_made_here:
             self._hook_layers()
@@ -238,7 +242,7 @@ class Engine:
         stages, decoder = self.now.stages, self.planner.pipeline.decoder
         assert stages is not None
         assert decoder is not None
-        context = CutContext(number, self._on.layers, stages, hidden)
+        context = CutContext(number, self._on.layers, stages, hidden, self._on.family.no_scores)
         # Nothing waits for the device in the middle of a prefill.
         with self.trace.timed("selection", hidden.device), collected(stages.checks):
             return stages.cut(number, ranked(context, decoder), hidden)

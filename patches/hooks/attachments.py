@@ -18,6 +18,7 @@ class Attachments:
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._attributes: list[tuple[nn.Module, str]] = []
+        self._replaced: list[tuple[nn.Module, str, Any]] = []
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call `hook(module, args, kwargs)` before each forward."""
@@ -44,6 +45,11 @@ class Attachments:
         object.__setattr__(owner, name, value)
         self._attributes.append((owner, name))
 
+    def replace(self, owner: nn.Module, name: str, value: Any) -> None:
+        """Set an attribute that the instance has, and give its own value back in the end."""
+        self._replaced.append((owner, name, vars(owner)[name]))
+        object.__setattr__(owner, name, value)
+
     def wrap(self, owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
         """Let calls of a method of this instance go to `wrapper(original, ...)`.
 
@@ -65,7 +71,9 @@ class Attachments:
             handle.remove()
         for owner, name in self._attributes:
             vars(owner).pop(name, None)
-        self._handles, self._attributes = [], []
+        for owner, name, value in self._replaced:
+            object.__setattr__(owner, name, value)
+        self._handles, self._attributes, self._replaced = [], [], []
 
 
 def check_compiled(model: nn.Module) -> None:
