@@ -19,10 +19,12 @@ from vlmcompress.errors import CompositionError
 from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.patches.call.entrance import Entrance
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.decoder.captured_attention import capture
 from vlmcompress.patches.decoder.continuation import go_on, masking
-from vlmcompress.patches.decoder.layer_attention import CutContext, ranked
+from vlmcompress.patches.decoder.layer_attention import CutContext
 from vlmcompress.patches.decoder.mlp_activations import watch
 from vlmcompress.patches.decoder.prefill import Prefill
+from vlmcompress.patches.decoder.ranking import ranked
 from vlmcompress.patches.encoder.feature_call import FeatureCalls
 from vlmcompress.patches.hooks.arguments import (
     by_name,
@@ -105,6 +107,8 @@ class Engine:
         attached.after(on.lm, self._after_lm)
         on.signals.hook(attached)
         self._features.hook(attached)  # behind the signals, which see what a layer was given
+        if on.planner.pipeline.decoder and on.family.no_scores is not None:
+            capture(attached, on.layers, on.now)
         watch(on.planner.pipeline.decoder, on.layers, on.now, attached)
         if on.planner.pipeline.decoder or on.positions == "renumber" or on.kinds.masks_made_here:
             self._hook_layers()
@@ -259,7 +263,7 @@ class Engine:
         assert decoder is not None
         layers = self._on.layers
         hidden = hidden.to(device_of(layers[number], hidden.device))  # accelerate does so later
-        context = CutContext(number, layers, stages, hidden)
+        context = CutContext(number, layers, stages, hidden, self._on.family.no_scores)
         # Nothing waits for the device in the middle of a prefill.
         with self.trace.timed("selection", hidden.device), collected(stages.checks):
             return stages.cut(number, ranked(context, decoder), hidden)

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from vlmcompress.errors import UnsupportedCallError, VLMCompressError
-from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 from vlmcompress.ops.score import attention_rows, propagate
 from vlmcompress.patches.hooks.arguments import device_of
-from vlmcompress.patches.sequence.attention_masks import VisibleKeys, inside
+from vlmcompress.patches.sequence.attention_masks import Reach, VisibleKeys, inside
 from vlmcompress.patches.sequence.spans import Span
-from vlmcompress.patches.sequence.stage_layout import StageLayout
+from vlmcompress.patches.sequence.stage_layout import Captured, StageLayout
 from vlmcompress.tokens import Grid
 
 Of = Literal["this", "next", "previous"]
@@ -35,6 +34,8 @@ class CutContext:
     stages: StageLayout
     hidden: Tensor
     """[B, Q, D]: input of `layer`."""
+    no_scores: str | None = None
+    """Why queries and keys cannot be computed here; None where they can."""
     _heads: dict[tuple[str, Of, bool], Tensor] = field(default_factory=dict)
 
     def source(self, of: Of) -> tuple[Any, Tensor]:
@@ -51,6 +52,10 @@ class CutContext:
 
     def heads(self, of: Of, name: str, rows: tuple[int, Tensor] | None, rope: bool) -> Tensor:
         """Queries or keys [B, heads, R, hd] of all chunk tokens, or of some in one row."""
+        captured = self._captured(of, rope)
+        if captured is not None:
+            queries = captured.queries if name == "q" else self._own_keys(captured)
+            return queries if rows is None else queries[rows[0] : rows[0] + 1, :, rows[1]]
         layer, hidden = self.source(of)
         cos, sin = self._embeddings(of)
         if rows is not None:
@@ -76,7 +81,7 @@ class CutContext:
     def chunk_keys(self, of: Of, rope: bool) -> Tensor:
         """[B, Hkv, Q, hd]: keys of the chunk's tokens at the current stage."""
         if ("k", of, rope) not in self._heads:
-            cached = self._cached(of)
+            cached = None if self.no_scores is not None else self._cached(of)
             if of == "previous" and rope and cached is not None:
                 # That layer has run, so its cache ends with the chunk's keys.
                 self._heads["k", of, rope] = cached[:, :, -self.hidden.shape[1] :]
@@ -94,15 +99,20 @@ class CutContext:
         """Keys [B, Hkv, past, hd] of earlier turns, and what they stand for."""
         if self.stages.past == 0:
             return None
+        at, captured = self._number(of), self._captured(of, rope)
+        if captured is not None:
+            keys = captured.keys[:, :, : -self.hidden.shape[1]]
+            seen = self.stages.past_seen(at).last(keys.shape[2])
+            return keys, self.stages.counted(self._kind(of), seen)
         cached = self._cached(of)
         if cached is None or not rope:
             raise UnsupportedCallError(
                 "scoring a new image against an earlier turn needs an unquantised DynamicCache "
                 "and rotated keys"
             )
-        at = self._number(of)
         keys = cached[:, :, : self.stages.past_width(at)]
-        return keys, self.stages.past_seen(at).last(keys.shape[2])
+        seen = self.stages.past_seen(at).last(keys.shape[2])
+        return keys, self.stages.counted(self._kind(of), seen)
 
     def all_keys(self, of: Of, rope: bool, row: int) -> Tensor:
         """[Hkv, P + Q, hd]: keys of earlier turns and of the chunk, in one row of the batch."""
@@ -111,20 +121,49 @@ class CutContext:
 
     def seen(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:
         """[R, P + Q] bool: which of `all_keys` some slots [R] attend to; none where padding."""
-        chunk, window = self.stages.chunk_seen(), self.window(of)
+        kind, reach = self._kind(of), self.reach(of)
+        chunk = self.stages.counted(kind, self.stages.chunk_seen())
         queries = queries.to(chunk.columns.device)
         given = self.stages.given_masks
-        given = given.get(self._kind(of)) if isinstance(given, Mapping) else given
+        given = given.get(kind) if isinstance(given, Mapping) else given
         given = given[row : row + 1] if given is not None and len(given) > 1 else given
         columns = chunk.columns[row]
-        own = inside(columns[None], given, self.stages.past, window, queries)[0]
+        own = inside(columns[None], given, self.stages.past, reach, queries)[0]
         past = self.past_keys(of, rope)
-        reached = [] if past is None else [past[1].reached(row, columns[queries], window)]
+        reached = [] if past is None else [past[1].reached(row, columns[queries], reach)]
         if chunk.valid is not None:
             own = own & chunk.valid[row]
         seen = torch.cat([*reached, own], 1)
+        captured = self._captured(of, rope)
+        if captured is not None and captured.mask is not None and captured.mask.dim() == 4:
+            seen = seen & _shown(captured.mask, row, queries)[:, -seen.shape[1] :].to(seen.device)
         seen = seen if chunk.valid is None else seen & chunk.valid[row, queries, None]
         return seen.to(self.hidden.device)
+
+    def scaling(self, of: Of) -> float:
+        """What products of queries and keys are multiplied with."""
+        captured = self._captured(of, True)
+        found: float = (
+            self.source(of)[0].self_attn.scaling if captured is None else captured.scaling
+        )
+        return found
+
+    def _captured(self, of: Of, rope: bool) -> Captured | None:
+        """What the layer before the cut kept for itself, where computing it anew is no way."""
+        if self.no_scores is None:
+            return None
+        found = self.stages.captured if of == "previous" and rope else None
+        if found is None:
+            raise UnsupportedModelError(
+                f"scores of layer {self._number(of)} ({'with' if rope else 'without'} positions) "
+                f"are not known before layer {self.layer}, as {self.no_scores}: use fastv or "
+                "another method that ranks by the layer before, which must have attention, or a "
+                "projector-stage method"
+            )
+        return found
+
+    def _own_keys(self, captured: Captured) -> Tensor:
+        return captured.keys[:, :, -self.hidden.shape[1] :]
 
     def _cached(self, of: Of) -> Tensor | None:
         """Keys in the cache of the layer that `of` names, if it stores them plainly."""
@@ -142,15 +181,21 @@ class CutContext:
         found: tuple[Tensor, Tensor] = self.stages.arguments.embeddings[kind]
         return found
 
-    def window(self, of: Of) -> int | None:
-        """The window of the layer that `of` names."""
-        return self.stages.kinds.window_of(self._kind(of))
+    def reach(self, of: Of) -> Reach | None:
+        """How far back the layer that `of` names sees."""
+        return self.stages.kinds.reach_of(self._kind(of))
 
     def _kind(self, of: Of) -> str:
         return self.stages.kinds.names[self._number(of)]
 
     def _number(self, of: Of) -> int:
         return self.layer + {"previous": -1, "this": 0, "next": 1}[of]
+
+
+def _shown(mask: Tensor, row: int, queries: Tensor) -> Tensor:
+    """[R, K] bool: what a mask of a layer lets some queries of a row of the batch see."""
+    mine = mask[row if len(mask) > 1 else 0, 0, queries.to(mask.device)]
+    return mine if mine.dtype == torch.bool else mine > torch.finfo(mine.dtype).min / 2
 
 
 @dataclass
@@ -204,7 +249,7 @@ class DecoderLayerView:
         assert context.stages.last is not None
         queries = context.stages.last[row : row + 1] if rows == "last" else self.text
         q = context.heads(of, "q", (row, queries), rope)[0]
-        scaling = context.source(of)[0].self_attn.scaling
+        scaling = context.scaling(of)
         if keys == "visual":
             return attention_rows(q, context.chunk_keys(of, rope)[row][:, self.visual], scaling)
         seen = context.seen(of, rope, row, queries)
@@ -228,7 +273,7 @@ class DecoderLayerView:
         found = propagate(
             context.chunk_queries(of)[row],
             context.all_keys(of, True, row),
-            context.source(of)[0].self_attn.scaling,
+            context.scaling(of),
             mass,
             seen,
             temperature=temperature,
@@ -251,39 +296,3 @@ class DecoderLayerView:
             )
         found = fired[self.span.row, rows.to(fired.device)]
         return self._there(found).detach().float()
-
-
-def ranked(context: CutContext, method: DecoderMethod) -> list[Tensor]:
-    """Per image, ascending places of the tokens to keep among those that survive.
-
-    What only the device knows of them is left to `StageLayout.checks`; the first places stand in
-    for wrong ones until then, so that the forward can go on.
-
-    Raises:
-        VLMCompressError: the method gave another kind of thing, or another number.
-    """
-    return [_kept(context, method, span) for span in context.stages.spans]
-
-
-def _kept(context: CutContext, method: DecoderMethod, span: Span) -> Tensor:
-    alive, schedule = len(span.slots), span.trace.plan.schedule
-    if context.layer not in schedule:
-        return torch.arange(alive, device=span.slots.device)
-    count = min(schedule[context.layer], alive)
-    kept = method.keep(DecoderLayerView(context, span), count)
-
-    def wrong(given: object) -> VLMCompressError:
-        number = "" if method.adaptive else f"{count} "
-        return VLMCompressError(
-            f"{method.name}: keep must give {number}ascending places of 0 to {alive - 1} (int64) "
-            f"before layer {context.layer}, got {given!r}"
-        )
-
-    places = isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 1
-    if not places or not (len(kept) <= alive if method.adaptive else len(kept) == count):
-        context.stages.checks.settle()  # a mistake of an earlier cut comes first
-        raise wrong(kept.tolist() if isinstance(kept, Tensor) else kept)
-    kept = kept.to(span.slots.device)
-    good = (kept.diff() > 0).all() & (kept[:1] >= 0).all() & (kept[-1:] < alive).all()
-    context.stages.checks.expect(good, lambda: wrong(kept.tolist()))
-    return kept.where(good, torch.arange(len(kept), device=kept.device))

@@ -23,7 +23,7 @@ from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.call_trace import ImageTrace
-from vlmcompress.patches.sequence.deepstack import added
+from vlmcompress.patches.sequence.deepstack import added, follow_in_loop, looked_at
 from vlmcompress.patches.sequence.packing import pack, slot_of
 from vlmcompress.patches.sequence.per_token import kept_of
 from vlmcompress.patches.sequence.placeholders import (
@@ -132,6 +132,7 @@ class Prefill:
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
         changed = self._inputs(embeds) | added(self.kwargs, self.images, reductions, self.chunk)
+        changed |= follow_in_loop(self.kwargs, self.images, reductions, self.chunk)
         return kept_of(self.kwargs, self.chunk.index) | changed
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
@@ -175,7 +176,7 @@ class Prefill:
     def _tokens(self, image: Located) -> VisualTokens:
         """What a method may look at: no token that is gone already, none that is masked."""
         chunk = ChunkIds(self.ids, self.valid, self.prompt_end)
-        tokens = self.installed.signals.tokens(image, self.encoded, self.embeds, chunk)
+        tokens = self.installed.signals.tokens(image, self.encoded, looked_at(self.kwargs), chunk)
         survivors = prompt_rows.survivors_of(image, self.encoded)
         left = torch.arange(len(image.layout))
         if survivors is not None:

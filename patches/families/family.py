@@ -53,6 +53,9 @@ class Family:
     deepstack: str | None = None
     """Method of the decoder stack that adds visual features after its first layers, if any."""
 
+    no_scores: str | None = None
+    """Why the attention of a layer cannot be computed from its input; None where it can. The layer
+    before a cut is then watched instead."""
     masks_in_base: bool = False
     """Whether the base model makes the attention masks, because images attend to themselves."""
 

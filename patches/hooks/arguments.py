@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,12 +48,8 @@ def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, A
 
 def named_after_first(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a layer by name, but the first, its hidden states."""
-    return {**dict(zip(_names_of(type(module))[1:], args[1:], strict=False)), **kwargs}
-
-
-@functools.cache
-def _names_of(cls: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(cls.forward).parameters)[1:]
+    names = list(inspect.signature(module.forward).parameters)
+    return {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:
