@@ -239,8 +239,7 @@ class Engine:
         if stages.starts_stage(number):
             stages.start_stage(number)
         changed = stages.layer_inputs(number, kwargs, hidden)
-        if number + 1 in stages.cuts:
-            stages.stash = hidden
+        stages.earlier.remember(number, hidden, stages.embeddings)
         if changed is None and hidden is given:
             return None
         if args:

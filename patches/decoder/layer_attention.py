@@ -38,13 +38,9 @@ class CutContext:
 
     def source(self, of: Of) -> tuple[Any, Tensor]:
         """The layer whose weights are used and the hidden states it is applied to."""
-        if of == "previous":
-            assert self.stages.stash is not None
-            return self.layers[self.layer - 1], self.stages.stash
-        step = 1 if of == "next" else 0
-        if self.layer + step >= len(self.layers):
-            raise UnsupportedCallError(f"there is no layer after decoder layer {self.layer}")
-        return self.layers[self.layer + step], self.hidden
+        number = self.number(of)
+        ran = number < self.layer
+        return self.layers[number], self.stages.earlier.inputs[number][0] if ran else self.hidden
 
     def heads(self, of: Of, name: str, rows: tuple[int, Tensor] | None, rope: bool) -> Tensor:
         """Queries or keys [B, heads, R, hd] of all chunk tokens, or of some in one row."""
@@ -73,8 +69,10 @@ class CutContext:
         """[B, Hkv, Q, hd]: keys of the chunk's tokens at the current stage."""
         if ("k", of, rope) not in self._heads:
             cached = self._cached(of)
-            if of == "previous" and rope and cached is not None:
-                # That layer has run, so its cache ends with the chunk's keys.
+            number = self.number(of)
+            ran = number < self.layer and not any(number < c < self.layer for c in self.stages.cuts)
+            if ran and rope and cached is not None:
+                # That layer has run on just these tokens, so its cache ends with their keys.
                 self._heads["k", of, rope] = cached[:, :, -self.hidden.shape[1] :]
             else:
                 self._heads["k", of, rope] = self.heads(of, "k", None, rope)
@@ -96,7 +94,7 @@ class CutContext:
                 "scoring a new image against an earlier turn needs an unquantised DynamicCache "
                 "and rotated keys"
             )
-        at = self._number(of)
+        at = self.number(of)
         keys = cached[:, :, : self.stages.past_width(at)]
         return keys, self.stages.past_seen(at).last(keys.shape[2])
 
@@ -123,13 +121,16 @@ class CutContext:
     def _cached(self, of: Of) -> Tensor | None:
         """Keys in the cache of the layer that `of` names, if it stores them plainly."""
         layers: list[Any] = self.stages.cache.layers if self.stages.cache is not None else []
-        at = self._number(of)
+        at = self.number(of)
         plain = at < len(layers) and type(layers[at]) is DynamicLayer
         return layers[at].keys if plain and layers[at].is_initialized else None
 
     def _embeddings(self, of: Of) -> tuple[Tensor, Tensor]:
         """cos and sin [B, Q, hd] of the chunk's tokens for the layer that `of` names."""
-        kind = self._kind(of)
+        kind, number = self._kind(of), self.number(of)
+        if number < self.layer:
+            cos, sin = self.stages.earlier.inputs[number][1:]
+            return cos, sin
         if kind not in self.stages.embeddings:
             raise UnsupportedCallError(f"no layer before {self.layer} is of the kind {kind}")
         return self.stages.embeddings[kind]
@@ -139,10 +140,18 @@ class CutContext:
         return self.stages.kinds.window_of(self._kind(of))
 
     def _kind(self, of: Of) -> str:
-        return self.stages.kinds.names[self._number(of)]
+        return self.stages.kinds.names[self.number(of)]
 
-    def _number(self, of: Of) -> int:
-        return self.layer + {"previous": -1, "this": 0, "next": 1}[of]
+    def number(self, of: Of) -> int:
+        """The layer that `of` names; where it sees a window only, the nearest full one before it.
+
+        Raises:
+            UnsupportedCallError: there is no such layer.
+        """
+        number = self.layer + {"previous": -1, "this": 0, "next": 1}[of]
+        if number >= len(self.layers):
+            raise UnsupportedCallError(f"there is no layer after decoder layer {self.layer}")
+        return self.stages.kinds.ranks_in(number)
 
 
 @dataclass
@@ -195,6 +204,7 @@ class DecoderLayerView:
         scaling = context.source(of)[0].self_attn.scaling
         if keys == "visual":
             return attention_rows(q, context.chunk_keys(of, rope)[row][:, self.visual], scaling)
+        self._look(of)
         seen = context.seen(of, rope, row, queries)
         weights = attention_rows(q, context.all_keys(of, rope, row), scaling, seen)
         # Earlier turns take part in the softmax; only this chunk's columns are returned.
@@ -203,6 +213,7 @@ class DecoderLayerView:
     def propagate(
         self, mass: Tensor, *, temperature: float = 1.0, of: Literal["this", "previous"] = "this"
     ) -> Tensor:
+        self._look(of)
         row, context = self.span.row, self.context
         last = context.stages.last
         assert last is not None
@@ -222,6 +233,18 @@ class DecoderLayerView:
             temperature=temperature,
         )
         return found[..., -len(slots) :]
+
+    def _look(self, of: Of) -> None:
+        """Tell the report where a window ends behind the image and no full layer comes before."""
+        window, trace = self.context.window(of), self.span.trace
+        if window is None or self.span.reach < window:
+            return
+        note = (
+            f"before decoder layer {self.layer} it was ranked in layer {self.context.number(of)}, "
+            f"which sees {window} tokens back, and the image begins {self.span.reach} back: tokens "
+            "further away count as 0, and no full layer comes before"
+        )
+        trace.notes += [note] if note not in trace.notes else []
 
     def keys(self, *, rope: bool = True, of: Of = "this") -> Tensor:
         return self.context.chunk_keys(of, rope)[self.span.row].detach().float()

@@ -57,6 +57,16 @@ class LayerKinds:
         """The window of a kind of layer, None where it sees everything."""
         return self.window if kind == SLIDING else None
 
+    def ranks_in(self, layer: int) -> int:
+        """The nearest layer, `layer` or one before it, that sees all tokens.
+
+        A sliding layer gives images behind its window no attention: nothing can be ranked there.
+        It depends on nothing but the model, or a prompt would be ranked otherwise in a batch with
+        a longer one. `layer` itself where no layer before it is full.
+        """
+        full = [n for n in range(layer + 1) if self.window_of(self.names[n]) is None]
+        return max(full, default=layer)
+
 
 def layer_kinds(lm: nn.Module, layers: int, masks_in_base: bool) -> LayerKinds:
     """Read the kinds from the configuration of a decoder.
