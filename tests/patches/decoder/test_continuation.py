@@ -91,7 +91,7 @@ def test_several_words_take_the_short_way_where_all_layers_hold_the_same(
 
 
 def test_flash_attention_reads_gaps_in_positions_so_several_words_take_the_long_way():
-    kinds = {"own": False, "eager": False, "flash": True}
+    kinds = {"masks_made_here": False, "eager": False, "flash": True}
     engine = SimpleNamespace(kinds=SimpleNamespace(**kinds), positions="keep")
     state = SimpleNamespace(padded=False, stages={0: None})
     assert not forwards._passes(engine, state, 4)
