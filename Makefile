@@ -17,6 +17,9 @@ READY := $(VENV)/.ready
 PINS := $(VENV)/constraints.txt
 OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 LMMS := .venv-lmms/bin/python
+NEWEST := .venv-newest/bin/python
+# What meets transformers: what another version of it can break.
+MEETS = tests/patches tests/ecosystem tests/models tests/calibrate tests/profiler tests/cli/test_ask.py
 SAMPLES := vlmcompress/assets/samples
 DEMO = $(SAMPLES)/street.png "what color is the circle ?" --method divprune --budget 36
 CLIP = --video $(SAMPLES)/runway.mp4 "which way does the circle move ?" --budget 25%
@@ -35,7 +38,8 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 	--device cpu --budgets 50%,25%,12.5%,6.25% --resume
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-lmms-eval gate lint format typecheck wheel-test \
+.PHONY: help setup demo test test-full test-laws test-oldest test-newest test-lmms-eval gate \
+	lint format typecheck wheel-test \
 	readme accuracy baselines figures gpu-figures clean
 
 help: ## list the targets
@@ -60,12 +64,26 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## ask the built-in model about a sample image, full beside reduced, and draw demo.png
 	$(BIN)/vlmcompress ask $(DEMO) --compare --repeat 10 --overlay demo.png
 
-test: $(READY) ## run the tests
+# worksteal hands each process one stretch of the tests, so that what a stretch shares is made once.
+test: $(READY) ## run the tests that take minutes: pairs of what the laws hold for, nothing slow
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-test-oldest: ## run what meets transformers, every 11th of the large products, on the oldest supported
-	$(MAKE) test VENV=.venv-oldest TRANSFORMERS=$(OLDEST) \
-		PYTEST_ARGS="--every 11 --ignore tests/ops --ignore tests/methods $(PYTEST_ARGS)"
+test-full: ## run every test on every combination (twenty minutes on two cores)
+	$(MAKE) test PYTEST_ARGS="--full $(PYTEST_ARGS)"
+
+test-laws: ## run laws 1, 2, 4 and 7 on every combination: every family, prompt, method and attention
+	$(MAKE) test-full PYTEST_ARGS="tests/patches/test_laws.py -k 'law_1 or law_2 or law_4' $(PYTEST_ARGS)"
+
+test-oldest: ## run what meets transformers on the oldest that is supported
+	$(MAKE) test VENV=.venv-oldest TRANSFORMERS=$(OLDEST) PYTEST_ARGS="$(MEETS) $(PYTEST_ARGS)"
+
+test-newest: ## run the same on the newest, as an unpinned `pip install .` gets it
+	$(PYTHON) -m venv .venv-newest
+	@# torch alone is pinned: without, an index may hand out a build with several GB of CUDA libraries
+	$(NEWEST) -m pip install --quiet $(TORCH_ARGS) -c constraints.txt torch
+	$(NEWEST) -m pip install --quiet --upgrade -e '.[dev]' transformers accelerate
+	$(NEWEST) -m pip list | grep -E '^(torch|transformers|accelerate) '
+	$(NEWEST) -m pytest -n $(WORKERS) --dist worksteal $(MEETS) $(PYTEST_ARGS)
 
 test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	$(PYTHON) -m venv .venv-lmms
@@ -121,8 +139,8 @@ figures: $(READY) ## measure times on this machine's CPU again (half an hour, on
 	$(BIN)/python -m dev.benchmarks.published_shapes --out dev/benchmarks/results/published_shapes.json
 
 gpu-figures: $(READY) ## on a machine with a GPU: its tests, then kernels, decoding and whole 7B shapes
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m pytest tests/ops
+	$(BIN)/python -m pytest --full -m gpu
+	$(BIN)/python -m pytest --full tests/ops
 	$(BIN)/python -m dev.benchmarks.kernels --device cuda --out dev/benchmarks/results/kernels_gpu.json
 	$(BIN)/python -m dev.benchmarks.decode_step --device cuda --out dev/benchmarks/results/decode_step_gpu.json
 	$(BIN)/python -m dev.benchmarks.published_shapes --device cuda --out dev/benchmarks/results/published_shapes_gpu.json
@@ -131,4 +149,4 @@ wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .venv-oldest .venv-lmms build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache

@@ -29,6 +29,7 @@ def needs_eval() -> Iterator[None]:
 def check_eval() -> None:
     """Raise a VLMCompressError where a run could not be reported in the end."""
     with needs_eval():
+        import filelock  # noqa: F401
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
         import rapidfuzz  # noqa: F401

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.eval.harnesses.harness import Settings, Subject, conversation
+from vlmcompress.eval.harnesses.harness import HarnessSettings, Subject, conversation
 from vlmcompress.patches.families.registry import family_of
 
 CLASS = "VLMCompress"
@@ -27,7 +27,7 @@ CLASS = "VLMCompress"
 
 MAX_NEW_TOKENS = 512
 FRAMES, FRAMES_PER_SECOND = 8, 1.0
-"""Of clips, until the data set says what it wants; VLMEvalKit asks for models that have both."""
+"""How clips are sampled until the data set says so; VLMEvalKit asks for models that have both."""
 
 _OF_THE_DATA = ("frames", "fps")
 
@@ -45,7 +45,7 @@ def model_class(base: type[Any]) -> type[Any]:
         Args:
             use_vllm: given by VLMEvalKit for some names; must be false.
             max_new_tokens: length of an answer.
-            settings: see `Settings`.
+            settings: see `HarnessSettings`.
 
         Raises:
             VLMCompressError: an argument is unknown, missing or wrong, or the model cannot be had.
@@ -61,7 +61,7 @@ def model_class(base: type[Any]) -> type[Any]:
             super().__init__()
             if use_vllm:
                 raise VLMCompressError("use_vllm is not possible: vlmcompress runs transformers")
-            self.subject = Subject(Settings.read(settings))
+            self.subject = Subject(HarnessSettings.read(settings))
             self.max_new_tokens = max_new_tokens
             # Whether data sets give clips as files, which are sampled here, or as single images.
             self.VIDEO_LLM = family_of(self.subject.model).video
@@ -99,7 +99,7 @@ def register(name: str, settings: Mapping[str, Any]) -> None:
 
     Args:
         name: for `--model`.
-        settings: of `Settings`, and `max_new_tokens`.
+        settings: of `HarnessSettings`, and `max_new_tokens`.
 
     Raises:
         VLMCompressError: VLMEvalKit is not there, or has a model of this name.
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run, name, length = own.pop("run"), own.pop("name"), own.pop("max_new_tokens")
     settings = {key: value for key, value in own.items() if value is not None}
     try:
-        Settings.read(settings)
+        HarnessSettings.read(settings)
         launch(run, name, {**settings, "max_new_tokens": length}, given[border + 1 :])
     except VLMCompressError as error:
         sys.exit(f"error: {error}")
@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, required=True, help="run.py of a clone of VLMEvalKit")
     parser.add_argument("--name", required=True, help="of the model in VLMEvalKit's tables")
     parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
-    for field in fields(Settings):
+    for field in fields(HarnessSettings):
         if field.name in _OF_THE_DATA:
             continue
         flag = f"--{field.name.replace('_', '-')}"

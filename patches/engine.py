@@ -1,20 +1,23 @@
 """Hooks that shorten the visual sequence of one model instance, and their exact removal.
 
 Nothing of transformers is replaced: PyTorch hooks on the base model, the language model and its
-layers, and instance attributes (with `functools.wraps`) for `generate` and the feature calls, which
-hooks cannot reach. No family and no method is named here.
+layers, and instance attributes (with `functools.wraps`) for what hooks cannot reach: `generate`,
+feature calls, the end of an interrupted forward. No family and no method is named here.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from vlmcompress.budget.clock import mark
 from vlmcompress.errors import CompositionError
 from vlmcompress.ops.deferred_checks import collected
+from vlmcompress.patches.call.entrance import Entrance
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.decoder.captured_attention import capture
 from vlmcompress.patches.decoder.continuation import go_on, masking
@@ -28,12 +31,13 @@ from vlmcompress.patches.hooks.arguments import (
     cache_of,
     caches_in,
     carries_images,
+    device_of,
     named_after_first,
 )
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
 from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
-from vlmcompress.patches.sequence.call_trace import Trace, mark
+from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.sequence.deepstack import follow
 
 
@@ -44,14 +48,12 @@ class Engine:
     """None once it was removed: a handle that is kept for its report keeps no weights alive."""
 
     def __init__(self, installed: Installed) -> None:
-        self.now, self._shared = installed.now, installed.shared  # refuse to be pickled: first
+        self.now, self.shared = installed.now, installed.shared  # refuse to be pickled: first
         self.installed = installed
-        self.planner, self.positions, self.order = (
-            installed.planner,
-            installed.positions,
-            installed.order,
-        )
+        self.planner, self.positions = installed.planner, installed.positions
+        self.order = installed.order
         self.collected = sorted(installed.signals.collected)
+        self.notes = installed.signals.notes
         self._features: FeatureCalls | None = FeatureCalls(installed)
         self._attached = Attachments()
         self._layers_hooked = False
@@ -63,33 +65,37 @@ class Engine:
         return self.installed
 
     def install(self) -> None:
-        """Hook the model.
+        """Hook the model; `remove` undoes what was done so far, whatever is raised.
 
         Raises:
             CompositionError: the model is compressed already.
             UnsupportedModelError: a seam is missing or the attention implementation is unknown.
         """
-        model = self._on.model
-        if engine_of(model) is not None:
-            raise CompositionError(
-                f"this {type(model).__name__} is compressed already: "
-                "call .remove() on the first Compression before compressing it again "
-                "(Compression.of(model) finds it)"
-            )
         kinds = self._on.kinds  # refuses attention that it does not know
         if self.planner.pipeline.decoder is not None:
             kinds.check_cuts()
-        try:
+        model = self._on.model
+        with _MARKING:
+            if engine_of(model) is not None:
+                raise CompositionError(
+                    f"this {type(model).__name__} is compressed already: "
+                    "call .remove() on the first Compression before compressing it again "
+                    "(Compression.of(model) finds it)"
+                )
+            self._attached.set(model, MARK, self)
+        with self.shared.shut():
             self._hook()
-        except BaseException:
-            self.remove()
-            raise
+            self.shared.open = True
 
     def _hook(self) -> None:
         attached, on = self._attached, self._on
         assert self._features is not None
-        attached.set(on.model, MARK, self)
-        attached.wrap(on.model, "generate", self._generate)
+        entrance = Entrance(on)
+        entrance.hook(attached)
+        entrance.wrap(attached, on.model, "generate", self._generate)
+        for name, call in self._features.calls():
+            entrance.wrap(attached, on.base, name, call)
+        entrance.note_earlier()
         if on.family.deepstack:
             attached.wrap(on.lm, on.family.deepstack, self._add_features)
         attached.before(on.model, self._before_model)
@@ -99,11 +105,11 @@ class Engine:
         attached.after(on.base, self._after_base)
         attached.before(on.lm, self._before_lm)
         attached.after(on.lm, self._after_lm)
-        attached.take_over(on.signals.hooks())
+        on.signals.hook(attached)
         self._features.hook(attached)  # behind the signals, which see what a layer was given
         if on.planner.pipeline.decoder and on.family.no_scores is not None:
             capture(attached, on.layers, on.now)
-        attached.take_over(watch(on.planner.pipeline.decoder, on.layers, on.now))
+        watch(on.planner.pipeline.decoder, on.layers, on.now, attached)
         if on.planner.pipeline.decoder or on.positions == "renumber" or on.kinds.masks_made_here:
             self._hook_layers()
 
@@ -113,27 +119,37 @@ class Engine:
         Raises:
             UnsupportedModelError: a layer was compiled since, and would ignore its hook.
         """
-        if self._layers_hooked:
-            return
-        check_compiled(self._on.lm)
-        for number, layer in enumerate(self._on.layers):
-            self._attached.before(layer, functools.partial(self._before_layer, number))
-        self._layers_hooked = True
+        with self.shared.hooking:
+            if self._layers_hooked:
+                return
+            check_compiled(self._on.lm)
+            for number, layer in enumerate(self._on.layers):
+                self._attached.before(layer, functools.partial(self._before_layer, number))
+            self._layers_hooked = True
 
     def remove(self) -> None:
         """Leave the model as it was before `install`; harmless when called twice.
 
-        Waits for every `generate` of another thread: it could not go on without the hooks.
+        Waits for every call of another thread that is running: it could not go on without the
+        hooks. A call that begins meanwhile waits, and then finds the bare model.
         """
-        self._shared.wait_for_others()
+        with self.shared.shut():
+            try:
+                self._take_off()
+            except BaseException:  # an interrupt: half of the hooks would be worse than any
+                self._take_off()
+                raise
+
+    def _take_off(self) -> None:
+        self.shared.open = False
         self._attached.remove()
-        self.now.end_forward()
+        self.now.clear()
         self.installed = self._features = None
 
     @property
     def trace(self) -> Trace:
-        """Of the call that this thread is in, else of the last one that any thread began."""
-        return self.now.trace or self._shared.trace
+        """Of the last call that this thread began, else of the last one that any thread did."""
+        return self.now.trace or self.shared.trace
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         check_generate(self._on.model, kwargs)
@@ -146,12 +162,13 @@ class Engine:
         # Whose loop it is: transformers' own appends nothing but ones to the attention mask.
         self.now.own_loop = kwargs.get("custom_generate") is not None
         try:
-            with self._shared.entered():
-                return original(*args, **kwargs)
+            return original(*args, **kwargs)
         finally:
             self.now.end_generate()
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if not self.now.inside:
+            return
         named = by_name(module, args, kwargs)
         check_forward(module, named)
         if not self.now.generating and carries_images(named):
@@ -159,17 +176,19 @@ class Engine:
 
     def _after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         trace, solved = self.trace, self.trace.solved
-        if solved is not None and output is not None and not trace.decode_steps:
+        if self.now.inside and solved is not None and output is not None and not trace.decode_steps:
             trace.add("head", self.now.ended, mark(output.logits.device))
 
     def _before_base(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
+        if not self.now.inside:
+            return None
         call = self.now.call = by_name(module, args, kwargs)
         on, features = self._on, self._features
         assert features is not None
         check_modalities(on.family.name, on.family.feature_calls, call)
-        self.now.encoded = on.signals.handed_over(call)
+        self.now.encoded = on.signals.handed_over(call, self.now.noted)
         features.check(self.now.encoded)
         state = state_of(cache_of(call))
         if state is None or not on.family.masks_in_base:
@@ -242,7 +261,9 @@ class Engine:
         stages, decoder = self.now.stages, self.planner.pipeline.decoder
         assert stages is not None
         assert decoder is not None
-        context = CutContext(number, self._on.layers, stages, hidden, self._on.family.no_scores)
+        layers = self._on.layers
+        hidden = hidden.to(device_of(layers[number], hidden.device))  # accelerate does so later
+        context = CutContext(number, layers, stages, hidden, self._on.family.no_scores)
         # Nothing waits for the device in the middle of a prefill.
         with self.trace.timed("selection", hidden.device), collected(stages.checks):
             return stages.cut(number, ranked(context, decoder), hidden)
@@ -279,6 +300,7 @@ class Engine:
 
 
 MARK = "_vlmcompress_engine"
+_MARKING = threading.Lock()
 
 
 def engine_of(model: nn.Module) -> Engine | None:

@@ -1,11 +1,11 @@
 """Fixtures that several test folders share, and what the newest transformers is held to."""
 
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from tiers import by_default, share
 
 # Triton reads it when it is first imported, which importing transformers does.
 if not torch.cuda.is_available():
@@ -22,20 +22,17 @@ PINS = Path(__file__).parents[1] / "constraints.txt"
 
 
 def pytest_addoption(parser):
-    text = "of a test with over 100 sets of parameters take every Nth (a prime leaves no pair out)"
-    parser.addoption("--every", type=int, default=1, metavar="N", help=text)
+    parser.addoption("--full", action="store_true", help="run slow tests and whole products, too")
+    parser.addoption("--shard", metavar="I/N", help="run the Ith of N shares of the tests")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Thin out the large products, where one run over all of them is enough."""
-    sets = Counter(item.function for item in items if hasattr(item, "function"))
-    seen = Counter()
-    kept, dropped = [], []
-    for item in items:
-        test = getattr(item, "function", None)
-        large = sets[test] > 100
-        (dropped if large and seen[test] % config.getoption("--every") else kept).append(item)
-        seen[test] += 1
+    """Leave out what `--full` is needed for, and the shares of other machines."""
+    kept = items if config.getoption("--full") else by_default(items)
+    if config.getoption("--shard"):
+        kept = share(kept, config.getoption("--shard"))
+    taken = {id(item) for item in kept}
+    dropped = [item for item in items if id(item) not in taken]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept

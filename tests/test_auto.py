@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from oracle import last_logits
+from bare import last_logits
 from subject_models import SUBJECTS
 from typer.testing import CliRunner
 
@@ -13,7 +13,7 @@ from dev.pages import committed_results as committed
 from dev.pages.auto_table import document
 from vlmcompress import auto
 from vlmcompress.api import compress
-from vlmcompress.auto import Case, choose
+from vlmcompress.auto import ChoiceInputs, most_accurate
 from vlmcompress.cli import app
 from vlmcompress.errors import BudgetError, CompositionError, UnsupportedModelError
 from vlmcompress.methods.composition.spec import parse
@@ -56,41 +56,41 @@ def folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("case", "spec", "words"),
     [
-        (Case("50%", 0.5, None, 0.9, QWEN), "a2", "50% leaves 50% of the tokens; with 50% of"),
-        (Case("36%", 0.36, None, 0.9, QWEN), "a2", "a2 is right in 99.0% (25.0 to 75.5) of 40"),
-        (Case("35%", 0.35, None, 0.9, QWEN), "a4", "with 25% of the tokens a4 is right in 90.0%"),
-        (Case("3%", 0.03, None, 0.9, QWEN), "a16", "leaves 3%"),
+        (ChoiceInputs("50%", 0.5, None, 0.9, QWEN), "a2", "50% leaves 50% of the tokens; with"),
+        (ChoiceInputs("36%", 0.36, None, 0.9, QWEN), "a2", "99.0% (25.0 to 75.5) of 40"),
+        (ChoiceInputs("35%", 0.35, None, 0.9, QWEN), "a4", "% of the tokens a4 is right in 90.0%"),
+        (ChoiceInputs("3%", 0.03, None, 0.9, QWEN), "a16", "leaves 3%"),
         # A cost that methods behind the encoder meet with tokens enough.
-        (Case("0.8 flops", 0.3, 0.6, 0.5, QWEN), "a4", "leaves 30%"),
-        (Case("0.8 flops", auto.LEAST, 0.6, 0.5, QWEN), "a8", "leaves 12%"),
+        (ChoiceInputs("0.8 flops", 0.3, 0.6, 0.5, QWEN), "a4", "leaves 30%"),
+        (ChoiceInputs("0.8 flops", auto.LEAST, 0.6, 0.5, QWEN), "a8", "leaves 12%"),
         # Too few tokens are left, or none: less is encoded, each stage half the way.
-        (Case("0.6 flops", 0.12, 0.25, 0.5, QWEN), "p2+a2", "the encoder is 50% of the FLOPs"),
-        (Case("0.3 flops", None, 0.0625, 0.5, QWEN), "p4+a4", "p4 is right in 80.0%"),
-        (Case("0.3 flops", None, 0.0625, 0.5, LLAVA), "e4+a4", "too much for 0.3 flops"),
-        (Case("0.3 flops", None, 0.0625, 0.09, QWEN), "a8", "leaves 12%"),
-        (Case("0.3 flops", 0.05, 0.0625, 0.5, ("projector",)), "a16", "leaves 5%"),
-        (Case("90 ms", None, 0.25, 0.3, LLAVA), "e2+a2", "30% of the FLOPs, too much for 90 ms"),
+        (ChoiceInputs("0.6 flops", 0.12, 0.25, 0.5, QWEN), "p2+a2", "encoder is 50% of the FLOPs"),
+        (ChoiceInputs("0.3 flops", None, 0.0625, 0.5, QWEN), "p4+a4", "p4 is right in 80.0%"),
+        (ChoiceInputs("0.3 flops", None, 0.0625, 0.5, LLAVA), "e4+a4", "too much for 0.3 flops"),
+        (ChoiceInputs("0.3 flops", None, 0.0625, 0.09, QWEN), "a8", "leaves 12%"),
+        (ChoiceInputs("0.3 flops", 0.05, 0.0625, 0.5, ("projector",)), "a16", "leaves 5%"),
+        (ChoiceInputs("90 ms", None, 0.25, 0.3, LLAVA), "e2+a2", "the FLOPs, too much for 90 ms"),
     ],
 )  # fmt: skip
 def test_the_choice(monkeypatch, case, spec, words):
     monkeypatch.setattr(auto, "_tables", lambda: TABLES)
-    found = choose(case, lambda spec, share: True)
+    found = most_accurate(case, lambda spec, share: True)
     assert found.spec == spec
     assert words in found.reason
 
 
 def test_what_does_not_fit_is_passed_over(monkeypatch):
     monkeypatch.setattr(auto, "_tables", lambda: TABLES)
-    case, asked = Case("0.3 flops", None, 0.0625, 0.5, QWEN), []
+    case, asked = ChoiceInputs("0.3 flops", None, 0.0625, 0.5, QWEN), []
 
     def fits(spec, share):
         asked.append((spec, share))
         return spec == "q4+a4"
 
-    assert choose(case, fits).spec == "q4+a4"
+    assert most_accurate(case, fits).spec == "q4+a4"
     assert asked == [("p4+a4", 0.0625), ("p4+b4", 0.0625), ("q4+a4", 0.0625)]
     with pytest.raises(UnsupportedModelError, match=r"stages pixels, .* at 0\.3 flops: name one"):
-        choose(case, lambda spec, share: False)
+        most_accurate(case, lambda spec, share: False)
 
 
 def test_the_figures_are_those_of_the_committed_results():
@@ -148,7 +148,7 @@ def test_a_model_with_a_costly_encoder_is_shown_less(tiny_qwen, tiny_llava):
 def test_tiles_and_windows_are_taken_into_account(monkeypatch):
     seen = {}
 
-    def choose(case, fits):
+    def most_accurate(case, fits):
         seen[case.budget] = case
         assert fits("divprune", 0.5)
         assert not fits("pitome", 0.5)
@@ -156,9 +156,9 @@ def test_tiles_and_windows_are_taken_into_account(monkeypatch):
         if "pixels" in case.stages:
             assert fits("pixelprune+divprune", 0.5)
             assert not fits("pixelprune+pool", 0.5)  # no grid behind it
-        return auto.Choice("divprune", "tested")
+        return auto.MethodChoice("divprune", "tested")
 
-    monkeypatch.setattr(auto, "choose", choose)
+    monkeypatch.setattr(auto, "most_accurate", most_accurate)
     one = SUBJECTS["random llava-next"]()
     for budget in ("25%", 144, "0.9 flops", "0.01 flops", "90 ms"):
         with compress(one.model, "auto", budget=budget):
@@ -176,13 +176,13 @@ def test_tiles_and_windows_are_taken_into_account(monkeypatch):
 
 
 def test_signals_that_a_model_lacks(monkeypatch, tiny_llava):
-    def choose(case, fits):
+    def most_accurate(case, fits):
         seen.append(fits("hiprune", 0.5))
         assert fits("divprune", 0.5)
-        return auto.Choice("divprune", "tested")
+        return auto.MethodChoice("divprune", "tested")
 
     seen = []
-    monkeypatch.setattr(auto, "choose", choose)
+    monkeypatch.setattr(auto, "most_accurate", most_accurate)
     for given in (frozenset({"encoder_attention"}), frozenset()):
         monkeypatch.setattr(auto, "given_by", lambda family, base, given=given: given)
         compress(tiny_llava[0], "auto", budget="50%").remove()
@@ -193,7 +193,7 @@ def test_no_cuts_where_the_decoder_s_layers_forbid_them(monkeypatch, tiny_llava)
     def refuse(*_):
         raise UnsupportedModelError("layers of a kind that cannot be cut")
 
-    monkeypatch.setattr(auto, "check_kinds", refuse)
+    monkeypatch.setattr(auto, "layer_kinds", refuse)
     with compress(tiny_llava[0], "auto", budget="50%") as c:
         pipeline = c._engine.planner.pipeline
     assert (pipeline.decoder, pipeline.upstream) == (None, None)

@@ -27,6 +27,7 @@ def test_import_loads_nothing_heavy_and_leaves_the_environment():
     assert found == [True, []]
 
 
+@pytest.mark.slow
 def test_using_the_api_changes_no_registry_of_transformers():
     found = run(
         "import json, os\n"

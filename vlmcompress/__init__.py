@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlmcompress.api import Compression, compress, list_models
     from vlmcompress.budget.budget import Budget
     from vlmcompress.errors import VLMCompressError
-    from vlmcompress.flops.exact import DecoderShape, kv_bytes, prefill_flops
+    from vlmcompress.flops.paper_conventions import DecoderShape, kv_bytes, prefill_flops
     from vlmcompress.media.video import Video, read_video
     from vlmcompress.methods import get_method, list_methods, register_method
     from vlmcompress.models.loading import load
@@ -50,7 +50,7 @@ __all__ = [
 _HOME = {
     "Budget": "budget.budget",
     "Compression": "api",
-    "DecoderShape": "flops.exact",
+    "DecoderShape": "flops.paper_conventions",
     "Grid": "tokens",
     "LongText": "patches.signals.text_tower",
     "Reduction": "tokens",
@@ -60,11 +60,11 @@ _HOME = {
     "VisualTokens": "tokens",
     "compress": "api",
     "get_method": "methods",
-    "kv_bytes": "flops.exact",
+    "kv_bytes": "flops.paper_conventions",
     "list_methods": "methods",
     "list_models": "api",
     "load": "models.loading",
-    "prefill_flops": "flops.exact",
+    "prefill_flops": "flops.paper_conventions",
     "read_video": "media.video",
     "register_method": "methods",
 }

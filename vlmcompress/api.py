@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from torch import nn
 
-from vlmcompress.auto import AUTO, pick
+from vlmcompress.auto import auto_method
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.planner import Planner
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import CompositionError, UntestedModelWarning, VLMCompressError
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Method
@@ -22,6 +23,7 @@ from vlmcompress.patches.engine import Engine, engine_of
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.patches.families.standing import known_types, standing_of
+from vlmcompress.patches.families.wrapped import taken_out
 from vlmcompress.patches.hooks.attachments import check_compiled
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.signals.signals import Signals
@@ -63,7 +65,10 @@ class Compression:
         return installed.model
 
     def report(self) -> Report:
-        """What the last `generate` or forward with images did; usable after `remove()`, too."""
+        """What the last `generate` or forward with images did; usable after `remove()`, too.
+
+        The last of the thread that asks; of any thread, where this one made no such call.
+        """
         engine = self._engine
         trace, budget = engine.trace, engine.planner.budget
         cost = {} if budget is None or not budget.is_cost else _cost(trace, budget)
@@ -77,20 +82,29 @@ class Compression:
             images=images,
             milliseconds=trace.milliseconds(),
             decode_tokens=trace.decode_steps,
-            engaged=any(image.mean < image.before for image in images),
+            engaged=any(image.mean < image.before - image.masked for image in images),
             signals=engine.collected,
             reason=reason,
+            notes=list(engine.notes),
             **cost,
         )
 
     def remove(self) -> None:
         """Restore the model exactly; harmless when called twice.
 
-        Waits until `generate` of other threads has ended.
+        Waits until the running calls of other threads have ended; calls that they begin meanwhile
+        wait, and then run on the bare model.
         """
         self._engine.remove()
 
     def __enter__(self) -> Compression:
+        if self._engine.installed is None:
+            raise CompositionError("this Compression was removed: call compress() again")
+        if self._engine.shared.held:
+            raise CompositionError(
+                "this Compression is in a with block already, which removes it at its end"
+            )
+        self._engine.shared.held = True
         return self
 
     def __exit__(
@@ -105,7 +119,7 @@ class Compression:
 def compress(
     model: nn.Module,
     method: str | Method | Sequence[Method],
-    budget: int | float | str | Budget | None = None,
+    budget: int | SupportsFloat | str | Budget | None = None,
     *,
     positions: Literal["keep", "renumber"] = "keep",
     order: Literal["raster", "method"] = "raster",
@@ -115,17 +129,21 @@ def compress(
 ) -> Compression:
     """Drop or merge visual tokens of `model` until the handle is removed.
 
-    Only this instance is hooked; no class, module or environment variable is changed.
+    Only this instance is hooked; no class, module or environment variable is changed. Calls of the
+    model that other threads are in the middle of go on as the bare model began them.
 
     Args:
-        model: a Hugging Face vision-language model of a supported family (`list_models()`).
+        model: a Hugging Face vision-language model of a supported family (`list_models()`), or the
+            pipeline or PeftModel (LoRA and the like) that runs it; then it is the model in there
+            that is hooked.
         method: a name (`"divprune"`), a composition (`"divprune+fastv"`), names with options
             (`"fastv(k=3)"`), or method objects. "auto" takes what was the most accurate for such a
             model and budget; the report says what and why.
         budget: mean number of visual tokens per image over decoder layers, as a count (64) or a
-            share ("25%"), or either for each frame of a clip ("16 per frame"). Or what a call may
-            cost up to its first token, as a share of the FLOPs of the full model ("0.4 flops") or
-            as a time on this machine ("120 ms"). None takes the paper's own setting.
+            share ("25%" or 0.25; 1 is one token, 1.0 all), or either for each frame of a clip ("16
+            per frame"). Or what a call may cost up to its first token, as a share of the FLOPs of
+            the full model ("0.4 flops") or as a time on this machine ("120 ms"). None takes the
+            paper's own setting.
         positions: "keep" leaves kept tokens at their original position ids; "renumber" closes the
             gaps, as the reference code of several papers does.
         order: "raster", or "method" for the order in which a selector picked.
@@ -154,6 +172,7 @@ def compress(
     _one_of("order", order, ORDERS)
     pipeline = None if method == AUTO else parse(method, **options)
     parsed = None if budget is None else Budget.parse(budget)
+    model = taken_out(model)
     if isinstance(model, nn.Module):
         check_compiled(model)
     family = family_of(model)
@@ -167,19 +186,24 @@ def compress(
     if pipeline is None:
         if options:
             raise CompositionError(f"{AUTO} has no options, got {', '.join(options)}")
-        choice = pick(parts, parsed)
+        choice = auto_method(parts, parsed)
         pipeline, reason = parse(choice.spec), choice.reason
     pipeline = pipeline.for_stages(family.name, family.stages)
     planner = Planner(pipeline, parsed, len(parts.layers), reason)
+    planner.check(family.largest_image(model))
     grid = family.fixed_grid(model)
     if grid is not None:
         # A budget that cannot be met fails here rather than inside generate().
-        (planner.at(100) if parsed is not None and parsed.is_cost else planner)([grid])
+        (planner.at(100) if parsed is not None and parsed.is_cost else planner).plan([grid])
     signals = Signals(parts, pipeline, processor, text_tower)
     engine = Engine(Installed.on(parts, planner, signals, positions, order))
-    engine.install()
-    _warn_untested(family.name)
-    return Compression(engine)
+    try:
+        engine.install()
+        _warn_untested(family.name)
+        return Compression(engine)
+    except BaseException:  # Ctrl-C can come at any moment
+        engine.remove()
+        raise
 
 
 @dataclass(frozen=True)

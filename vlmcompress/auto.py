@@ -14,6 +14,7 @@ from typing import Any
 import vlmcompress.methods
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.search import different_shares, largest_share
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import BudgetError, CompositionError, UnsupportedModelError
 from vlmcompress.flops.exact import Costs, first_token
 from vlmcompress.methods.composition.pipeline import ImagePlan
@@ -25,7 +26,6 @@ from vlmcompress.patches.sequence.attention_masks import layer_kinds
 from vlmcompress.patches.signals.availability import defined, given_by
 from vlmcompress.tokens import Grid
 
-AUTO = "auto"
 LEAST = 1 / 8
 """Below this share of the tokens accuracy falls steeply in all tables: rather encode less."""
 WORTH = 0.1
@@ -38,11 +38,11 @@ _PICTURE, _TEXT = Grid(1, 24, 24), 32
 Figure = Mapping[str, Any]
 """How often a method is right: "method", "accuracy", "interval" of 95 %, and "n" answers."""
 Fits = Callable[[str, float], bool]
-"""Whether a model can run a spec at a share of its tokens."""
+"""Called with a method spec and a share of the tokens: whether the model can run it there."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class MethodChoice:
     """What "auto" takes."""
 
     spec: str
@@ -50,44 +50,46 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Case:
+class ChoiceInputs:
     """What the choice depends on."""
 
     budget: str
     behind: float | None
-    """Share of the tokens that the budget leaves where all are encoded; None where that cannot meet
-    it, or nobody knows."""
+    """Share of the tokens that the budget keeps where all patches are encoded; None where it cannot
+    be met so, or that is not known."""
     before: float | None
-    """The same where less is encoded, too; None for budgets of tokens, which no encoder changes."""
+    """Share of the tokens where a method before the projector lets less be encoded, too; None for
+    budgets of tokens, which no encoder changes."""
     encoder: float
     """Share of the encoder in the FLOPs up to the first token of a typical prompt."""
     stages: Collection[Stage]
 
 
-def choose(case: Case, fits: Fits) -> Choice:
+def most_accurate(inputs: ChoiceInputs, fits: Fits) -> MethodChoice:
     """The most accurate methods that fit, one before the projector only where it is needed.
 
     Raises:
         UnsupportedModelError: nothing fits.
     """
-    enough = case.behind is not None and case.behind >= LEAST
-    stage = next((stage for stage in ("pixels", "encoder") if stage in case.stages), None)
-    if enough or case.before is None or stage is None or case.encoder < WORTH:
-        share = measured = case.behind or LEAST
-        why = f"{case.budget} leaves {share:.0%} of the tokens"
+    enough = inputs.behind is not None and inputs.behind >= LEAST
+    stage = next((stage for stage in ("pixels", "encoder") if stage in inputs.stages), None)
+    if enough or inputs.before is None or stage is None or inputs.encoder < WORTH:
+        share = measured = inputs.behind or LEAST
+        why = f"{inputs.budget} leaves {share:.0%} of the tokens"
         places = ["behind"]
     else:
-        share, measured = case.before, math.sqrt(case.before)  # half the way each
-        why = f"the encoder is {case.encoder:.0%} of the FLOPs, too much for {case.budget}"
+        share, measured = inputs.before, math.sqrt(inputs.before)  # half the way each
+        why = f"the encoder is {inputs.encoder:.0%} of the FLOPs, too much for {inputs.budget}"
         places = [stage, "behind"]
     nearest, lists = _figures(places, measured)
     for methods in product(*lists):
         spec = "+".join(one["method"] for one in methods)
         if fits(spec, share):
             best = ", ".join(map(_right, methods))
-            return Choice(spec, f"{why}; with {nearest} of the tokens {best}")
+            return MethodChoice(spec, f"{why}; with {nearest} of the tokens {best}")
     raise UnsupportedModelError(
-        f"auto knows no method for the stages {', '.join(case.stages)} at {case.budget}: name one"
+        f"{AUTO} knows no method for the stages {', '.join(inputs.stages)} at {inputs.budget}: "
+        "name one"
     )
 
 
@@ -116,7 +118,7 @@ def _tables() -> dict[str, Any]:
     return found
 
 
-def pick(parts: ModelParts, budget: Budget | None) -> Choice:
+def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
     """What to take for a model and a budget.
 
     Raises:
@@ -124,7 +126,7 @@ def pick(parts: ModelParts, budget: Budget | None) -> Choice:
         UnsupportedModelError: nothing fits.
     """
     if budget is None:
-        raise BudgetError('auto needs a budget, for example "25%", "0.4 flops" or "120 ms"')
+        raise BudgetError(f'{AUTO} needs a budget, for example "25%", "0.4 flops" or "120 ms"')
     model, family = parts.model, parts.family
     grid, stages = family.fixed_grid(model), list(family.stages)
     if grid is None and "encoder" in stages:
@@ -143,7 +145,7 @@ def pick(parts: ModelParts, budget: Budget | None) -> Choice:
 
     if not budget.is_cost:
         left = min(1.0, budget.amount / (100 if budget.unit == "percent" else len(grid)))
-        return choose(Case(str(budget), left, None, 0.0, stages), fits)
+        return most_accurate(ChoiceInputs(str(budget), left, None, 0.0, stages), fits)
     shape = shape_of(model)
 
     def cost(keep: int) -> Costs:
@@ -156,15 +158,17 @@ def pick(parts: ModelParts, budget: Budget | None) -> Choice:
         before = _TYPICAL
     else:
         behind, before = _shares(budget, len(grid), cost)
-    return choose(Case(str(budget), behind, before, full.encoder / full.total, stages), fits)
+    return most_accurate(
+        ChoiceInputs(str(budget), behind, before, full.encoder / full.total, stages), fits
+    )
 
 
 def _cuts(parts: ModelParts) -> bool:
     """Whether tokens may be dropped between the decoder's layers, by their attention."""
     if parts.family.no_scores is not None:
         return False
-    kinds = layer_kinds(parts.lm, len(parts.layers), parts.family.masks_in_base)
     try:
+        kinds = layer_kinds(parts.lm, len(parts.layers), parts.family.masks_in_base)
         kinds.check_cuts()
     except UnsupportedModelError:
         return False
@@ -174,9 +178,9 @@ def _cuts(parts: ModelParts) -> bool:
 def _shares(
     budget: Budget, tokens: int, cost: Callable[[int], Costs]
 ) -> tuple[float | None, float]:
-    """See `Case.behind` and `Case.before`.
+    """See `ChoiceInputs.behind` and `ChoiceInputs.before`.
 
-    `cost` is that of a picture of which so many tokens enter the decoder.
+    `cost` gives the FLOPs of a picture by how many of its tokens enter the decoder.
     """
     full = cost(tokens)
 

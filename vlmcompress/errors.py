@@ -9,6 +9,10 @@ class UnknownNameError(VLMCompressError):
     """A method, option, family or built-in model that nobody registered."""
 
 
+class PlugInError(VLMCompressError):
+    """A method, family or task of another installed package that cannot be used."""
+
+
 class BudgetError(VLMCompressError):
     """A budget that is malformed, out of range, or that the method cannot meet."""
 

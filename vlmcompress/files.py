@@ -5,10 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from vlmcompress.errors import VLMCompressError
+
+
+def at_home(path: str | Path) -> Path:
+    """`path`, with the home folder for a `~` that no shell has put in."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # of somebody who is not known here
+        return Path(path)
 
 
 def check_output(path: Path, suffixes: frozenset[str]) -> None:
@@ -34,15 +43,15 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         VLMCompressError: it cannot be written.
     """
-    draft = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
-        yield draft
-        os.replace(draft, path)
+        # A folder that nobody else has, not a file: a file made by `tempfile` is closed to others.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".draft-") as folder:
+            draft = Path(folder, path.name)
+            yield draft
+            os.replace(draft, path)
     except OSError as error:
         reason = error.strerror or error
         raise VLMCompressError(f"cannot write {str(path)!r}: {reason}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -1,19 +1,22 @@
-"""Questions about images and videos as inputs of a model."""
+"""Questions about images and videos as inputs of a model, and its answers as texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL.Image import Image
 
+from vlmcompress.budget.clock import now
 from vlmcompress.errors import UnsupportedModelError, VLMCompressError
 from vlmcompress.media.video import Video
 from vlmcompress.patches.families.registry import FAMILIES, family_of
 
 Turn = Mapping[str, Any]
-"""Of a conversation, as chat templates take it: `{"role": "user", "content": [{"type": "image"},
-{"type": "text", "text": "what is this ?"}]}`."""
+"""One turn of a conversation, as chat templates take it:
+`{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this ?"}]}`."""
 
 Prompt = tuple[Sequence[Image | Video], str | Sequence[Turn]]
 """Images and videos in order, and the question behind them; or a conversation that says where each
@@ -60,6 +63,39 @@ def prepare(model: Any, processor: Any, prompts: Sequence[Prompt]) -> Any:
         if name.startswith("pixel_values"):
             inputs[name] = inputs[name].to(model.dtype)
     return inputs
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `generate` gave for a batch."""
+
+    texts: list[str]
+    """The answer of each row, without prompt, special tokens, and blanks at both ends."""
+    ids: torch.Tensor
+    """[B, new tokens] int64; rows that ended early are padded."""
+    milliseconds: float
+    """Wall time of `generate`, a selection inside it included."""
+
+
+def generate(model: Any, processor: Any, inputs: Mapping[str, Any], **generation: Any) -> Generated:
+    """Let a model, compressed or not, answer a batch of prompts.
+
+    Args:
+        model: of a supported family.
+        processor: its own; decodes.
+        inputs: of `prepare`, padded on the left.
+        generation: arguments of the model's `generate`; without any it is greedy.
+
+    Raises:
+        VLMCompressError: the model is compressed, and the method or budget refuses these inputs.
+    """
+    start = now(model.device)
+    with torch.inference_mode():
+        ids = model.generate(**inputs, **{"do_sample": False, **generation})
+    spent = now(model.device) - start
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    texts = processor.batch_decode(new, skip_special_tokens=True)
+    return Generated([text.strip() for text in texts], new, spent)
 
 
 def _chat(processor: Any, prompt: Prompt) -> str:

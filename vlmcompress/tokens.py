@@ -9,6 +9,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from vlmcompress.errors import VLMCompressError
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -20,6 +22,12 @@ class Grid:
     t: int
     h: int
     w: int
+
+    def __post_init__(self) -> None:
+        if min(self.t, self.h, self.w) < 0:
+            raise VLMCompressError(
+                f"a grid has 0 or more tokens along each side, got {self.t}, {self.h}, {self.w}"
+            )
 
     def __len__(self) -> int:
         return self.t * self.h * self.w
@@ -128,7 +136,7 @@ class VisualTokens:
     """[N, Dk] keys of the feature layer, all heads side by side, before rotary embedding; mean over
     the patches of a token."""
     text: Tensor | None = None
-    """[T, D] embedded tokens of the instruction; `compress` says what is left out."""
+    """[T, D] embedded tokens of the instruction; `compress` says which text is not part of it."""
     relevance: Tensor | None = None
     """[N] cosine of each patch and the instruction in CLIP's space, float32: post-layernorm and
     visual projection of the features before the projector; mean over the patches of a token."""

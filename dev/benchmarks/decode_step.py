@@ -8,7 +8,6 @@ does; what a compressed model costs besides is then all that differs.
 
 import argparse
 import statistics
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,20 @@ from transformers.cache_utils import Cache
 from transformers.utils import logging
 
 import vlmcompress
+from vlmcompress import defaults
+from vlmcompress.budget.clock import elapsed
 from vlmcompress.eval.run.provenance import machine
 from vlmcompress.files import write_json
 from vlmcompress.patches.hooks.arguments import cache_name, caches_in
 from vlmcompress.profiler.random_prompts import prompt
 from vlmcompress.profiler.random_weights import build
 
-METHODS = {"divprune": "25%", "fastv": None, "pyramiddrop": None, "divprune+fastv": "25%"}
+METHODS = {
+    "divprune": defaults.BUDGET,
+    "fastv": None,
+    "pyramiddrop": None,
+    "divprune+fastv": defaults.BUDGET,
+}
 STEPS = 8
 """In a row, of one model."""
 
@@ -44,20 +50,17 @@ def tiny_prompt(model: Any, text: int = 40) -> dict[str, Tensor]:
 
 def steps(model: Any, cache: Cache) -> list[float]:
     """Milliseconds of each of some decode steps."""
-    device, times = model.device, []
     given = {str(cache_name(model.forward)): cache}
-    token = torch.full((1, 1), 7, device=device)
-    for _ in range(STEPS):
-        _wait(device)
-        start = time.perf_counter()
+    token = torch.full((1, 1), 7, device=model.device)
+
+    def step() -> None:
         model(input_ids=token, use_cache=True, **given)
-        _wait(device)
-        times.append((time.perf_counter() - start) * 1000)
-    return times
+
+    return [elapsed(step, model.device) for _ in range(STEPS)]
 
 
 def as_long_as(cache: Cache, other: Cache) -> Cache:
-    """`cache`, of whose tokens each layer only holds as many as that of `other`."""
+    """`cache`, cut layer by layer to the lengths of `other`."""
     layers: list[Any] = cache.layers
     for mine, its in zip(layers, other.layers, strict=True):
         length = its.keys.shape[-2]  # type: ignore[union-attr]
@@ -101,14 +104,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=41)
     given = parser.parse_args()
     logging.set_verbosity_error()
-    tiny, _ = vlmcompress.load("tiny-llava", device=given.device, dtype="float32")
+    tiny, _ = vlmcompress.load(defaults.MODEL, device=given.device, dtype="float32")
     dtype = torch.bfloat16
     real = build(
         given.shape, device=given.device, dtype=dtype, layers=given.layers, encoder_layers=1
     )
     rows = []
     for name, model, inputs in (
-        ("tiny-llava, float32", tiny, tiny_prompt(tiny)),
+        (f"{defaults.MODEL}, float32", tiny, tiny_prompt(tiny)),
         (f"{given.shape}, bfloat16", real, prompt(real, given.shape)),
     ):
         for method, budget in METHODS.items():
@@ -118,11 +121,6 @@ def main() -> None:
     command = "python -m dev.benchmarks.decode_step"
     made_on = machine(command, torch.device(given.device))
     write_json(given.out, {"provenance": made_on, "rows": rows})
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

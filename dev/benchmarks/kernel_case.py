@@ -7,7 +7,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One op at one shape."""
 
     op: str
@@ -17,6 +17,6 @@ class Case:
     prepare: Callable[[torch.device], Callable[[], object]]
     """Makes the inputs on a device and gives what is timed: the public op, which dispatches."""
     bytes: int
-    """That have to be read and written at least."""
+    """Bytes that have to be read and written at least."""
     flops: int
-    """That have to be done at least."""
+    """FLOPs that have to be done at least."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from dev.benchmarks.kernel_case import Case
+from dev.benchmarks.kernel_case import KernelCase
 from vlmcompress.ops.gather import take_all
 from vlmcompress.ops.groups import Groups, segment_sum, segments
 from vlmcompress.ops.merge import best_match
@@ -20,7 +20,7 @@ def _randn(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32
     return torch.randn(*shape, generator=generator, device=device).to(dtype)
 
 
-def taking(batch: int, length: int, width: int, kept: int) -> Case:
+def taking(batch: int, length: int, width: int, kept: int) -> KernelCase:
     """Hidden states in bfloat16, cos, sin and positions of a decoder."""
 
     def prepare(device: torch.device) -> Callable[[], object]:
@@ -33,10 +33,10 @@ def taking(batch: int, length: int, width: int, kept: int) -> Case:
 
     rows = batch * kept
     moved = rows * (2 * (2 * width + 2 * 2 * HEAD + 8) + 8)
-    return Case("take", f"B={batch} L={length} D={width} K={kept} bf16", prepare, moved, 0)
+    return KernelCase("take", f"B={batch} L={length} D={width} K={kept} bf16", prepare, moved, 0)
 
 
-def matching(batch: int, tokens: int, width: int) -> Case:
+def matching(batch: int, tokens: int, width: int) -> KernelCase:
     """Even tokens beside odd ones, as ToMe does it."""
     rows, columns = tokens - tokens // 2, tokens // 2
 
@@ -46,10 +46,10 @@ def matching(batch: int, tokens: int, width: int) -> Case:
 
     moved = batch * (4 * tokens * width + 12 * rows)
     work = 2 * batch * rows * columns * width
-    return Case("best_match", f"B={batch} N={tokens} D={width} fp32", prepare, moved, work)
+    return KernelCase("best_match", f"B={batch} N={tokens} D={width} fp32", prepare, moved, work)
 
 
-def summing(batch: int, tokens: int, width: int, kept: int) -> Case:
+def summing(batch: int, tokens: int, width: int, kept: int) -> KernelCase:
     """Size-weighted means of groups, in bfloat16."""
 
     def prepare(device: torch.device) -> Callable[[], object]:
@@ -63,10 +63,10 @@ def summing(batch: int, tokens: int, width: int, kept: int) -> Case:
 
     moved = batch * (tokens * (2 * width + 12) + kept * (4 * width + 8))
     shape = f"B={batch} N={tokens} K={kept} D={width} bf16"
-    return Case("segment_sum", shape, prepare, moved, 2 * batch * tokens * width)
+    return KernelCase("segment_sum", shape, prepare, moved, 2 * batch * tokens * width)
 
 
-def pooling(grid: Grid, shape: tuple[int, int], width: int, scored: bool) -> Case:
+def pooling(grid: Grid, shape: tuple[int, int], width: int, scored: bool) -> KernelCase:
     """Windows of every frame in bfloat16, with weights by scores or without."""
     sizes = (grid.t, grid.h, grid.w)
     axes = [geometry(n, output=o) for n, o in zip(sizes, (grid.t, *shape), strict=True)]
@@ -84,7 +84,7 @@ def pooling(grid: Grid, shape: tuple[int, int], width: int, scored: bool) -> Cas
 
     moved = len(grid) * (2 * width + 4 * scored) + kept * (2 * width + 8) + 8 * members
     name = f"{grid} to {shape[0]}x{shape[1]} D={width} bf16{' scored' if scored else ''}"
-    return Case("pool", name, prepare, moved, 2 * members * width)
+    return KernelCase("pool", name, prepare, moved, 2 * members * width)
 
 
 CASES = [

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dev.benchmarks.kernel_case import Case
+from dev.benchmarks.kernel_case import KernelCase
 from vlmcompress.ops.score import attention_received, attention_received_packed, attention_rows
 
 
@@ -17,7 +17,9 @@ def _pair(
     return first, second
 
 
-def rows(heads: int, shared: int, count: int, keys: int, width: int, *, mean: bool = False) -> Case:
+def rows(
+    heads: int, shared: int, count: int, keys: int, width: int, *, mean: bool = False
+) -> KernelCase:
     """Queries of a decoder layer (for a mean over heads: the CLS of a vision tower)."""
 
     def prepare(device: torch.device) -> Callable[[], object]:
@@ -26,10 +28,10 @@ def rows(heads: int, shared: int, count: int, keys: int, width: int, *, mean: bo
 
     moved = 2 * width * (heads * count + shared * keys) + 4 * count * keys * (1 if mean else heads)
     shape = f"H={heads}/{shared} R={count} N={keys} d={width}{' mean' if mean else ''} bf16"
-    return Case("attention_rows", shape, prepare, moved, 2 * heads * count * keys * width)
+    return KernelCase("attention_rows", shape, prepare, moved, 2 * heads * count * keys * width)
 
 
-def received(batch: int, heads: int, tokens: int, width: int) -> Case:
+def received(batch: int, heads: int, tokens: int, width: int) -> KernelCase:
     """A layer of CLIP or SigLIP."""
 
     def prepare(device: torch.device) -> Callable[[], object]:
@@ -40,10 +42,10 @@ def received(batch: int, heads: int, tokens: int, width: int) -> Case:
     moved = batch * (4 * heads * tokens * width + 4 * tokens)
     work = 2 * batch * heads * tokens**2 * width
     shape = f"B={batch} H={heads} N={tokens} d={width} bf16"
-    return Case("attention_received", shape, prepare, moved, work)
+    return KernelCase("attention_received", shape, prepare, moved, work)
 
 
-def packed(heads: int, lengths: Sequence[int], width: int) -> Case:
+def packed(heads: int, lengths: Sequence[int], width: int) -> KernelCase:
     """A layer of Qwen2.5-VL: windows, or the frames of a clip."""
     tokens = sum(lengths)
 
@@ -55,7 +57,7 @@ def packed(heads: int, lengths: Sequence[int], width: int) -> Case:
     moved = 4 * heads * tokens * width + 4 * tokens
     work = 2 * heads * width * sum(length**2 for length in lengths)
     shape = f"H={heads} {len(lengths)}x{lengths[0]} d={width} bf16"
-    return Case("attention_received", shape, prepare, moved, work)
+    return KernelCase("attention_received", shape, prepare, moved, work)
 
 
 CASES = [

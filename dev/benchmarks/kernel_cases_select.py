@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from dev.benchmarks.kernel_case import Case
+from dev.benchmarks.kernel_case import KernelCase
 from vlmcompress.ops.coverage import dpp_map, facility_location
 from vlmcompress.ops.select import farthest_point, max_sum
 from vlmcompress.ops.similarity import cosines
@@ -20,7 +20,7 @@ def _product(tokens: int, width: int) -> tuple[int, int]:
     return 2 * tokens * width + 4 * tokens**2, tokens * (tokens + 1) * width
 
 
-def farthest(batch: int, tokens: int, kept: int, width: int) -> Case:
+def farthest(batch: int, tokens: int, kept: int, width: int) -> KernelCase:
     """Beside the product, a row of the matrix a pick and all of it once for the first."""
 
     def prepare(device: torch.device) -> Callable[[], object]:
@@ -30,10 +30,10 @@ def farthest(batch: int, tokens: int, kept: int, width: int) -> Case:
     moved, work = _product(tokens, width)
     moved += 4 * tokens * (tokens + kept)
     shape = f"B={batch} N={tokens} K={kept} D={width} bf16"
-    return Case("farthest_point", shape, prepare, batch * moved, batch * work)
+    return KernelCase("farthest_point", shape, prepare, batch * moved, batch * work)
 
 
-def summed(tokens: int, kept: int, width: int) -> Case:
+def summed(tokens: int, kept: int, width: int) -> KernelCase:
     """Beside the product, a row of the matrix a pick."""
 
     def prepare(device: torch.device) -> Callable[[], object]:
@@ -42,10 +42,10 @@ def summed(tokens: int, kept: int, width: int) -> Case:
 
     moved, work = _product(tokens, width)
     moved += 4 * tokens * kept
-    return Case("max_sum", f"N={tokens} K={kept} D={width} bf16", prepare, moved, work)
+    return KernelCase("max_sum", f"N={tokens} K={kept} D={width} bf16", prepare, moved, work)
 
 
-def probable(tokens: int, kept: int, width: int) -> Case:
+def probable(tokens: int, kept: int, width: int) -> KernelCase:
     """Beside the product, a row of the matrix and all Cholesky rows before it a pick."""
 
     def prepare(device: torch.device) -> Callable[[], object]:
@@ -55,10 +55,10 @@ def probable(tokens: int, kept: int, width: int) -> Case:
     moved, work = _product(tokens, width)
     moved += 4 * tokens * kept * (kept + 1) // 2
     work += tokens * kept * (kept - 1)
-    return Case("dpp_map", f"N={tokens} K={kept} D={width} bf16", prepare, moved, work)
+    return KernelCase("dpp_map", f"N={tokens} K={kept} D={width} bf16", prepare, moved, work)
 
 
-def covering(tokens: int, kept: int, width: int) -> Case:
+def covering(tokens: int, kept: int, width: int) -> KernelCase:
     """The matrix is given: read once for the first gains, then at least one column a pick."""
 
     def prepare(device: torch.device) -> Callable[[], object]:
@@ -68,7 +68,7 @@ def covering(tokens: int, kept: int, width: int) -> Case:
 
     moved = 4 * tokens * (tokens + kept)
     shape = f"R=N={tokens} K={kept} fp32"
-    return Case("facility_location", shape, prepare, moved, 2 * tokens * (tokens + kept))
+    return KernelCase("facility_location", shape, prepare, moved, 2 * tokens * (tokens + kept))
 
 
 CASES = [

@@ -8,15 +8,15 @@ On a machine without CUDA only the torch paths are timed; bytes and operations s
 import argparse
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dev.benchmarks.kernel_case import Case
+from dev.benchmarks.kernel_case import KernelCase
+from vlmcompress.budget.clock import elapsed
 from vlmcompress.eval.run.provenance import machine
 from vlmcompress.files import write_json
 from vlmcompress.ops.backend import VARIABLE
@@ -32,7 +32,7 @@ Tensor cores multiply bfloat16 exactly and add in float32, as all ops calculate.
 """
 
 
-def cases() -> list[Case]:
+def cases() -> list[KernelCase]:
     """All of them."""
     from dev.benchmarks.kernel_cases_merge import CASES as MERGE
     from dev.benchmarks.kernel_cases_score import CASES as SCORE
@@ -55,7 +55,7 @@ def backend(name: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def floor(case: Case, card: str) -> float | None:
+def floor(case: KernelCase, card: str) -> float | None:
     """Milliseconds that the memory and the arithmetic of a known card take at least."""
     for name, (bandwidth, single, half) in CARDS.items():
         if name in card:
@@ -64,7 +64,7 @@ def floor(case: Case, card: str) -> float | None:
     return None
 
 
-def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
+def measure(case: KernelCase, device: torch.device, rounds: int) -> dict[str, Any]:
     """Medians and quartiles in ms of every backend that runs there, interleaved."""
     run = case.prepare(device)
     names = ["torch", "triton"] if device.type == "cuda" else ["torch"]
@@ -72,7 +72,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     for number in range(rounds + 1):
         for name in names:
             with backend(name):
-                spent = _once(run, device)
+                spent = elapsed(run, device)
             if number:  # the first one compiles
                 times[name].append(spent)
     row: dict[str, Any] = {"op": case.op, "shape": case.shape}
@@ -84,17 +84,6 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
         row["floor_ms"] = floor(case, torch.cuda.get_device_name(device))
         row["times_as_fast"] = round(row["torch"]["ms"] / row["triton"]["ms"], 3)
     return row
-
-
-def _once(run: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call, the device idle before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) * 1000
 
 
 def paying(rows: list[dict[str, Any]]) -> list[str]:

@@ -24,7 +24,7 @@ from transformers.utils import logging
 from vlmcompress.api import compress
 from vlmcompress.files import write_json
 from vlmcompress.methods.registry import METHODS
-from vlmcompress.profiler.measure import Profile, Row, Setting, Wrap, profile
+from vlmcompress.profiler.measure import Profile, ProfileRow, Setting, Wrap, profile
 from vlmcompress.profiler.published_shapes import configuration
 from vlmcompress.profiler.random_prompts import prompt
 from vlmcompress.profiler.random_weights import build
@@ -34,18 +34,18 @@ AT_ONCE = 6
 
 
 @dataclass(frozen=True)
-class Case:
+class ShapeCase:
     """A model to measure on."""
 
     shape: str
-    """Of `real_shapes.SHAPES`."""
+    """Name in `profiler.published_shapes.SHAPES`."""
     layers: int | None = None
-    """Of the decoder; None for all."""
+    """Decoder layers; None for all."""
     encoder_layers: int | None = None
     attention: str = "sdpa"
 
     @classmethod
-    def read(cls, text: str) -> "Case":
+    def read(cls, text: str) -> "ShapeCase":
         """`llava-1.5-7b:8:3` is 8 decoder layers and 3 of the vision tower; none for all."""
         name, *counts = text.split(":")
         layers, encoder_layers = (*(int(n) if n else None for n in counts), None, None)[:2]
@@ -67,16 +67,16 @@ class Case:
         return float(whole / (self.layers or whole))
 
 
-CPU = [Case("qwen2-0.5b-llava", None, 3), Case("qwen2-0.5b-llava-next", None, 3)]
-CUDA = [Case("llava-1.5-7b"), Case("llava-next-7b"), Case("qwen2.5-vl-7b")]
+CPU = [ShapeCase("qwen2-0.5b-llava", None, 3), ShapeCase("qwen2-0.5b-llava-next", None, 3)]
+CUDA = [ShapeCase("llava-1.5-7b"), ShapeCase("llava-next-7b"), ShapeCase("qwen2.5-vl-7b")]
 
 
-def cases(device: str, texts: Sequence[str]) -> list[Case]:
-    """Those asked for, else those for the device; on CUDA with FlashAttention 2 where it is."""
-    chosen = [Case.read(text) for text in texts] or (CUDA if device == "cuda" else CPU)
+def cases(device: str, texts: Sequence[str]) -> list[ShapeCase]:
+    """The cases asked for, else those for the device; on CUDA with FlashAttention 2 where it is."""
+    chosen = [ShapeCase.read(text) for text in texts] or (CUDA if device == "cuda" else CPU)
     flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
     more = [
-        Case(one.shape, one.layers, one.encoder_layers, "flash_attention_2")
+        ShapeCase(one.shape, one.layers, one.encoder_layers, "flash_attention_2")
         for one in (chosen if flash else ())
     ]
     return [*chosen, *more]
@@ -95,7 +95,11 @@ def settings(budgets: Sequence[str], only: Sequence[str]) -> list[tuple[str, str
 
 
 def measure(
-    case: Case, todo: Sequence[tuple[str, str | None]], device: str, dtype: torch.dtype, rounds: int
+    case: ShapeCase,
+    todo: Sequence[tuple[str, str | None]],
+    device: str,
+    dtype: torch.dtype,
+    rounds: int,
 ) -> Iterator[Profile]:
     """Profiles of some settings at a time."""
     model = build(
@@ -124,7 +128,7 @@ def measure(
         )
 
 
-def line(case: Case, row: Row, full: Row) -> dict[str, Any]:
+def line(case: ShapeCase, row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
     """One setting as JSON."""
     asked = {"case": case.name, "method": row.label, "budget": row.budget}
     if row.seen is None or row.times is None or row.saving is None:

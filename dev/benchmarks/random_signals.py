@@ -20,25 +20,25 @@ from vlmcompress.ops.score import attention_rows, propagate
 from vlmcompress.tokens import Grid, Projection, VisualTokens
 
 LAYERS = 6
-"""Of the ViT."""
+"""Layers of the ViT."""
 
 
 @dataclass(frozen=True)
 class Widths:
-    """Of the signals of a model."""
+    """Sizes of the signals of a model."""
 
     hidden: int = 16
-    """Features and embedded words."""
+    """Width of features and embedded words."""
     tower: int = 8
-    """Keys of the ViT."""
+    """Width of the keys of the ViT."""
     entering: int = 16
-    """What enters the projector."""
+    """Width of what enters the projector."""
     inner: int = 24
-    """What enters its last layer."""
+    """Width of what enters the projector's last layer."""
     words: int = 40
-    """Of the vocabulary."""
+    """Words of the vocabulary."""
     question: int = 5
-    """Words of it."""
+    """Words of the question."""
 
 
 def methods(

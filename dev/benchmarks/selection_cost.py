@@ -2,7 +2,7 @@
 
 python -m dev.benchmarks.selection_cost --out dev/benchmarks/results/selection_cost.json
 
-Every registered method works on random signals of real sizes (`stand_ins`), without any model
+Every registered method works on random signals of real sizes (`random_signals`), without any model
 around it: `keep_count` and `select` or `reduce`, all cuts of a `schedule`, all merges of a tower.
 The prefill is one decoder layer of random weights on all tokens, times the layers of the decoder.
 """
@@ -102,7 +102,7 @@ def cases(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
+    """The arguments of the command line."""
     made = argparse.ArgumentParser(prog="python -m dev.benchmarks.selection_cost")
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--methods", nargs="*", default=[], help="all if none is given")

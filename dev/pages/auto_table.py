@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from dev.pages import committed_results as committed
-from vlmcompress.auto import AUTO, Case, choose
+from vlmcompress.auto import ChoiceInputs, most_accurate
 from vlmcompress.budget.budget import Budget
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import CompositionError
 from vlmcompress.eval.report.text import methods_at
 from vlmcompress.eval.results import statistics
@@ -144,7 +145,9 @@ def taken(task: Task) -> dict[str, str]:
 def _taken(task: Task, budget: str) -> str:
     ran = {row["method"] for row in methods_at(task, budget)}
     share = Budget.parse(budget).amount / 100
-    return choose(Case(budget, share, None, 0.0, ()), lambda spec, _: spec in ran).spec
+    return most_accurate(
+        ChoiceInputs(budget, share, None, 0.0, ()), lambda spec, _: spec in ran
+    ).spec
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from dev.pages import committed_results as committed
 from dev.pages.auto_table import taken
-from vlmcompress.auto import AUTO
+from vlmcompress.defaults import AUTO
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.eval.results.scores import RANDOM_NAME
 from vlmcompress.eval.run.cases import FULL, ONE_FRAME, TEXT_ONLY
@@ -59,6 +59,7 @@ def methods() -> str:
                 paper_link(info.paper),
             ]
             for info in list_methods()
+            if info.package is None
         ),
     )
 
@@ -82,7 +83,7 @@ def models() -> str:
                 ", ".join(f"`{name}`" for name in info.signals),
             ]
             for info in list_models()
-            if info.name in FAMILIES.names()
+            if info.name in FAMILIES and FAMILIES.package_of(info.name) is None
         ),
     )
     names = ", ".join(f"`{name}`" for name in BUILT_IN)
@@ -111,7 +112,7 @@ def accuracy() -> str:
 
 
 def clips() -> str:
-    """The same for questions about clips."""
+    """Right answers about clips by method and budget, from the committed results."""
     content = committed.results("tiny-qwen")
     task, pictures = content["tasks"]["clips"], content["tasks"]["pictures"]
     return (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dev.pages.committed_results import scores_of
-from vlmcompress.auto import AUTO
+from vlmcompress.defaults import AUTO
 from vlmcompress.eval.report.text import methods_at, ran
 from vlmcompress.eval.results import statistics
 from vlmcompress.eval.results.statistics import SIGNIFICANT

@@ -17,7 +17,7 @@ _FLOOR = 0.02
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One of the processes that train a stage together.
 
     Attributes:

@@ -15,7 +15,7 @@ from vlmcompress.eval.worlds.world import draw, make_scene
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleFile:
     """An example picture or clip; `seed` is the held-out scene that it shows."""
 
     seed: int
@@ -26,20 +26,20 @@ class Sample:
 # "street" is the one with exactly one circle. All are examples that tiny-llava answers right with
 # all of its tokens; how often it does so in general stands in docs/eval.
 SAMPLES = {
-    "street": Sample(1_900_122, "what color is the circle ?", "green"),
-    "market": Sample(1_900_027, "how many circles are there ?", "three"),
-    "harbor": Sample(1_900_028, "what is written on the blue cross ?", "k"),
-    "garden": Sample(1_900_041, "where is the yellow circle ?", "right"),
-    "station": Sample(1_900_072, "what shape is the blue object ?", "diamond"),
-    "kitchen": Sample(1_900_068, "is the purple circle left of the yellow star ?", "yes"),
+    "street": SampleFile(1_900_122, "what color is the circle ?", "green"),
+    "market": SampleFile(1_900_027, "how many circles are there ?", "three"),
+    "harbor": SampleFile(1_900_028, "what is written on the blue cross ?", "k"),
+    "garden": SampleFile(1_900_041, "where is the yellow circle ?", "right"),
+    "station": SampleFile(1_900_072, "what shape is the blue object ?", "diamond"),
+    "kitchen": SampleFile(1_900_068, "is the purple circle left of the yellow star ?", "yes"),
 }
 # The same for tiny-qwen, which is shown the encoded file.
 CLIPS = {
-    "runway": Sample(1_900_002, "which way does the circle move ?", "right"),
-    "elevator": Sample(1_900_000, "in which direction does the cross move ?", "down"),
-    "stage": Sample(1_900_083, "which object appears after the diamond ?", "black circle"),
-    "lighthouse": Sample(1_900_001, "which object appears first ?", "orange square"),
-    "arcade": Sample(1_900_005, "how many objects appear ?", "five"),
+    "runway": SampleFile(1_900_002, "which way does the circle move ?", "right"),
+    "elevator": SampleFile(1_900_000, "in which direction does the cross move ?", "down"),
+    "stage": SampleFile(1_900_083, "which object appears after the diamond ?", "black circle"),
+    "lighthouse": SampleFile(1_900_001, "which object appears first ?", "orange square"),
+    "arcade": SampleFile(1_900_005, "how many objects appear ?", "five"),
 }
 
 

@@ -26,7 +26,7 @@ from dev.training.llava.data import prepare
 from dev.training.llava.decoder import train_decoder
 from dev.training.llava.model import export
 from dev.training.llava.tower import train_tower
-from dev.training.optim import Run
+from dev.training.optim import TrainingRun
 from dev.training.qwen.data import prepare_clips
 from dev.training.qwen.decoder import train_decoder as train_qwen_decoder
 from dev.training.qwen.model import export as export_qwen
@@ -116,13 +116,13 @@ def _qwen(rank: int, arguments: argparse.Namespace, stage: str) -> None:
     weights = work / "qwen-tower-weights.pt"
     tower = stage == "qwen-tower"
     minutes = arguments.qwen_tower_minutes if tower else arguments.qwen_decoder_minutes
-    run = Run(work, minutes, arguments.seed, log, rank, arguments.threads)
+    run = TrainingRun(work, minutes, arguments.seed, log, rank, arguments.threads)
     if tower:
         trained = train_qwen_tower(llava, pictures, clips, run)
         if rank == 0:
             torch.save(trained, weights)
     else:
-        run = Run(
+        run = TrainingRun(
             work, arguments.qwen_decoder_minutes, arguments.seed, log, rank, arguments.threads
         )
         train_qwen_decoder(

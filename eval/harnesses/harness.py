@@ -11,8 +11,8 @@ import numpy as np
 from PIL.Image import Image
 
 from vlmcompress.api import compress
-from vlmcompress.auto import AUTO
 from vlmcompress.budget.budget import Budget
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import MediaError, UnsupportedModelError, VLMCompressError
 from vlmcompress.eval.run import answering
 from vlmcompress.eval.run.answering import Outcome
@@ -32,7 +32,7 @@ _FOR_LOADING = ("attn_implementation", "trust_remote_code", "revision")
 
 
 @dataclass(frozen=True)
-class Settings:
+class HarnessSettings:
     """How a harness runs a model. What is None is left to `load`, `compress` or `read_video`.
 
     Attributes:
@@ -60,7 +60,7 @@ class Settings:
     fps: float | None = None
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Settings:
+    def read(cls, given: Mapping[str, Any]) -> HarnessSettings:
         """Check what a user gave by keyword; harnesses turn "64" into a number and keep quotes.
 
         Raises:
@@ -91,14 +91,14 @@ class Settings:
         return cls(**values)
 
     def given(self, names: Sequence[str]) -> dict[str, Any]:
-        """Those of `names` that are not None."""
+        """The settings called `names` that are not None, by name."""
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
-class Answer:
-    """To one prompt.
+class HarnessAnswer:
+    """The answer to one prompt.
 
     Attributes:
         text: without blanks at both ends.
@@ -123,7 +123,7 @@ class Subject:
         VLMCompressError: what `load` and `compress` raise.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: HarnessSettings) -> None:
         self.settings = settings
         loading = settings.given(_FOR_LOADING)
         self.model, self._processor = load(
@@ -137,9 +137,9 @@ class Subject:
             **settings.given(_FOR_COMPRESS),
         )
         self.seconds = 0.0
-        """Of all calls of `generate`."""
+        """Seconds of all calls of `generate` so far."""
 
-    def ask(self, prompts: Sequence[Prompt], **generation: Any) -> list[Answer]:
+    def ask(self, prompts: Sequence[Prompt], **generation: Any) -> list[HarnessAnswer]:
         """Answer some prompts, those with images, with videos and with neither each in one batch.
 
         Args:
@@ -149,13 +149,13 @@ class Subject:
         Raises:
             VLMCompressError: the model, or these images, cannot be asked so.
         """
-        answers: dict[int, Answer] = {}
+        answers: dict[int, HarnessAnswer] = {}
         for places in alike([_media(prompt) for prompt in prompts]):
             found = self._ask([prompts[place] for place in places], generation)
             answers |= dict(zip(places, found, strict=True))
         return [answers[place] for place in range(len(prompts))]
 
-    def _ask(self, prompts: Sequence[Prompt], generation: dict[str, Any]) -> list[Answer]:
+    def _ask(self, prompts: Sequence[Prompt], generation: dict[str, Any]) -> list[HarnessAnswer]:
         inputs = prepare(self.model, self._processor, prompts)
         found = answering.run(self._handle, self._processor, inputs, **generation)
         self.seconds += found.seconds
@@ -176,7 +176,7 @@ def alike(kinds: Sequence[Any]) -> list[list[int]]:
     return [places for _, places in groups]
 
 
-def conversation(messages: Sequence[Mapping[str, Any]], settings: Settings) -> Prompt:
+def conversation(messages: Sequence[Mapping[str, Any]], settings: HarnessSettings) -> Prompt:
     """A chat in the form of OpenAI or lmms-eval: media stay where they are between the texts.
 
     Args:
@@ -213,7 +213,7 @@ def image_of(given: Any) -> Image:
     raise MediaError(f"an image must be a PIL image or a path, not a {type(given).__name__}")
 
 
-def video_of(given: Any, settings: Settings) -> Video:
+def video_of(given: Any, settings: HarnessSettings) -> Video:
     """A clip from a path, from a `Video`, or from frames.
 
     Args:
@@ -244,7 +244,7 @@ def video_of(given: Any, settings: Settings) -> Video:
     return Video(given[indices], indices, times, total, rate, True, "array")
 
 
-def _part(part: Mapping[str, Any], media: list[Image | Video], settings: Settings) -> Any:
+def _part(part: Mapping[str, Any], media: list[Image | Video], settings: HarnessSettings) -> Any:
     """The part as a chat template takes it; what it shows is added to `media`."""
     kind = part["type"]
     if kind == "text":
@@ -269,10 +269,10 @@ def _media(prompt: Prompt) -> tuple[bool, bool]:
     return not all(clips), any(clips)
 
 
-def _answer(found: Outcome, row: int, length: int) -> Answer:
+def _answer(found: Outcome, row: int, length: int) -> HarnessAnswer:
     before, kept = found.before[row], found.mean[row]
     entering = length - before + round(kept)
-    return Answer(found.answers[row], entering, found.output_tokens[row], before, kept)
+    return HarnessAnswer(found.answers[row], entering, found.output_tokens[row], before, kept)
 
 
 def _unquoted(value: Any) -> Any:

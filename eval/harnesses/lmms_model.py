@@ -12,7 +12,13 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
 from tqdm import tqdm
 
-from vlmcompress.eval.harnesses.harness import Answer, Settings, Subject, alike, conversation
+from vlmcompress.eval.harnesses.harness import (
+    HarnessAnswer,
+    HarnessSettings,
+    Subject,
+    alike,
+    conversation,
+)
 from vlmcompress.eval.harnesses.lmms_plugin import Generation, read_batch_size, summarize
 from vlmcompress.eval.run.cases import FULL
 
@@ -23,7 +29,7 @@ class VLMCompress(lmms):  # type: ignore[misc]
     Args:
         batch_size: prompts of one call.
         max_batch_size: given by lmms-eval; without meaning.
-        settings: see `Settings`.
+        settings: see `HarnessSettings`.
 
     Raises:
         VLMCompressError: an argument is unknown, missing or wrong, or the model cannot be had.
@@ -39,7 +45,7 @@ class VLMCompress(lmms):  # type: ignore[misc]
         self._world_size = self.accelerator.num_processes
         if self._world_size > 1 and settings.get("device") is None:
             settings["device"] = str(self.accelerator.device)
-        self.subject: Subject | None = Subject(Settings.read(settings))
+        self.subject: Subject | None = Subject(HarnessSettings.read(settings))
         self.device = self.subject.model.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
@@ -48,7 +54,7 @@ class VLMCompress(lmms):  # type: ignore[misc]
         Raises:
             VLMCompressError: a prompt cannot be asked. Nothing is scored as an empty answer.
         """
-        answers: dict[int, Answer] = {}
+        answers: dict[int, HarnessAnswer] = {}
         texts: dict[int, str] = {}
         seconds = self._subject.seconds
         bar = tqdm(total=len(requests), disable=self.rank != 0, desc="vlmcompress")
@@ -73,11 +79,11 @@ class VLMCompress(lmms):  # type: ignore[misc]
         ]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not there."""
+        """Not supported."""
         raise NotImplementedError("vlmcompress runs generate_until tasks, no loglikelihood tasks")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Not there."""
+        """Not supported."""
         raise NotImplementedError("vlmcompress runs generate_until tasks, no multi-round tasks")
 
     def clean(self) -> None:
@@ -91,7 +97,7 @@ class VLMCompress(lmms):  # type: ignore[misc]
             raise RuntimeError("lmms-eval has cleaned this model up: make another")
         return self.subject
 
-    def _ask(self, requests: Sequence[Instance], generation: Generation) -> list[Answer]:
+    def _ask(self, requests: Sequence[Instance], generation: Generation) -> list[HarnessAnswer]:
         prompts = []
         for request in requests:
             _, messages, _, document, task, split = request.args
@@ -99,7 +105,7 @@ class VLMCompress(lmms):  # type: ignore[misc]
             prompts.append(conversation(content, self._subject.settings))
         return self._subject.ask(prompts, **generation.arguments)
 
-    def _log(self, answers: Sequence[Answer], seconds: float) -> None:
+    def _log(self, answers: Sequence[HarnessAnswer], seconds: float) -> None:
         """For the efficiency summary; a loud warning where nothing was dropped."""
         generated = sum(answer.output_tokens for answer in answers)
         found = summarize(answers)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlmcompress.errors import VLMCompressError
 
 if TYPE_CHECKING:
-    from vlmcompress.eval.harnesses.harness import Answer
+    from vlmcompress.eval.harnesses.harness import HarnessAnswer
 
 ALIASES = ("vlmcompress_llava", "vlmcompress_qwen")
 DEFAULT_NEW_TOKENS = 1024
@@ -92,7 +92,7 @@ def read_batch_size(given: Any) -> int:
     return size
 
 
-def summarize(answers: Sequence[Answer]) -> dict[str, float]:
+def summarize(answers: Sequence[HarnessAnswer]) -> dict[str, float]:
     """What lmms-eval shows beside its own numbers: means over prompts with pictures."""
     seen = [answer for answer in answers if answer.before]
     if not seen:

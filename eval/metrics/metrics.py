@@ -25,7 +25,7 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def score(self, answer: str, targets: Sequence[str], choices: Sequence[str] = ()) -> float:
-        """Of 0 to 1.
+        """How right an answer is, from 0 to 1.
 
         Args:
             answer: of the model.

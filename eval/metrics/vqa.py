@@ -23,7 +23,7 @@ class Vqa(Metric):
     """
 
     def score(self, answer: str, targets: Sequence[str], choices: Sequence[str] = ()) -> float:
-        """Of 0 to 1; `targets` are what each annotator said."""
+        """How right an answer is, from 0 to 1; `targets` are what each annotator said."""
         given = normalize(answer)
         same = [normalize(target) == given for target in targets]
         return sum(min(1.0, (sum(same) - out) / _ENOUGH) for out in same) / len(same)

@@ -58,7 +58,7 @@ def draw(results: Row) -> list[Picture]:
 
 
 def file_name(task: str, what: str) -> str:
-    """Of a picture about a task."""
+    """The title of a picture about a task."""
     return f"{re.sub(r'[^A-Za-z0-9]+', '-', task).strip('-')}_{what}.png"
 
 

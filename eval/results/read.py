@@ -1,4 +1,4 @@
-"""What a run left in its folder: answers, tokens, errors and times, by case."""
+"""Reads the folder of a run: answers, tokens, errors and times, by case."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlmcompress.eval.run.cases import Case
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one sample under one case.
+    """The answer to one sample under one case.
 
     Attributes:
         text: the answer; empty where the sample failed.
@@ -69,7 +69,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         VLMCompressError: it holds no run, or a file in it is damaged.
     """
-    content = store.read_run(folder)
+    content = store.read_run_json(folder)
     try:
         cases = {
             task: [Case(method, budget) for method, budget in listed]

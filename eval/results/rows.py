@@ -12,7 +12,7 @@ from vlmcompress.budget.budget import Budget
 from vlmcompress.eval.metrics import metrics
 from vlmcompress.eval.results import sanity as checks
 from vlmcompress.eval.results import statistics
-from vlmcompress.eval.results.scores import HARD_BY, PROBES, RANDOM_NAME, Ground, Scored
+from vlmcompress.eval.results.scores import HARD_BY, PROBES, RANDOM_NAME, Reference, Scored
 from vlmcompress.eval.results.statistics import Scores
 from vlmcompress.eval.run.cases import FULL
 from vlmcompress.eval.tasks.task import Task
@@ -23,7 +23,7 @@ AGAINST = (FULL, RANDOM_NAME, "stride")
 _YES_NO = frozenset({"yes", "no"})
 
 
-def row(scored: Scored, ground: Ground) -> dict[str, Any]:
+def row(scored: Scored, reference: Reference) -> dict[str, Any]:
     """All figures of a case but those that need the other methods at its budget."""
     case, scores = scored.case, scored.scores
     kept = tokens(scored)
@@ -39,16 +39,16 @@ def row(scored: Scored, ground: Ground) -> dict[str, Any]:
         "failed": sum(
             any(answer.error for answer in each) for each in zip(*scored.runs, strict=True)
         ),
-        "by_kind": {kind: part(scores[mask]) for kind, mask in ground.kinds.items()},
+        "by_kind": {kind: part(scores[mask]) for kind, mask in reference.kinds.items()},
         "by_wording": {
-            str(wording): float(scores[mask].mean()) for wording, mask in ground.wordings.items()
+            str(wording): float(scores[mask].mean()) for wording, mask in reference.wordings.items()
         },
-        "retained": _retained(scored, ground),
-        "hard": _hard(scored, ground),
-        "changed": _changed(scored, ground.full),
-        "yes_no": _yes_no(scored, ground),
-        **_speed(scored, ground.full),
-        "warnings": _warnings(scored, ground),
+        "retained": _retained(scored, reference),
+        "hard": _hard(scored, reference),
+        "changed": _changed(scored, reference.full),
+        "yes_no": _yes_no(scored, reference),
+        **_speed(scored, reference.full),
+        "warnings": _warnings(scored, reference),
         "scores": _packed(scores),
     }
 
@@ -59,9 +59,9 @@ def part(scores: Scores) -> dict[str, Any]:
     return {"accuracy": float(scores.mean()), "interval": interval, "n": len(scores)}
 
 
-def comparisons(scored: Scored, ground: Ground) -> dict[str, dict[str, Any]]:
+def comparisons(scored: Scored, reference: Reference) -> dict[str, dict[str, Any]]:
     """The case against each of `AGAINST` that ran at its budget, with p not yet corrected."""
-    others = {FULL: ground.full, **ground.references.get(scored.case.budget, {})}
+    others = {FULL: reference.full, **reference.baselines.get(scored.case.budget, {})}
     return {
         name: {
             "difference": float((scored.scores - others[name].scores).mean()),
@@ -73,12 +73,12 @@ def comparisons(scored: Scored, ground: Ground) -> dict[str, dict[str, Any]]:
     }
 
 
-def wording_p(scored: Scored, ground: Ground) -> float | None:
+def wording_p(scored: Scored, reference: Reference) -> float | None:
     """Whether what a method loses depends on the wording; None with one wording."""
-    if len(ground.wordings) < 2:
+    if len(reference.wordings) < 2:
         return None
-    wordings = [sample.wording for sample in ground.samples]
-    return statistics.wording_gap(scored.scores - ground.full.scores, wordings)
+    wordings = [sample.wording for sample in reference.samples]
+    return statistics.wording_gap(scored.scores - reference.full.scores, wordings)
 
 
 def asked_tokens(budget: str | None, of: Mapping[str, float]) -> float | None:
@@ -120,20 +120,20 @@ def _over(kept: float, target: float) -> bool:
     return kept > target + max(checks.FAR_OFF * target, checks.ONE_TOKEN)
 
 
-def _retained(scored: Scored, ground: Ground) -> dict[str, Any] | None:
-    if ground.blind is None:
+def _retained(scored: Scored, reference: Reference) -> dict[str, Any] | None:
+    if reference.blind is None:
         return None
-    found = statistics.retained(scored.scores, ground.blind.scores, ground.full.scores)
+    found = statistics.retained(scored.scores, reference.blind.scores, reference.full.scores)
     return None if found is None else {"value": float(found[0]), "interval": bounds(found[1])}
 
 
-def _hard(scored: Scored, ground: Ground) -> dict[str, Any] | None:
+def _hard(scored: Scored, reference: Reference) -> dict[str, Any] | None:
     """Accuracy where `full` is right and shrinking the image is not (VTC-Bench, group A)."""
-    others = ground.references.get(scored.case.budget, {})
+    others = reference.baselines.get(scored.case.budget, {})
     by = next((name for name in HARD_BY if name in others), None)
     if by is None or scored.case.method == by:
         return None
-    mask = (ground.full.scores >= 0.5) & (others[by].scores < 0.5)
+    mask = (reference.full.scores >= 0.5) & (others[by].scores < 0.5)
     accuracy = float(scored.scores[mask].mean()) if mask.any() else None
     return {"n": int(mask.sum()), "accuracy": accuracy, "by": by}
 
@@ -148,14 +148,14 @@ def _changed(scored: Scored, full: Scored) -> float:
     )
 
 
-def _yes_no(scored: Scored, ground: Ground) -> dict[str, dict[str, float]] | None:
+def _yes_no(scored: Scored, reference: Reference) -> dict[str, dict[str, float]] | None:
     """F1 and the like of each kind that is answered with yes or no; means over the seeds."""
-    targets = np.array([sample.answers[0] for sample in ground.samples], dtype=object)
+    targets = np.array([sample.answers[0] for sample in reference.samples], dtype=object)
     found = {}
-    for kind, mask in ground.kinds.items():
+    for kind, mask in reference.kinds.items():
         places = np.flatnonzero(mask).tolist()
         wanted = targets[mask].tolist()
-        if is_yes_no(ground.task, wanted):
+        if is_yes_no(reference.task, wanted):
             each = [metrics.f1([run[i].text for i in places], wanted) for run in scored.runs]
             found[kind] = {name: plain.fmean(one[name] for one in each) for name in each[0]}
     return found or None
@@ -179,7 +179,7 @@ def _speed(scored: Scored, full: Scored) -> dict[str, Any]:
     }
 
 
-def _warnings(scored: Scored, ground: Ground) -> list[str]:
+def _warnings(scored: Scored, reference: Reference) -> list[str]:
     """What is wrong with a case; the bounds and the mean of the seeds are not looked at."""
     if scored.case.method in PROBES or len(scored.runs) > 1:
         return []
@@ -193,21 +193,21 @@ def _warnings(scored: Scored, ground: Ground) -> list[str]:
             f"count as wrong: {reasons[0]}"
         )
     if answered:
-        found += checks.warnings(_observed(scored, ground, answered))
+        found += checks.warnings(_observed(scored, reference, answered))
     return found
 
 
-def _observed(scored: Scored, ground: Ground, answered: Sequence[int]) -> checks.Observed:
-    run, full = scored.runs[0], ground.full.runs[0]
-    samples = [ground.samples[i] for i in answered]
+def _observed(scored: Scored, reference: Reference, answered: Sequence[int]) -> checks.Observed:
+    run, full = scored.runs[0], reference.full.runs[0]
+    samples = [reference.samples[i] for i in answered]
     return checks.Observed(
         case=str(scored.case),
         answers=[run[i].text for i in answered],
         full=[full[i].text for i in answered],
         scores=scored.scores[answered],
-        full_scores=ground.full.scores[answered],
+        full_scores=reference.full.scores[answered],
         kinds=[sample.kind for sample in samples],
-        batches=[sample.index // ground.batch for sample in samples],
+        batches=[sample.index // reference.batch for sample in samples],
         before=[run[i].before for i in answered],
         mean=[run[i].mean for i in answered],
         budget=scored.case.budget,

@@ -41,7 +41,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Reference:
     """What the cases of a task are compared on.
 
     Attributes:
@@ -50,7 +50,7 @@ class Ground:
         batch: samples of a batch.
         full: of the model without any method.
         blind: of the model without its images; None where it cannot run so.
-        references: by budget what else is compared with: "random", "stride" and those of `HARD_BY`.
+        baselines: by budget what else is compared with: "random", "stride" and those of `HARD_BY`.
     """
 
     task: Task
@@ -58,7 +58,7 @@ class Ground:
     batch: int
     full: Scored
     blind: Scored | None
-    references: Mapping[str | None, Mapping[str, Scored]]
+    baselines: Mapping[str | None, Mapping[str, Scored]]
 
     def groups(self, names: Iterable[Any]) -> dict[Any, npt.NDArray[np.bool_]]:
         """A mask [n] for each of the kinds, or wordings, of the samples."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlmcompress.eval.results import statistics
 from vlmcompress.eval.results.rows import AGAINST, comparisons, wording_p
-from vlmcompress.eval.results.scores import PROBES, Ground, Scored
+from vlmcompress.eval.results.scores import PROBES, Reference, Scored
 from vlmcompress.eval.results.statistics import SIGNIFICANT
 from vlmcompress.eval.run.cases import FULL, RANDOM
 
@@ -23,12 +23,12 @@ def is_method(method: str) -> bool:
     return method not in (*PROBES, *RANDOM)
 
 
-def compare(rows: Rows, ground: Ground) -> None:
+def compare(rows: Rows, reference: Reference) -> None:
     """Add `against` and `wording` to the methods at one budget, corrected over these methods."""
     methods = [(scored, row) for scored, row in rows if is_method(scored.case.method)]
     for scored, row in methods:
-        row["against"] = comparisons(scored, ground)
-        p = wording_p(scored, ground)
+        row["against"] = comparisons(scored, reference)
+        p = wording_p(scored, reference)
         row["wording"] = None if p is None else {"p": p}
     for name in AGAINST:
         _correct([row["against"][name] for _, row in methods if name in row["against"]])
@@ -36,7 +36,7 @@ def compare(rows: Rows, ground: Ground) -> None:
     # The bounds are no methods among others: nothing is to be corrected.
     for scored, row in rows:
         if scored.case.method in PROBES and scored.case.method != FULL:
-            row["against"] = comparisons(scored, ground)
+            row["against"] = comparisons(scored, reference)
             _correct([row["against"][FULL]])
 
 

@@ -13,7 +13,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.results import statistics
 from vlmcompress.eval.results.read import Answer, Run, read_run
 from vlmcompress.eval.results.rows import part, row
-from vlmcompress.eval.results.scores import HARD_BY, RANDOM_NAME, Ground, Scored, score, together
+from vlmcompress.eval.results.scores import HARD_BY, RANDOM_NAME, Reference, Scored, score, together
 from vlmcompress.eval.results.standings import compare, standings
 from vlmcompress.eval.run.cases import FULL, RANDOM, TEXT_ONLY, Case
 from vlmcompress.eval.tasks.task import Sample, Task
@@ -95,59 +95,59 @@ def _task(run: Run, task: Task) -> dict[str, Any]:
         for case, own in possible.items()
     }
     counts = {"asked": len(asked), "scored": len(samples), "failed": len(answered) - len(samples)}
-    ground = _ground(task, samples, run.provenance["batch"], scored)
+    reference = _reference(task, samples, run.provenance["batch"], scored)
     return {
         "version": task.version,
         "medium": task.medium,
         "metric": task.metric,
         "tokens": median(full[one.index].before for one in samples),
         **counts,
-        "warnings": _task_warnings(counts, len(asked) - len(answered), ground),
+        "warnings": _task_warnings(counts, len(asked) - len(answered), reference),
         "commonest": _commonest(task, samples),
-        **_compared(ground, scored, cannot, run.budgets),
+        **_compared(reference, scored, cannot, run.budgets),
     }
 
 
-def _ground(
+def _reference(
     task: Task, samples: Sequence[Sample], batch: int, scored: dict[Case, Scored]
-) -> Ground:
+) -> Reference:
     """What to compare with; puts the mean of the seeds among the scored."""
-    references: dict[str | None, dict[str, Scored]] = {}
+    baselines: dict[str | None, dict[str, Scored]] = {}
     for budget in dict.fromkeys(case.budget for case in scored):
         seeds = [scored[case] for seed in RANDOM if (case := Case(seed, budget)) in scored]
         if seeds:
             mean = Case(RANDOM_NAME, budget)
             scored[mean] = together(mean, seeds)
-        references[budget] = {
+        baselines[budget] = {
             name: scored[case]
             for name in (RANDOM_NAME, "stride", *HARD_BY)
             if (case := Case(name, budget)) in scored
         }
     full, blind = scored[Case(FULL, None)], scored.get(Case(TEXT_ONLY, None))
-    return Ground(task, samples, batch, full, blind, references)
+    return Reference(task, samples, batch, full, blind, baselines)
 
 
 def _compared(
-    ground: Ground,
+    reference: Reference,
     scored: Mapping[Case, Scored],
     cannot: Mapping[Case, str],
     budgets: Sequence[str],
 ) -> dict[str, Any]:
-    pairs = [(one, row(one, ground)) for one in scored.values()]
+    pairs = [(one, row(one, reference)) for one in scored.values()]
     by_budget = {
         budget: [pair for pair in pairs if pair[0].case.budget == budget]
         for budget in dict.fromkeys([*budgets, *(case.budget for case in scored)])
     }
     for own in by_budget.values():
-        compare(own, ground)
+        compare(own, reference)
     return {
-        "kinds": {kind: int(mask.sum()) for kind, mask in ground.kinds.items()},
-        "full": part(ground.full.scores),
-        "blind": None if ground.blind is None else part(ground.blind.scores),
+        "kinds": {kind: int(mask.sum()) for kind, mask in reference.kinds.items()},
+        "full": part(reference.full.scores),
+        "blind": None if reference.blind is None else part(reference.blind.scores),
         "questions": {
-            "index": [sample.index for sample in ground.samples],
-            "kind": [sample.kind for sample in ground.samples],
-            "wording": [sample.wording for sample in ground.samples],
+            "index": [sample.index for sample in reference.samples],
+            "kind": [sample.kind for sample in reference.samples],
+            "wording": [sample.wording for sample in reference.samples],
         },
         "budgets": [standings(b, own) for b, own in by_budget.items() if b is not None and own],
         "cases": [found for _, found in pairs]
@@ -177,7 +177,7 @@ def _commonest(task: Task, samples: Sequence[Sample]) -> float:
     return fmean(task.score(sample, guesses[sample.kind]) for sample in samples)
 
 
-def _task_warnings(counts: Mapping[str, int], missing: int, ground: Ground) -> Iterable[str]:
+def _task_warnings(counts: Mapping[str, int], missing: int, reference: Reference) -> Iterable[str]:
     found = []
     if missing:
         found.append(
@@ -189,8 +189,8 @@ def _task_warnings(counts: Mapping[str, int], missing: int, ground: Ground) -> I
             f"{counts['failed']} of {counts['asked']} questions failed without any method and are "
             "left out"
         )
-    if ground.blind is not None:
-        full, blind = ground.full.scores, ground.blind.scores
+    if reference.blind is not None:
+        full, blind = reference.full.scores, reference.blind.scores
         if statistics.retained(full, blind, full) is None:
             found.append(
                 "with its images the model is not significantly better than without: the task "
@@ -200,7 +200,7 @@ def _task_warnings(counts: Mapping[str, int], missing: int, ground: Ground) -> I
 
 
 def _short(value: Any) -> Any:
-    """The same with floats of six significant digits, which every platform computes alike."""
+    """The document with floats of six significant digits, which every platform computes alike."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):

@@ -1,8 +1,7 @@
-"""Answers of a model to a batch of samples under one case, and what was kept of their tokens."""
+"""Answers of a model to a batch of samples under one case, and how many tokens were kept."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,21 +12,21 @@ from vlmcompress.api import Compression, compress
 from vlmcompress.eval.run.cases import FULL, ONE_FRAME, Case
 from vlmcompress.eval.tasks.task import Media, Sample
 from vlmcompress.media.video import Video
-from vlmcompress.prompts import prepare
+from vlmcompress.prompts import generate, prepare
 from vlmcompress.report.report import Report
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a batch."""
+    """Answers, tokens and times of a batch."""
 
     answers: list[str]
     before: list[int]
     """Visual tokens of each row before any method."""
     mean: list[float]
-    """Of those the true mean over the decoder's layers."""
+    """Visual tokens of each row that were kept, as the true mean over the decoder's layers."""
     images: list[int]
-    """Images and clips of each row, for a budget is that of one."""
+    """Images and clips of each row; a budget counts for each of them."""
     output_tokens: list[int]
     """Generated tokens of each row, without padding behind its end."""
     seconds: float
@@ -45,7 +44,7 @@ class Batch:
         self._inputs: dict[bool, Any] = {}
 
     def inputs(self, case: Case) -> Any:
-        """Of `generate`; made at the first call."""
+        """The inputs of `generate`; made at the first call."""
         frozen = case.method == ONE_FRAME
         if frozen not in self._inputs:
             prompts = [
@@ -82,27 +81,22 @@ def run(
 ) -> Outcome:
     """Answer one batch with a compressed model; arguments and errors are those of `answer`."""
     model: Any = handle.model
-    started = _now(model)
-    with torch.inference_mode():
-        ids = model.generate(**inputs, **{"do_sample": False, **generation})
-    seconds = _now(model) - started
+    found = generate(model, processor, inputs, **generation)
     report = handle.report()
-    fresh = ids[:, inputs["input_ids"].shape[1] :]
-    texts = processor.batch_decode(fresh, skip_special_tokens=True)
-    before, mean, images = _tokens(report, len(texts), generation.get("num_beams") or 1)
+    before, mean, images = _tokens(report, len(found.texts), generation.get("num_beams") or 1)
     return Outcome(
-        [text.strip() for text in texts],
+        found.texts,
         before,
         mean,
         images,
-        [_length(row, model) for row in fresh],
-        seconds,
+        [_length(row, model) for row in found.ids],
+        found.milliseconds / 1000,
         dict(report.milliseconds),
     )
 
 
 def _one_frame(media: Media) -> Media:
-    """Clips that repeat their middle frame: what is left when time is taken away."""
+    """Clips that repeat their middle frame, so that nothing moves in them."""
     return [
         replace(one, frames=one.frames[[len(one.frames) // 2] * len(one.frames)])
         if isinstance(one, Video)
@@ -112,7 +106,7 @@ def _one_frame(media: Media) -> Media:
 
 
 def _tokens(report: Report, rows: int, beams: int) -> tuple[list[int], list[float], list[int]]:
-    """Of each row; `generate` repeats it for each beam, of which the report has the first."""
+    """Tokens before, mean kept, and images, of each row; of several beams the first counts."""
     before, mean, images = [0] * rows, [0.0] * rows, [0] * rows
     for image in report.images:
         row = image.row // beams
@@ -128,9 +122,3 @@ def _length(row: torch.Tensor, model: Any) -> int:
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     stops = [i for i, token in enumerate(row.tolist()) if token in ends]
     return stops[0] + 1 if stops else len(row)
-
-
-def _now(model: Any) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vlmcompress.auto import AUTO
 from vlmcompress.budget.budget import Budget
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods import Method
 from vlmcompress.methods.composition.spec import parse
@@ -59,7 +59,7 @@ def cases(methods: Iterable[str], budgets: Sequence[str], video: bool) -> list[C
 def _of(method: str, budgets: Sequence[str]) -> list[Case]:
     """What one of the methods asked for stands for."""
     if method == ALL:
-        return [case for name in METHODS.names() for case in _registered(name, budgets)]
+        return [case for name, _ in METHODS.items() for case in _registered(name, budgets)]
     if method in (FULL, TEXT_ONLY):
         return []  # probes
     if method == "random":

@@ -15,7 +15,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.cases import Case, cases
 from vlmcompress.eval.run.provenance import of_run
 from vlmcompress.eval.run.runner import Job, Progress, Share, pieces, run
-from vlmcompress.eval.run.store import RUN, Store, begin, read_run
+from vlmcompress.eval.run.store import RUN, Store, begin, read_run_json
 from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.eval.tasks.task import Task
 from vlmcompress.models import loading
@@ -116,7 +116,7 @@ class Evaluation:
     def _description(self, folder: Path) -> dict[str, Any]:
         """The content of run.json; cases of the run that the folder holds stay."""
         plan = self.plan
-        known = read_run(folder) if (folder / RUN).exists() else {"cases": {}, "tasks": []}
+        known = read_run_json(folder) if (folder / RUN).exists() else {"cases": {}, "tasks": []}
         mine = {job.task.name: _pairs(job.cases) for job in self.jobs}
         described = {
             task.name: {**task.describe(), "limit": plan.limit_of(task.name)} for task in self.tasks
@@ -173,7 +173,7 @@ def _union(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
 
 
 def _share(device: str | None) -> Share:
-    """Of the processes that `accelerate launch` has started; alone without it."""
+    """Which part of the work this process has, of those that `accelerate launch` started."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Share()
     from accelerate import PartialState

@@ -80,7 +80,7 @@ def machine(command: str, device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of the checkout that this file belongs to; None outside of one."""
+    """The commit of the checkout that this file belongs to; None outside of one."""
     try:
         return subprocess.run(
             ["git", "rev-parse", "HEAD"],

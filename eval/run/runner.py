@@ -51,7 +51,7 @@ class Piece:
 
 
 def pieces(jobs: Sequence[Job], size: int, share: Share, done: Container[Key]) -> list[Piece]:
-    """What is left for a process to do.
+    """The questions that a process still has to ask.
 
     What is in a batch does not depend on how many processes there are or what is done already, for
     how far a row is padded, and so the last bits of its logits, depends on its neighbors.

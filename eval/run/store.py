@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.eval.extras import needs_eval
 from vlmcompress.eval.run.cases import Case
 from vlmcompress.files import write_json
 
 RUN, ANSWERS, TIMES = "run.json", "answers", "times"
+_LOCK = ".lock"
 
 Key = tuple[str, int, Case]
 """Task, index of the sample, case."""
@@ -78,7 +81,7 @@ def read_lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
                     ) from None
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run_json(folder: Path) -> dict[str, Any]:
     """The content of run.json.
 
     Raises:
@@ -95,6 +98,39 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 _SAME = ("model", "weights_sha256", "dtype", "attention", "batch", "seed")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if it is not there.
+
+    Raises:
+        VLMCompressError: a run that has not ended is at work in it; or it cannot be made.
+    """
+    with needs_eval():
+        from filelock import FileLock, Timeout
+
+    _make(folder)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise VLMCompressError(
+            f"another eval is at work in folder {str(folder)!r}: wait for it, or give another --out"
+        ) from None
+    except OSError as error:
+        raise VLMCompressError(f"cannot lock {str(folder)!r}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_free(folder: Path) -> None:
+    """Raise a VLMCompressError if another run is at work in the folder; nothing is made."""
+    if (folder / _LOCK).exists():
+        with claimed(folder):
+            pass
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -114,12 +150,16 @@ def begin(folder: Path, run: Mapping[str, Any], resume: bool) -> None:
     """
     check_folder(folder, resume)
     if (folder / RUN).exists():
-        _compare(folder, read_run(folder), run)
+        _compare(folder, read_run_json(folder), run)
+    _make(folder)
+    write_json(folder / RUN, run)
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VLMCompressError(f"cannot make {str(folder)!r}: {error.strerror}") from error
-    write_json(folder / RUN, run)
 
 
 def _compare(folder: Path, found: Mapping[str, Any], run: Mapping[str, Any]) -> None:

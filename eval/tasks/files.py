@@ -90,7 +90,7 @@ class FileTask:
         )
 
     def score(self, sample: Sample, answer: str) -> float:
-        """Of 0 to 1."""
+        """How right an answer is, from 0 to 1."""
         return self.scorer.score(answer, sample.answers, sample.extra["choices"])
 
     def describe(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class WorldTask:
         ]
 
     def score(self, sample: Sample, answer: str) -> float:
-        """Of 0 to 1."""
+        """How right an answer is, from 0 to 1."""
         return self.scorer.score(answer, sample.answers)
 
     def describe(self) -> dict[str, Any]:

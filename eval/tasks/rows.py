@@ -14,7 +14,8 @@ from PIL.Image import Image
 
 from vlmcompress.errors import MediaError, VLMCompressError
 from vlmcompress.eval.extras import needs_eval
-from vlmcompress.media.images import check_file, read_image
+from vlmcompress.media.images import read_image
+from vlmcompress.media.regular_files import check_file
 
 DATA_SUFFIXES = (".jsonl", ".parquet")
 FIELDS = (

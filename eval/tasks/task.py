@@ -69,7 +69,7 @@ class Task(Protocol):
         ...
 
     def score(self, sample: Sample, answer: str) -> float:
-        """Of 0 to 1."""
+        """How right an answer is, from 0 to 1."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""What each thread is in the middle of, and what all threads that use a compressed model share."""
+"""What each thread that uses a compressed model is in the middle of."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,10 @@ from vlmcompress.patches.signals.signals import Encoded
 class CallState(PerThread):
     """The call that a thread is in."""
 
+    inside = False
+    """Whether it is in a call that the hooks act on."""
+    passing = False
+    """Whether it is in a call that began before the hooks were put on, and is left alone."""
     generating = False
     prompt: int | None = None
     """Tokens that `generate` was given."""
@@ -42,9 +45,13 @@ class CallState(PerThread):
     ended: Any = None
     """When the decoder stack began and ended."""
     trace: Trace | None = None
+    """Of the last call that it began."""
 
     def __init__(self) -> None:
         self.encoded: dict[str, Encoded] = {}
+        """What feature calls gave for the running forward."""
+        self.noted: dict[str, Encoded] = {}
+        """What those of the running `generate` gave."""
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -62,42 +69,21 @@ class CallState(PerThread):
     def end_generate(self) -> None:
         """Forget the call of `generate`."""
         self.generating, self.prompt, self.given, self.nothing_masked = False, None, None, None
+        self.own_loop, self.noted = False, {}
         self.end_forward()
 
     def end_forward(self) -> None:
         """Forget the forward, also one that failed."""
         self.call, self.encoded, self.stages, self.given_masks = None, {}, None, None
         self.next_state = self.solved = None
-        if not self.generating:
-            self.trace = None
 
+    def clear(self) -> None:
+        """Forget all but the trace: no call is running."""
+        self.end_generate()
+        self.inside = self.passing = False
+        self.started = self.ended = None
 
-class Shared:
-    """The last trace that any thread began, and the threads that are inside `generate`."""
-
-    def __init__(self) -> None:
-        self.trace = Trace()
-        self._changed = threading.Condition()
-        self._threads: list[int] = []
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
-        return Shared()
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Count this thread during the block."""
-        own = threading.get_ident()
-        with self._changed:
-            self._threads.append(own)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._threads.remove(own)
-                self._changed.notify_all()
-
-    def wait_for_others(self) -> None:
-        """Return when no other thread is inside."""
-        own = threading.get_ident()
-        with self._changed:
-            self._changed.wait_for(lambda: all(thread == own for thread in self._threads))
+    def fail(self) -> None:
+        """An exception ended the call: a prefill that was not done has met no budget."""
+        if self.trace is not None and not self.trace.prefilled:
+            self.trace.solved = None

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlmcompress.budget.planner import Planner
-from vlmcompress.patches.call.call_state import CallState, Shared
+from vlmcompress.patches.call.call_state import CallState
+from vlmcompress.patches.call.shared import Shared
 from vlmcompress.patches.cost.budget_solver import Solver
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.sequence.attention_masks import LayerKinds, layer_kinds
@@ -48,7 +49,7 @@ class Installed(ModelParts):
 
     @property
     def trace(self) -> Trace:
-        """Of the call that this thread is in, else of the last one that any thread began."""
+        """Of the last call that this thread began, else of the last one that any thread did."""
         return self.now.trace or self.shared.trace
 
     def begin(self) -> None:

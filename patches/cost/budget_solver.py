@@ -13,7 +13,8 @@ from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.sequence.call_trace import Solved, Trace
-from vlmcompress.patches.sequence.placeholders import Prompt
+from vlmcompress.patches.sequence.placeholders import Located, Prompt
+from vlmcompress.tokens import Layout
 
 
 class Solver:
@@ -40,12 +41,12 @@ class Solver:
         """
         budget, planner = self._planner.budget, self._planner
         assert budget is not None
-        layouts = [image.layout for image in prompt.images]
-        full = self._load(prompt, [None] * len(layouts))
+        layouts = [self._layout(image) for image in prompt.images]
+        full = self._load(prompt, self._whole(prompt))
         costs = self._times(prompt, full, encoder) if self.by_time else self._shares(full)
 
         def cost(share: float) -> float:
-            return costs(self._load(prompt, planner.at(share)(layouts, prompt.survivors)))
+            return costs(self._load(prompt, planner.at(share).plan(layouts, prompt.survivors)))
 
         shares = different_shares([len(layout) for layout in layouts])
         share, figure = largest_share(cost, shares, budget, planner.pipeline.name)
@@ -59,8 +60,23 @@ class Solver:
                 memory_of(self._model).last = key, lambda: trace.milliseconds()["selection"]
             return
         plans = [image.executed_plan for image in solved.images]
-        full = self._load(solved.prompt, [None] * len(plans))
+        full = self._load(solved.prompt, self._whole(solved.prompt))
         solved.measured = self._shares(full)(self._load(solved.prompt, plans))
+
+    def _layout(self, image: Located) -> Layout:
+        """What the budget of an image is about.
+
+        The encoder knows of no mask: with a method before the projector the whole image is.
+        """
+        return image.layout if self._planner.pipeline.upstream else image.open_layout
+
+    def _whole(self, prompt: Prompt) -> list[ImagePlan | None]:
+        """Per image the plan that keeps all of it: none, but where some of it is masked."""
+        layers = self._planner.layers
+        masked = [self._layout(image) is not image.layout for image in prompt.images]
+        kept = [[(g, len(g)) for g in self._layout(image).parts] for image in prompt.images]
+        plans = [ImagePlan(tuple(parts), {}, layers) for parts in kept]
+        return [plan if m else None for m, plan in zip(masked, plans, strict=True)]
 
     def _load(self, prompt: Prompt, plans: Sequence[ImagePlan | None]) -> Load:
         """Rows are padded to the longest, as the model computes them."""

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from vlmcompress.errors import UnsupportedModelError
-from vlmcompress.flops.exact import LayerShape, ModelShape, experts_of, windows_of
+from vlmcompress.flops.exact import LayerShape, ModelShape
+from vlmcompress.flops.paper_conventions import experts_of, windows_of
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 

@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 from vlmcompress.ops.score import attention_rows, propagate
+from vlmcompress.patches.hooks.arguments import device_of
 from vlmcompress.patches.sequence.attention_masks import Reach, VisibleKeys, inside
 from vlmcompress.patches.sequence.spans import Span
 from vlmcompress.patches.sequence.stage_layout import Captured, StageLayout
@@ -41,11 +42,13 @@ class CutContext:
         """The layer whose weights are used and the hidden states it is applied to."""
         if of == "previous":
             assert self.stages.stash is not None
-            return self.layers[self.layer - 1], self.stages.stash
+            layer, hidden = self.layers[self.layer - 1], self.stages.stash
+            return layer, hidden.to(device_of(layer, hidden.device))
         step = 1 if of == "next" else 0
         if self.layer + step >= len(self.layers):
             raise UnsupportedCallError(f"there is no layer after decoder layer {self.layer}")
-        return self.layers[self.layer + step], self.hidden
+        layer = self.layers[self.layer + step]
+        return layer, self.hidden.to(device_of(layer, self.hidden.device))
 
     def heads(self, of: Of, name: str, rows: tuple[int, Tensor] | None, rope: bool) -> Tensor:
         """Queries or keys [B, heads, R, hd] of all chunk tokens, or of some in one row."""
@@ -57,9 +60,10 @@ class CutContext:
         cos, sin = self._embeddings(of)
         if rows is not None:
             row, slots = rows
-            hidden = hidden[row : row + 1, slots]
+            hidden = hidden[row : row + 1, slots.to(hidden.device)]
             cos, sin = (
-                x.expand(len(self.hidden), -1, -1)[row : row + 1, slots] for x in (cos, sin)
+                x.expand(len(self.hidden), -1, -1)[row : row + 1, slots.to(x.device)]
+                for x in (cos, sin)
             )
         attention = layer.self_attn
         flat = getattr(attention, f"{name}_proj")(layer.input_layernorm(hidden))
@@ -67,12 +71,12 @@ class CutContext:
         norm = getattr(attention, f"{name}_norm", None)
         heads = (heads if norm is None else norm(heads)).transpose(1, 2)
         if not rope:
-            return heads
+            return heads.to(self.hidden.device)
         # The family's own rotary function, found where its attention class was written.
         rotate: Any = sys.modules[type(attention).__module__]
         cos, sin = cos.to(heads.device), sin.to(heads.device)
         rotated: Tensor = rotate.apply_rotary_pos_emb(heads, heads, cos, sin)[0]
-        return rotated
+        return rotated.to(self.hidden.device)
 
     def chunk_keys(self, of: Of, rope: bool) -> Tensor:
         """[B, Hkv, Q, hd]: keys of the chunk's tokens at the current stage."""
@@ -119,6 +123,7 @@ class CutContext:
         """[R, P + Q] bool: which of `all_keys` some slots [R] attend to; none where padding."""
         kind, reach = self._kind(of), self.reach(of)
         chunk = self.stages.counted(kind, self.stages.chunk_seen())
+        queries = queries.to(chunk.columns.device)
         given = self.stages.given_masks
         given = given.get(kind) if isinstance(given, Mapping) else given
         given = given[row : row + 1] if given is not None and len(given) > 1 else given
@@ -131,8 +136,9 @@ class CutContext:
         seen = torch.cat([*reached, own], 1)
         captured = self._captured(of, rope)
         if captured is not None and captured.mask is not None and captured.mask.dim() == 4:
-            seen = seen & _shown(captured.mask, row, queries)[:, -seen.shape[1] :]
-        return seen if chunk.valid is None else seen & chunk.valid[row, queries, None]
+            seen = seen & _shown(captured.mask, row, queries)[:, -seen.shape[1] :].to(seen.device)
+        seen = seen if chunk.valid is None else seen & chunk.valid[row, queries, None]
+        return seen.to(self.hidden.device)
 
     def scaling(self, of: Of) -> float:
         """What products of queries and keys are multiplied with."""
@@ -164,7 +170,8 @@ class CutContext:
         layers: list[Any] = self.stages.cache.layers if self.stages.cache is not None else []
         at = self._number(of)
         plain = at < len(layers) and type(layers[at]) is DynamicLayer
-        return layers[at].keys if plain and layers[at].is_initialized else None
+        keys = layers[at].keys if plain and layers[at].is_initialized else None
+        return None if keys is None else keys.to(self.hidden.device)
 
     def _embeddings(self, of: Of) -> tuple[Tensor, Tensor]:
         """cos and sin [B, Q, hd] of the chunk's tokens for the layer that `of` names."""
@@ -216,15 +223,19 @@ class DecoderLayerView:
 
     @property
     def index(self) -> Tensor:
-        return self.span.index
+        return self._there(self.span.index)
 
     @property
     def visual(self) -> Tensor:
-        return self.span.slots
+        return self._there(self.span.slots)
 
     @property
     def text(self) -> Tensor:
-        return self.context.stages.text[self.span.row]
+        return self._there(self.context.stages.text[self.span.row])
+
+    def _there(self, slots: Tensor) -> Tensor:
+        """Where the layer computes; the layout of the forward stays where the decoder begins."""
+        return slots.to(self.context.hidden.device)
 
     def attention(
         self,
@@ -254,7 +265,7 @@ class DecoderLayerView:
         assert last is not None
         slots = torch.arange(context.hidden.shape[1], device=context.hidden.device)
         # Answers so far hand nothing on: with a cache, the prefill does not know them.
-        mass = mass.to(slots.device) * (slots <= last[row])
+        mass = mass.to(slots.device) * (slots <= self._there(last[row]))
 
         def seen(start: int, stop: int) -> Tensor:
             return context.seen(of, True, row, slots[start:stop])
@@ -283,4 +294,5 @@ class DecoderLayerView:
                 "activations are those of the layer that just ran, and only for a method whose "
                 f"class says watches = True; got of={of!r}"
             )
-        return fired[self.span.row, rows].detach().float()
+        found = fired[self.span.row, rows.to(fired.device)]
+        return self._there(found).detach().float()

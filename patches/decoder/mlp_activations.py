@@ -7,29 +7,32 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.patches.call.call_state import CallState
+from vlmcompress.patches.hooks.attachments import Attachments
 
 
 def watch(
-    method: DecoderMethod | None, layers: Iterable[nn.Module], now: CallState
-) -> list[RemovableHandle]:
+    method: DecoderMethod | None,
+    layers: Iterable[nn.Module],
+    now: CallState,
+    attached: Attachments,
+) -> None:
     """Hook the MLP of every decoder layer; each remembers only where the next layer cuts.
 
     Args:
         method: nothing is hooked unless it watches neurons.
         layers: of the decoder.
         now: knows the stages of the running forward, which gets what is remembered.
+        attached: to put the hooks on.
 
     Raises:
         UnsupportedModelError: a layer has several MLPs, as a mixture of experts has.
     """
-    handles: list[RemovableHandle] = []
     if method is None or not method.watches:
-        return handles
+        return
     for number, layer in enumerate(layers):
         down = getattr(getattr(layer, "mlp", None), "down_proj", None)
         if not isinstance(down, nn.Module):
@@ -37,9 +40,7 @@ def watch(
                 f"{method.name} needs the neurons of one MLP in each decoder layer, and layer "
                 f"{number} ({type(layer).__name__}) has a mixture of experts or none"
             )
-        hook = functools.partial(_remember, now, number)
-        handles.append(down.register_forward_pre_hook(hook))
-    return handles
+        attached.before(down, functools.partial(_remember, now, number), kwargs=False)
 
 
 def _remember(now: CallState, number: int, module: nn.Module, args: Any) -> None:

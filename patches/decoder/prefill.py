@@ -13,18 +13,19 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.before_projector import EncoderMethod
-from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.ops.gather import axes_first, axes_last, take_all
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.decoder import prompt_rows
 from vlmcompress.patches.decoder.continuation import lay_out
-from vlmcompress.patches.decoder.selection import Chosen, choose
+from vlmcompress.patches.decoder.selection import Chosen, choose, some_of
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.call_trace import ImageTrace
-from vlmcompress.patches.sequence.deepstack import follow, follow_in_loop, looked_at, merge
+from vlmcompress.patches.sequence.deepstack import added, follow_in_loop, looked_at
 from vlmcompress.patches.sequence.packing import pack, slot_of
-from vlmcompress.patches.sequence.per_token import DEEPSTACK, kept_of
+from vlmcompress.patches.sequence.per_token import kept_of
 from vlmcompress.patches.sequence.placeholders import (
     Located,
     Pieces,
@@ -37,7 +38,7 @@ from vlmcompress.patches.sequence.spans import Span
 from vlmcompress.patches.sequence.stage_layout import StageLayout
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import ChunkIds, Encoded
-from vlmcompress.tokens import Grid, Reduction
+from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 
 class Prefill:
@@ -57,6 +58,7 @@ class Prefill:
     ) -> None:
         self.installed, self.encoded, self.kwargs = installed, encoded, kwargs
         self.embeds: Tensor = kwargs["inputs_embeds"]
+        self.checks = Checks()
         self.batch, self.length = self.embeds.shape[:2]
         self.cache = cache_of(kwargs)
         self.past = int(self.cache.get_seq_length()) if self.cache is not None else 0
@@ -68,26 +70,20 @@ class Prefill:
         self.ids: Tensor = ids
         family = installed.family
         layouts = {modality: found.layouts for modality, found in encoded.items()}
-        self.images = locate(ids, family.placeholders(installed.model), layouts, family.continues)
-        self.survivors = [self._survivors_of(image) for image in self.images]
+        self.valid = self._chunk_valid()
+        everything = torch.ones(self.batch, self.length, dtype=torch.bool)
+        self.unmasked = everything if self.valid is None else self.valid.cpu()
+        images = locate(ids, family.placeholders(installed.model), layouts, family.continues)
+        self.images = [image.under(self.unmasked[image.row]) for image in images]
+        self.survivors = [prompt_rows.open_survivors(image, encoded) for image in self.images]
         """Per image: what a method before the projector left; None without such a method."""
         end = self.length if prompt is None else min(self.length, prompt - self.past)
         self.prompt_end = end
-        self.valid = self._chunk_valid()
         self.planner = self._resolved_planner()
-        self.plans = self.planner(
-            [image.layout for image in self.images],
+        self.plans = self.planner.plan(
+            [image.open_layout for image in self.images],
             self._surviving_grids(),
         )
-
-    def _survivors_of(self, image: Located) -> Survivors | None:
-        pieces = []
-        for modality, number in image.pieces:
-            found = self.encoded[modality].survivors
-            if found is None:
-                return None
-            pieces.append(found[number])
-        return pieces[0] if len(pieces) == 1 else Survivors.join(pieces)
 
     def _surviving_grids(self) -> list[tuple[Grid, ...] | None]:
         return [None if one is None else one.grids for one in self.survivors]
@@ -99,7 +95,8 @@ class Prefill:
         if solver is None:
             return installed.planner
         if now.solved is None:
-            prompt = Prompt.of(self.ids, self.valid, self.images, self._surviving_grids())
+            grids = self._surviving_grids()
+            prompt = Prompt.of(self.ids, self.valid, self.images, grids)
             trace, device = installed.trace, self.embeds.device
             with trace.timed("calibration", device), now.aside():
                 now.solved = solver.solve(prompt, lambda: trace.milliseconds()["encoder"])
@@ -116,20 +113,25 @@ class Prefill:
 
     def run(self) -> dict[str, Any] | None:
         """Shorten the sequence; None when every token is kept and nothing has to change."""
+        with collected(self.checks):
+            return self._shortened()
+
+    def _shortened(self) -> dict[str, Any] | None:
         kept, reductions = self._select()
         self._record(kept, reductions)
         idle = all(
-            len(indices) == len(image.layout) and not plan.schedule and reduction is None
+            len(indices) == len(image.open) and not plan.schedule and reduction is None
             for image, plan, indices, reduction in zip(
                 self.images, self.plans, kept, reductions, strict=True
             )
         )
         if idle:
+            self.checks.settle()
             return None
-        embeds = self._place(kept, reductions)
+        embeds = prompt_rows.place(self.embeds, self.images, kept, reductions)
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
-        changed = self._inputs(embeds) | self._deepstack(reductions)
+        changed = self._inputs(embeds) | added(self.kwargs, self.images, reductions, self.chunk)
         changed |= follow_in_loop(self.kwargs, self.images, reductions, self.chunk)
         return kept_of(self.kwargs, self.chunk.index) | changed
 
@@ -139,7 +141,7 @@ class Prefill:
         Where a method keeps another number than was planned, the plan follows.
         """
         done: dict[Pieces, Chosen] = {}
-        checks = Checks()
+        checks = self.checks
         with self.installed.trace.timed("selection", self.embeds.device):
             for number, (image, plan) in enumerate(zip(self.images, self.plans, strict=True)):
                 if image.pieces not in done:  # beams repeat a prompt, and so its choices
@@ -147,7 +149,6 @@ class Prefill:
                 counts = done[image.pieces].counts
                 if counts != tuple(kept for _, kept in plan.parts):
                     self.plans[number] = self.planner.pipeline.revised(plan, counts)
-            checks.settle()
         chosen = [done[image.pieces] for image in self.images]
         return [one.kept for one in chosen], [one.merged for one in chosen]
 
@@ -157,19 +158,14 @@ class Prefill:
         """The choice in raster indices of the image."""
         planner, device = self.planner, self.embeds.device
         method = planner.pipeline.projector
-        alive = torch.arange(len(image.layout)) if survivors is None else survivors.alive
-        alive = alive.to(device)
+        alive = (image.open if survivors is None else survivors.alive).to(device)
         may_keep_fewer = method is not None and method.adaptive and planner.budget is None
-        if method is None or (plan.keep >= plan.given and not may_keep_fewer):
+        whole = plan.keep >= plan.given and not may_keep_fewer
+        if method is None or whole or not len(alive):
             return Chosen(alive, tuple(kept for _, kept in plan.parts))
-        chunk = ChunkIds(self.ids, self.valid, self.prompt_end)
-        tokens = self.installed.signals.tokens(image, self.encoded, looked_at(self.kwargs), chunk)
-        grids = image.layout.parts
-        if survivors is not None:
-            merges = isinstance(planner.pipeline.upstream, EncoderMethod)
-            sizes = survivors.sizes.to(device) if merges else None
-            tokens = replace(tokens, features=tokens.features[alive], sizes=sizes)
-            grids = survivors.grids
+        prompt_rows.check_grid(method, image, plan)
+        tokens = self._tokens(image)
+        grids = image.open_layout.parts if survivors is None else survivors.grids
         method_order = self.installed.order == "method"
         found = choose(method, plan, tokens, grids, may_keep_fewer, method_order, checks)
         kept, merged = alive[found.kept.to(device)], found.merged
@@ -177,10 +173,37 @@ class Prefill:
             merged = replace(merged, members=alive[merged.members.to(device)])
         return Chosen(kept, found.counts, merged)
 
+    def _tokens(self, image: Located) -> VisualTokens:
+        """What a method may look at: no token that is gone already, none that is masked."""
+        chunk = ChunkIds(self.ids, self.valid, self.prompt_end)
+        tokens = self.installed.signals.tokens(image, self.encoded, looked_at(self.kwargs), chunk)
+        survivors = prompt_rows.survivors_of(image, self.encoded)
+        left = torch.arange(len(image.layout))
+        if survivors is not None:
+            left = survivors.alive
+            merges = isinstance(self.planner.pipeline.upstream, EncoderMethod)
+            sizes = survivors.sizes.to(self.embeds.device) if merges else None
+            features = tokens.features[left.to(self.embeds.device)]
+            tokens = replace(tokens, features=features, sizes=sizes)
+        if image.unmasked is None:
+            return tokens
+        return some_of(tokens, torch.isin(left, image.unmasked).nonzero()[:, 0])
+
     def _record(self, kept: list[Tensor], reductions: list[Reduction | None]) -> None:
         trace, layers = self.installed.trace, len(self.installed.layers)
         self.traces = [
-            ImageTrace(image.row, image.layout, plan, layers, indices, reduction, survivors)
+            ImageTrace(
+                image.prompt,
+                image.layout,
+                plan,
+                layers,
+                indices,
+                reduction,
+                survivors,
+                separators={0: len(image.separators)},
+                masked=len(image.layout) - len(image.open),
+                notes=self.installed.planner.notes(image.open_layout, plan),
+            )
             for image, plan, indices, reduction, survivors in zip(
                 self.images, self.plans, kept, reductions, self.survivors, strict=True
             )
@@ -194,17 +217,6 @@ class Prefill:
                     trace.images.append(record)
                 seen.add(image.pieces)
 
-    def _place(self, kept: list[Tensor], reductions: list[Reduction | None]) -> Tensor:
-        """Embeddings with merged features written at the place of each group."""
-        if all(reduction is None for reduction in reductions):
-            return self.embeds
-        embeds = self.embeds.clone()
-        for image, indices, reduction in zip(self.images, kept, reductions, strict=True):
-            if reduction is not None:
-                columns = image.columns.to(embeds.device)[indices]
-                embeds[image.row, columns] = reduction.features.to(embeds)
-        return embeds
-
     def _pack(self, kept: list[Tensor]) -> tuple[Slots, Tensor, int]:
         """Chunk columns of the kept slots, the kept columns [B, L], and the longest row."""
         device = self.embeds.device
@@ -212,17 +224,19 @@ class Prefill:
         if self.valid is not None:
             keep &= self.valid.to(device)
         self.counts = keep.sum(1).tolist() if self.valid is not None else [self.length] * self.batch
-        if all(len(k) == len(i.layout) for i, k in zip(self.images, kept, strict=True)):
-            # Only decoder layers drop: leave padding where it is.
+        if all(len(k) == len(i.open) for i, k in zip(self.images, kept, strict=True)):
+            # Only decoder layers drop: leave what is masked where it is.
             self.separators = [image.separators.to(device) for image in self.images]
             columns = torch.arange(self.length, device=device).expand(self.batch, self.length)
             return Slots(columns, self.valid), torch.ones_like(keep), self.length
         self.separators = []
         for image, indices in zip(self.images, kept, strict=True):
             columns, own = image.columns.to(device), image.separators.to(device)
-            closed, separators = close(keep[image.row], columns, indices, indices, own)
+            were = image.columns[image.open].to(device)
+            closed, separators = close(keep[image.row], were, columns[indices], indices, own)
             self.counts[image.row] -= closed
             self.separators.append(separators)
+        prompt_rows.check_rows(self.counts, self.valid)
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
         if self.installed.order == "method":
@@ -239,19 +253,11 @@ class Prefill:
             self.installed, self.kwargs, self.past, Slots(chunk.index + self.past, chunk.valid)
         )
         slot = slot_of(keep, size)
-        ends = self._text_starts()
-        last = []
-        valid = torch.ones_like(keep) if self.valid is None else self.valid.to(device)
-        host = valid[:, : self.prompt_end].cpu()
-        for row in range(self.batch):
-            columns = host[row].nonzero()[:, 0]
-            last.append(int(columns[-1]))
-            if last[-1] == ends[row]:
-                raise UnsupportedCallError(
-                    f"prompt {row} ends with an image: put the question after it"
-                )
-            stages.text.append(slot[row, columns[columns > ends[row]].to(device)])
-        stages.last = slot.gather(1, torch.tensor(last, device=device)[:, None])[:, 0]
+        texts = prompt_rows.questions(self.unmasked[:, : self.prompt_end], self.images, self.plans)
+        stages.text = [slot[row, text.to(device)] for row, (text, _) in enumerate(texts)]
+        last = torch.tensor([last for _, last in texts], device=device)
+        # Only cuts look at it, and a prompt with cuts does not end with what may be dropped.
+        stages.last = slot.gather(1, last[:, None])[:, 0].clamp_min(0)
         stages.counts = list(self.counts)
         stages.generated = self.length - self.prompt_end
         for image, indices, placed, trace in zip(
@@ -264,14 +270,8 @@ class Prefill:
             stages.spans.append(Span(image.row, slots, indices, separators, trace))
         layers = {layer for plan in self.plans for layer in plan.schedule}
         stages.cuts = tuple(sorted(layers))
+        stages.checks = self.checks  # one wait for all of them, when the layers are done
         self.stages = stages
-
-    def _text_starts(self) -> list[int]:
-        """Per row the column of its last placeholder, -1 without any."""
-        ends = [-1] * self.batch
-        for image in self.images:
-            ends[image.row] = max(ends[image.row], int(image.placeholders[-1]))
-        return ends
 
     def _inputs(self, embeds: Tensor) -> dict[str, Any]:
         """The decoder's arguments for the shortened sequence."""
@@ -292,12 +292,3 @@ class Prefill:
             "position_ids": positions,
             "attention_mask": mask,
         }
-
-    def _deepstack(self, reductions: list[Reduction | None]) -> dict[str, Any]:
-        """Features to be added in later layers, for the tokens that are kept."""
-        mask, features = (self.kwargs.get(name) for name in DEEPSTACK)
-        if mask is None or features is None:
-            return {}
-        merged = merge(mask, features, self.images, reductions)
-        mask, features = follow(mask, merged, self.chunk)
-        return dict(zip(DEEPSTACK, (mask, features), strict=True))

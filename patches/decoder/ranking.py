@@ -26,7 +26,7 @@ def ranked(context: CutContext, method: DecoderMethod) -> list[Tensor]:
 def _kept(context: CutContext, method: DecoderMethod, span: Span) -> Tensor:
     alive, schedule = len(span.slots), span.trace.plan.schedule
     if context.layer not in schedule:
-        return torch.arange(alive, device=context.hidden.device)
+        return torch.arange(alive, device=span.slots.device)
     count = min(schedule[context.layer], alive)
     kept = method.keep(DecoderLayerView(context, span), count)
 
@@ -41,7 +41,7 @@ def _kept(context: CutContext, method: DecoderMethod, span: Span) -> Tensor:
     if not places or not (len(kept) <= alive if method.adaptive else len(kept) == count):
         context.stages.checks.settle()  # a mistake of an earlier cut comes first
         raise wrong(kept.tolist() if isinstance(kept, Tensor) else kept)
-    kept = kept.to(context.hidden.device)
+    kept = kept.to(span.slots.device)
     good = (kept.diff() > 0).all() & (kept[:1] >= 0).all() & (kept[-1:] < alive).all()
     context.stages.checks.expect(good, lambda: wrong(kept.tolist()))
     return kept.where(good, torch.arange(len(kept), device=kept.device))

@@ -151,16 +151,20 @@ _PER_TOKEN = ("features", "relevance", "projection", "sizes", *AT_FEATURE, *PER_
 
 def part_of(tokens: VisualTokens, grid: Grid, start: int, part: int) -> VisualTokens:
     """The tokens of one of several grids of an image, which begins with token `start`."""
-    own = slice(start, start + len(grid))
+    tokens = replace(tokens, grid=grid, part=part)
     if len(grid) == len(tokens.features):
-        return replace(tokens, grid=grid, part=part)
-    fields = {name: _cut(getattr(tokens, name), own) for name in _PER_TOKEN}
-    return replace(tokens, grid=grid, part=part, **fields)
+        return tokens
+    return some_of(tokens, slice(start, start + len(grid)))
 
 
-def _cut(value: Any, own: slice) -> Any:
+def some_of(tokens: VisualTokens, own: Tensor | slice) -> VisualTokens:
+    """Features and signals of some tokens: indices or a slice. The grid stays as it is."""
+    return replace(tokens, **{name: _cut(getattr(tokens, name), own) for name in _PER_TOKEN})
+
+
+def _cut(value: Any, own: Tensor | slice) -> Any:
     if isinstance(value, Mapping):
-        return {layer: values[own] for layer, values in value.items()}
+        return {layer: _cut(values, own) for layer, values in value.items()}
     if isinstance(value, Projection):
         return used_by(value, own)
-    return None if value is None else value[own]
+    return None if value is None else value[own if isinstance(own, slice) else own.to(value.device)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -22,7 +22,8 @@ from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.placeholders import Prompt, locate
-from vlmcompress.patches.signals.signals import Encoded, Signals
+from vlmcompress.patches.signals.known_features import note
+from vlmcompress.patches.signals.signals import Encoded
 from vlmcompress.tokens import Layout
 
 Run = Callable[..., Any]
@@ -104,11 +105,13 @@ class FeatureCalls:
         self._installed = installed
         self._method = before_projector(installed, installed.planner)
 
+    def calls(self) -> Iterator[tuple[str, Callable[..., Any]]]:
+        """The name of each call, and what runs instead: `call(original, ...)`."""
+        for modality, name in self._installed.family.feature_calls.items():
+            yield name, functools.partial(self._call, modality)
+
     def hook(self, attached: Attachments) -> None:
-        """Hook the vision tower where a method acts in it, and the calls themselves."""
-        installed = self._installed
-        for modality, name in installed.family.feature_calls.items():
-            attached.wrap(installed.base, name, functools.partial(self._call, modality))
+        """Hook the vision tower where a method acts in it."""
         if self._method is not None:
             self._method.hook(attached)
 
@@ -121,7 +124,7 @@ class FeatureCalls:
         signals, name = self._installed.signals, self._installed.planner.pipeline.name
         for modality, found in encoded.items():
             by = found.by if found.survivors is not None else None
-            if by is not (None if self._method is None else signals):
+            if by is not (None if self._method is None else signals.mark):
                 raise UnsupportedCallError(
                     f"the {modality} was not encoded with {name}: encode it after compress(), or "
                     "give its pixels"
@@ -152,8 +155,8 @@ class FeatureCalls:
                 return output
             if method is not None:
                 encoded = method.put_back(done, modality, call, output, encoded)
-        Signals.hand_over(output, encoded)
-        installed.now.encoded[modality] = encoded
+        note(output, encoded)
+        installed.now.encoded[modality] = installed.now.noted[modality] = encoded
         return output
 
     def _planner_ahead(

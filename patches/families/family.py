@@ -156,6 +156,11 @@ class Family:
         """The grid of every image where the family has only one, so that budgets fail early."""
         return None
 
+    def largest_image(self, model: nn.Module) -> int | None:
+        """Tokens of the largest image or clip; None where nothing in the model limits them."""
+        grid = self.fixed_grid(model)
+        return None if grid is None else len(grid)
+
     def image_grid_of_tile(
         self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
     ) -> Grid | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ class LlavaNext(Family):
         newline: Any = self.base(model).get_parameter("image_newline")
         return [_with_newlines(tokens, newline, side(model)) for tokens in features]
 
+    def largest_image(self, model: nn.Module) -> int | None:
+        if self.video:
+            return None  # clips may be of any length
+        config: Any = model.config
+        patch = int(config.vision_config.patch_size)
+        tiles = [(h // patch) * (w // patch) for h, w in config.image_grid_pinpoints]
+        return int(side(model) ** 2 + max(tiles))
+
     def image_grid_of_tile(
         self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
     ) -> Grid | None:
@@ -52,17 +60,25 @@ def _with_newlines(tokens: Tensor, newline: Tensor, side: int) -> Layout:
 
     Args:
         tokens: [N, D]: the overview, then the rows of the image, each with a newline at its end;
-            or only the overview and one newline.
+            or only the overview and one newline. A picture that is 72 times as wide as high, or
+            as high as wide, leaves the tiles without a row, or the rows without a patch.
         newline: [D].
         side: of the overview.
     """
     rows = int((tokens == newline.to(tokens)).all(-1).sum())
     overview, rest = side * side, len(tokens) - side * side
-    width = rest // rows - 1
-    if width == 0:
-        return Layout((Grid(1, side, side),), (Separator(overview, 0, overview),))
+    width = rest // max(rows, 1) - 1
+    if width < 1:
+        return Layout((Grid(1, side, side),), tuple(_of_overview(rows, side)))
     starts = [overview + row * width for row in range(rows)]
     separators = (
         Separator(start + width + row, start, start + width) for row, start in enumerate(starts)
     )
     return Layout((Grid(1, side, side), Grid(1, rows, width)), tuple(separators))
+
+
+def _of_overview(rows: int, side: int) -> Iterator[Separator]:
+    """Newlines of rows without a patch: each stays with the overview's row at its height."""
+    for row in range(rows):
+        first, after = row * side // rows, max(row * side // rows + 1, (row + 1) * side // rows)
+        yield Separator(side * side + row, first * side, after * side)

@@ -9,7 +9,11 @@ from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.generic import Generic
 from vlmcompress.registry import Registry
 
-FAMILIES: Registry[Family] = Registry("model family", "vlmcompress.patches.families.family:Family")
+FAMILIES: Registry[Family] = Registry(
+    "model family",
+    "vlmcompress.patches.families.family:Family",
+    group="vlmcompress.families",
+)
 
 
 for _name, _entry in {
@@ -39,9 +43,10 @@ def family_of(model: nn.Module) -> Family:
 
     Raises:
         UnsupportedModelError: no adapter serves it, or a seam is missing; the message says which.
+        PlugInError: an adapter of another package serves it, and is broken.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type in FAMILIES.names():
+    if isinstance(model_type, str) and model_type in FAMILIES:
         family = FAMILIES.get(model_type)()
         if not isinstance(model, family.model_class()):
             raise UnsupportedModelError(

@@ -6,11 +6,36 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers.cache_utils import Cache
 
 CACHE_NAMES = ("cache", "past_key_values")
 """What releases of transformers call the KV cache, as an argument and as a field of outputs."""
+
+_ON_HOST: Any = WeakIdKeyDictionary()
+
+
+def on_host(values: Any) -> Any:
+    """A tensor as lists, for which the device is waited for once while it stays as it is."""
+    if not isinstance(values, Tensor):
+        return values
+    if values.device.type == "cpu" or values.is_inference():
+        return values.tolist()
+    known = _ON_HOST.get(values)
+    if known is None or known[0] != values._version:
+        known = _ON_HOST[values] = values._version, values.tolist()
+    return known[1]
+
+
+def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where a module computes; accelerate knows it for weights that rest elsewhere."""
+    placed = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if placed is not None:
+        return torch.device(placed)
+    weights = (weight.device for weight in module.parameters() if not weight.is_meta)
+    return next(weights, otherwise)
 
 
 def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -43,11 +68,14 @@ def cache_name(forward: Callable[..., Any]) -> str | None:
 
 
 def caches_in(output: Any) -> list[Cache]:
-    """The KV caches that a forward returned, as a tuple or under whichever name."""
-    if isinstance(output, tuple):
-        return [part for part in output if isinstance(part, Cache)]
-    fields = (vars(output).get(name) for name in CACHE_NAMES)
-    return [part for part in fields if isinstance(part, Cache)]
+    """The KV caches that a forward returned, as a tuple or under whichever name.
+
+    None of a forward that failed, which gave nothing.
+    """
+    # Not getattr: newer outputs answer to the older name, too, with a warning.
+    fields = getattr(output, "__dict__", {})
+    parts = output if isinstance(output, tuple) else map(fields.get, CACHE_NAMES)
+    return [part for part in parts if isinstance(part, Cache)]
 
 
 def carries_images(kwargs: dict[str, Any]) -> bool:

@@ -4,29 +4,61 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from vlmcompress.errors import UnsupportedModelError
 
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_MARKS = (
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+"""Where PyTorch keeps how each hook wants to be called."""
+
+
+@dataclass
+class _Note:
+    """Something that was put on, or is about to be."""
+
+    owner: nn.Module
+    what: str | Callable[..., Any]
+    """The name of an attribute, or a hook."""
+    number: int | None = None
+    """PyTorch's, of a hook; a deep copy has the same numbers and other hooks."""
+    replaces: bool = False
+    """Whether the instance had that attribute itself, with the value `before`."""
+    before: Any = None
+
 
 class Attachments:
-    """Hooks and instance attributes. A deep copy belongs to the copied modules."""
+    """Hooks and instance attributes. A deep copy belongs to the copied modules.
+
+    What is about to be put on is noted first: an exception such as Ctrl-C can come between any two
+    steps, and nothing may stay behind that `remove` does not know of.
+    """
 
     def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
-        self._attributes: list[tuple[nn.Module, str]] = []
-        self._replaced: list[tuple[nn.Module, str, Any]] = []
+        self._notes: list[_Note] = []
 
-    def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call `hook(module, args, kwargs)` before each forward."""
-        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    def before(self, module: nn.Module, hook: Callable[..., Any], *, kwargs: bool = True) -> None:
+        """Call `hook(module, args, kwargs)` before each forward, or `hook(module, args)`."""
+        note = self._note(module, hook)
+        note.number = module.register_forward_pre_hook(hook, with_kwargs=kwargs).id
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call `hook(module, args, kwargs, output)` after each forward, also one that fails."""
-        self._handles.append(module.register_forward_hook(hook, with_kwargs=True, always_call=True))
+        note = self._note(module, hook)
+        handle = module.register_forward_hook(hook, with_kwargs=True, always_call=True)
+        note.number = handle.id
+
+    def look(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, args, output)` after each forward that ends well."""
+        note = self._note(module, hook)
+        note.number = module.register_forward_hook(hook).id
 
     def change(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Let `hook(module, args, kwargs, output)` change what each forward gives.
@@ -34,20 +66,17 @@ class Attachments:
         It runs before all other hooks, so that these see the change: transformers collects hidden
         states with hooks.
         """
-        self._handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=True))
-
-    def take_over(self, handles: list[RemovableHandle]) -> None:
-        """Remove these hooks, too, when the time comes."""
-        self._handles += handles
+        note = self._note(module, hook)
+        note.number = module.register_forward_hook(hook, with_kwargs=True, prepend=True).id
 
     def set(self, owner: nn.Module, name: str, value: Any) -> None:
         """Set an attribute of this instance only."""
+        self._note(owner, name)
         object.__setattr__(owner, name, value)
-        self._attributes.append((owner, name))
 
     def replace(self, owner: nn.Module, name: str, value: Any) -> None:
         """Set an attribute that the instance has, and give its own value back in the end."""
-        self._replaced.append((owner, name, vars(owner)[name]))
+        self._notes.append(_Note(owner, name, replaces=True, before=vars(owner)[name]))
         object.__setattr__(owner, name, value)
 
     def wrap(self, owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
@@ -66,14 +95,30 @@ class Attachments:
         self.set(owner, name, functools.wraps(original)(functools.partial(wrapper, original)))
 
     def remove(self) -> None:
-        """Take everything off; harmless when called twice."""
-        for handle in self._handles:
-            handle.remove()
-        for owner, name in self._attributes:
-            vars(owner).pop(name, None)
-        for owner, name, value in self._replaced:
-            object.__setattr__(owner, name, value)
-        self._handles, self._attributes, self._replaced = [], [], []
+        """Take everything off, the last first; harmless when called twice or half done."""
+        while self._notes:
+            note = self._notes[-1]
+            if not isinstance(note.what, str):
+                _take_off(note)
+            elif note.replaces:
+                object.__setattr__(note.owner, note.what, note.before)
+            else:
+                vars(note.owner).pop(note.what, None)
+            self._notes.pop()
+
+    def _note(self, owner: nn.Module, what: str | Callable[..., Any]) -> _Note:
+        self._notes.append(_Note(owner, what))
+        return self._notes[-1]
+
+
+def _take_off(note: _Note) -> None:
+    """Remove a hook, also one whose number never became known."""
+    for name in _HOOKS:
+        hooks: dict[int, Any] = getattr(note.owner, name)
+        for number in [n for n, one in list(hooks.items()) if n == note.number or one is note.what]:
+            for marks in _MARKS:
+                getattr(note.owner, marks).pop(number, None)
+            hooks.pop(number, None)
 
 
 def check_compiled(model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from vlmcompress.budget.clock import Mark, mark, milliseconds
 from vlmcompress.budget.planner import Planner
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.method import tokens_per_layer
@@ -18,8 +18,6 @@ from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.report.report import ImageReport
 from vlmcompress.tokens import Grid, Layout, Reduction
 
-Mark = float | torch.cuda.Event
-
 _PARTS = ("encoder", "selection", "prefill", "decode")
 _HIDDEN = ("calibration", "head")
 """Of budgets in milliseconds: what is measured inside a prefill, and the head after it."""
@@ -27,25 +25,6 @@ _SIGNALS = "signals"
 """Collected after the encoder, for the selection."""
 _PENDING = 1024
 """Marks kept before they are added up, so that a long-lived model does not collect them."""
-
-
-def mark(device: torch.device) -> Mark:
-    """A point in time on `device`; on CUDA an event, so that nothing waits."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def milliseconds(start: Mark, end: Mark) -> float:
-    """Time between two marks of one device."""
-    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-        end.synchronize()
-        return float(start.elapsed_time(end))
-    assert isinstance(start, float)
-    assert isinstance(end, float)
-    return (end - start) * 1000
 
 
 @dataclass
@@ -64,6 +43,10 @@ class ImageTrace:
     cuts: dict[int, Tensor] = field(default_factory=dict)
     separators: dict[int, int] = field(default_factory=dict)
     """Decoder layer -> separators that enter it and the layers after it."""
+    masked: int = 0
+    """Tokens that the attention mask closes."""
+    notes: list[str] = field(default_factory=list)
+    """For the report."""
 
     @property
     def executed_plan(self) -> ImagePlan:
@@ -88,7 +71,13 @@ class ImageTrace:
             per_layer=per_layer,
             mean=sum(per_layer) / self.layers,
             separators=tokens_per_layer(self.layers, len(self.layout.separators), self.separators),
+            masked=self.masked,
+            notes=self._masked() + self.notes,
         )
+
+    def _masked(self) -> list[str]:
+        few = f"{self.masked} of its tokens are closed by the attention mask"
+        return [few] if self.masked else []
 
     def _groups(self) -> list[list[int]] | None:
         """Per token the tokens merged into it; None where nothing was merged."""

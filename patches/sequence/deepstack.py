@@ -18,8 +18,24 @@ from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.tokens import Reduction
 
+DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
+"""Arguments of decoders that are told to add features."""
 _MASK, _FEATURES = "vision_mask", "deepstack_features"
 """Arguments of decoders that add features in their loop: [B, L, D] bool and layer -> rows."""
+
+
+def added(
+    kwargs: Mapping[str, Any],
+    images: Sequence[Located],
+    reductions: Sequence[Reduction | None],
+    kept: Slots,
+) -> dict[str, Any]:
+    """The arguments `DEEPSTACK`, if the decoder was given any, for the tokens that are kept."""
+    mask, features = (kwargs.get(name) for name in DEEPSTACK)
+    if mask is None or features is None:
+        return {}
+    mask, features = follow(mask, merge(mask, features, images, reductions), kept)
+    return dict(zip(DEEPSTACK, (mask, features), strict=True))
 
 
 def in_loop(arguments: Mapping[str, Any]) -> tuple[Tensor, dict[int, Tensor]] | None:

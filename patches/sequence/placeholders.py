@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.patches.sequence.survivors import open_grids
 from vlmcompress.tokens import Grid, Layout
 
 Continues = Callable[[list[int], list[list[int]]], list[bool]]
@@ -40,7 +41,8 @@ class Separators:
 
     def only(self, stay: Tensor) -> Separators:
         """Those that `stay` [S] bool."""
-        return Separators(self.at[stay], self.rows[stay])
+        places = stay.nonzero()[:, 0]  # the device is waited for once, not for each of the two
+        return Separators(self.at[places], self.rows[places])
 
     def move(self, place: Tensor) -> Separators:
         """The same, now at `place[at]`."""
@@ -48,28 +50,28 @@ class Separators:
 
 
 def close(
-    keep: Tensor, at: Tensor, places: Tensor, index: Tensor, separators: Separators
+    keep: Tensor, at: Tensor, staying: Tensor, index: Tensor, separators: Separators
 ) -> tuple[int, Separators]:
     """Close the tokens of an image that are dropped, and separators of rows that lose them all.
 
     Args:
         keep: [L] bool of its row, changed in place.
-        at: [V] int64: where its tokens are.
-        places: those among them that stay.
+        at: [V] int64: where its tokens are that were open so far.
+        staying: those of them that stay.
         index: raster indices of those.
-        separators: of the image.
+        separators: of the image, open so far.
 
     Returns:
         How many were closed, and the kept separators.
     """
     keep[at] = False
-    keep[at[places]] = True
+    keep[staying] = True
     left = separators
     if separators:
         stay = separators.bound_to(index).to(keep.device)
         keep[separators.at] = stay
         left = separators.only(stay)
-    return len(at) - len(places) + len(separators) - len(left), left
+    return len(at) - len(staying) + len(separators) - len(left), left
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,12 @@ class Located:
     placeholders: Tensor
     """[N + S] int64, on the CPU: the columns of both."""
 
+    prompt: int = 0
+    """Which prompt of the caller the row is of: beams repeat a prompt in several rows."""
+    unmasked: Tensor | None = None
+    """[M] int64, on the CPU, ascending: visual tokens that the attention mask leaves open; None for
+    all. Nobody attends to the others, so that no method sees them and nothing counts them."""
+
     @classmethod
     def of(cls, row: int, pieces: Pieces, layout: Layout, placeholders: Tensor) -> Located:
         """Tell visual tokens from separators."""
@@ -98,6 +106,34 @@ class Located:
         rows = torch.tensor([(s.start, s.stop) for s in layout.separators]).view(-1, 2)
         separators = Separators(placeholders[~visual], rows)
         return cls(row, pieces, 0, layout, placeholders[visual], separators, placeholders)
+
+    def under(self, valid: Tensor) -> Located:
+        """The same under an attention mask of its row, [L] bool on the CPU.
+
+        Separators and placeholders are then those that it leaves open.
+        """
+        if bool(valid[self.placeholders].all()):
+            return self
+        return replace(
+            self,
+            separators=self.separators.only(valid[self.separators.at]),
+            placeholders=self.placeholders[valid[self.placeholders]],
+            unmasked=valid[self.columns].nonzero()[:, 0],
+        )
+
+    @property
+    def open(self) -> Tensor:
+        """[M] int64, on the CPU, ascending: the visual tokens that may be attended to."""
+        return torch.arange(len(self.layout)) if self.unmasked is None else self.unmasked
+
+    @property
+    def open_layout(self) -> Layout:
+        """How those lie: what a budget is about."""
+        if self.unmasked is None:
+            return self.layout
+        alone = torch.zeros(len(self.layout), dtype=torch.bool)
+        alone[self.unmasked] = True
+        return Layout(open_grids(alone, self.layout.parts))
 
     def __add__(self, other: Located) -> Located:
         layout = self.layout + other.layout
@@ -136,7 +172,8 @@ def locate(
         if row % copies:
             located += [replace(image, row=row) for image in first]
             continue
-        first = _join(line, list(_pieces(row, line, token_of)), continues)
+        pieces = list(_pieces(row, line, token_of))
+        first = [replace(image, prompt=row // copies) for image in _join(line, pieces, continues)]
         located += first
     return located
 
@@ -201,9 +238,15 @@ class Prompt:
         images: Sequence[Located],
         survivors: Sequence[Sequence[Grid] | None] | None = None,
     ) -> Prompt:
-        """Count the text of `ids` [B, L], of which `valid` [B, L] is no padding."""
+        """Count the text of `ids` [B, L], of which `valid` [B, L] is no padding.
+
+        Of an image that is masked, what a method left before the projector is not looked at: its
+        budget is that of the whole image.
+        """
         batch, length = ids.shape
         text = [length] * batch if valid is None else valid.sum(1).tolist()
         for image in images:
             text[image.row] -= len(image.placeholders)
-        return cls(images, text, [None] * len(images) if survivors is None else survivors)
+        survivors = [None] * len(images) if survivors is None else survivors
+        pairs = zip(images, survivors, strict=True)
+        return cls(images, text, [None if one.unmasked is not None else s for one, s in pairs])

@@ -228,7 +228,7 @@ class StageLayout:
         keep = torch.ones_like(rows.index, dtype=torch.bool) if opened is None else opened.clone()
         for span, places in zip(self.spans, kept, strict=True):
             closed, span.separators = close(
-                keep[span.row], span.slots, places, span.index[places], span.separators
+                keep[span.row], span.slots, span.slots[places], span.index[places], span.separators
             )
             self.counts[span.row] -= closed
         size = max(self.counts)

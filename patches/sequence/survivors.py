@@ -11,6 +11,23 @@ from torch import Tensor
 from vlmcompress.tokens import Grid, Layout, Reduction
 
 
+def open_grids(stay: Tensor, parts: Sequence[Grid]) -> tuple[Grid, ...]:
+    """How the tokens lie that `stay` [N] bool: grids of whole frames, else rows.
+
+    Grids that lose every token are left out.
+    """
+    grids, start = [], 0
+    for grid in parts:
+        frames = stay[start : start + len(grid)].view(grid.t, -1)
+        whole, count = frames.all(1), int(frames.sum())
+        if torch.equal(whole, frames.any(1)):
+            grids.append(Grid(int(whole.sum()), grid.h, grid.w))
+        else:
+            grids.append(Grid(1, 1, count))
+        start += len(grid)
+    return tuple(grid for grid in grids if len(grid))
+
+
 @dataclass(frozen=True)
 class Survivors:
     """The kept visual tokens of an image. Tensors on the CPU.
@@ -49,6 +66,13 @@ class Survivors:
             grids.append(Grid(grid.t, 1, counts[0]) if even else Grid(1, 1, sum(counts)))
             start += len(grid)
         return cls(leaders, tuple(grids), bool((~alone & (leaders >= 0)).any()))
+
+    def among(self, tokens: Tensor, layout: Layout) -> Survivors:
+        """Those of them that are among some tokens [M] int64."""
+        stay = torch.zeros(len(self.leaders), dtype=torch.bool)
+        stay[tokens] = True
+        groups = torch.where(stay[self.leaders] & (self.leaders >= 0), self.leaders, -1)
+        return Survivors.of(groups, layout)
 
     @classmethod
     def everything(cls, layout: Layout) -> Survivors:

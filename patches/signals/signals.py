@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.composition.pipeline import Pipeline
@@ -17,18 +16,18 @@ from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import width
+from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals import text_tower
 from vlmcompress.patches.signals.availability import defined, given_by, vocabulary_of
 from vlmcompress.patches.signals.instruction import Instruction
+from vlmcompress.patches.signals.known_features import known_of
 from vlmcompress.patches.signals.projector import join_projections
 from vlmcompress.patches.signals.text_tower import TextTower
 from vlmcompress.patches.signals.tower_hooks import WHILE_ENCODING, Record, TowerHooks
 from vlmcompress.tokens import Layout, Projection, VisualTokens
-
-_ENCODED = "_vlmcompress_encoded"
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Encoded:
     layouts: Sequence[Layout]
     signals: Sequence[Mapping[str, Any]]
     """What `TowerHooks.collect` gave."""
-    by: Signals
-    """Who collected it."""
+    by: object
+    """`Signals.mark` of who collected it."""
     survivors: Sequence[Survivors] | None = None
     """What a method before the projector left of each."""
 
@@ -89,7 +88,10 @@ class Signals:
             if found is None:
                 given -= {"relevance"}
                 self.collected = self._resolved(pipeline, given)
+        self.notes = self._notes(pipeline, processor)
+        """What a report has to say of where they come from."""
         self._thread = PerThread()
+        self.mark = object()
         encoding = self.collected & WHILE_ENCODING
         self._tower = TowerHooks(parts, pipeline, given, encoding) if encoding else None
         if self.collected & {"text", "relevance"}:
@@ -107,6 +109,22 @@ class Signals:
                 f"{', '.join(sorted(given))})"
             )
         return collected
+
+    def _notes(self, pipeline: Pipeline, processor: Any) -> list[str]:
+        notes = []
+        wanted = any("relevance" in need.split("|") for need in pipeline.needs)
+        if wanted and "text" in self.collected:
+            why = "no processor= was given" if processor is None else "no text tower was found"
+            notes.append(
+                f"{self._name} compared the image with the embedded words of the question, not in "
+                f"CLIP's space: {why}"
+            )
+        if processor is None and "text" in self.collected:
+            notes.append(
+                "no processor= was given, so the question is all text after the last picture, "
+                "words of the chat template among it"
+            )
+        return notes
 
     def _find_text_tower(self, processor: Any, tower: Any, demanded: bool) -> TextTower | None:
         """The text tower; None where there is none and a method can do without."""
@@ -126,9 +144,10 @@ class Signals:
                 return None
             raise
 
-    def hooks(self) -> list[RemovableHandle]:
+    def hook(self, attached: Attachments) -> None:
         """Hook the layers that are needed, and no others."""
-        return [] if self._tower is None else self._tower.hooks()
+        if self._tower is not None:
+            self._tower.hook(attached)
 
     @contextmanager
     def recording(self) -> Iterator[Record | None]:
@@ -165,13 +184,15 @@ class Signals:
         layouts = self._layouts(modality, features, call)
         return self._encoded(modality, call, layouts, record)
 
-    @staticmethod
-    def hand_over(output: Any, encoded: Encoded) -> None:
-        """`generate()` encodes before the prefill, so what is known travels with the output."""
-        setattr(output, _ENCODED, encoded)
-
-    def handed_over(self, call: Mapping[str, Any]) -> dict[str, Encoded]:
+    def handed_over(
+        self, call: Mapping[str, Any], noted: Mapping[str, Encoded]
+    ) -> dict[str, Encoded]:
         """Modality -> what was encoded before this forward of the base model.
+
+        Args:
+            call: arguments of the forward by name.
+            noted: what feature calls of the running `generate` gave, which may have copied or
+                repeated the tensors since.
 
         Raises:
             UnsupportedCallError: it was encoded without collecting what is needed.
@@ -181,8 +202,8 @@ class Signals:
             features = self._parts.family.features(output)
             if features is None:
                 continue
-            known: Encoded | None = getattr(output, _ENCODED, None)
-            if self._tower is not None and (known is None or known.by is not self):
+            known: Encoded | None = known_of(output) or noted.get(modality)
+            if self._tower is not None and (known is None or known.by is not self.mark):
                 raise UnsupportedCallError(
                     f"{self._name} needs {', '.join(sorted(self.collected & WHILE_ENCODING))}: "
                     f"encode the {modality} after compress(), or give its pixels"
@@ -200,8 +221,8 @@ class Signals:
         self, modality: str, call: Mapping[str, Any], layouts: Sequence[Layout], record: Record
     ) -> Encoded:
         if self._tower is None:
-            return Encoded(layouts, [{} for _ in layouts], self)
-        return Encoded(layouts, self._tower.collect(modality, call, layouts, record), self)
+            return Encoded(layouts, [{} for _ in layouts], self.mark)
+        return Encoded(layouts, self._tower.collect(modality, call, layouts, record), self.mark)
 
     @torch.no_grad()
     def tokens(

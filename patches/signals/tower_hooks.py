@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
+from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.signals.projector import only, projections
 from vlmcompress.patches.signals.text_tower import TextTower
@@ -83,32 +83,27 @@ class TowerHooks:
         self._feature = depth - 1
         self._asked = _asked(pipeline, given, encoder.full_attention_layers(base, depth), depth)
 
-    def hooks(self) -> list[RemovableHandle]:
+    def hook(self, attached: Attachments) -> None:
         """Install them."""
-        handles = []
         wanted = {name: [self._feature] for name in self._needs & AT_FEATURE.keys()} | self._asked
         rows = {layer for name in wanted if name.endswith("attention") for layer in wanted[name]}
         for layers in self._layers:
             for number in sorted({layer for found in wanted.values() for layer in found}):
-                handles += self._attention_hooks(number, layers[number][1], number in rows)
+                self._hook_attention(attached, number, layers[number][1], number in rows)
             if "relevance" in self._needs:
-                handles.append(layers[self._feature][0].register_forward_hook(self._leave))
+                attached.look(layers[self._feature][0], self._leave)
         if "projection" in self._needs:
             projector = self._base.get_submodule(self._encoder.projector)
-            handles.append(projector.register_forward_pre_hook(self._project))
-        return handles
+            attached.before(projector, self._project, kwargs=False)
 
-    def _attention_hooks(
-        self, layer: int, attention: nn.Module, queries: bool
-    ) -> list[RemovableHandle]:
-        enter = functools.partial(self._enter, layer)
-        handles = [attention.register_forward_pre_hook(enter, with_kwargs=True)]
+    def _hook_attention(
+        self, attached: Attachments, layer: int, attention: nn.Module, queries: bool
+    ) -> None:
+        attached.before(attention, functools.partial(self._enter, layer))
         for name in ("qkv", "k_proj", "q_proj") if queries else ("qkv", "k_proj"):
             projection = getattr(attention, name, None)
             if projection is not None:
-                keep = functools.partial(self._keep, layer, name)
-                handles.append(projection.register_forward_hook(keep))
-        return handles
+                attached.look(projection, functools.partial(self._keep, layer, name))
 
     def _enter(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         record = getattr(self._thread, "record", None)

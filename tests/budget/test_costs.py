@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from oracle import last_logits
+from bare import last_logits
 from snapshots import snapshot
 from subject_models import SUBJECTS
 
@@ -47,7 +47,7 @@ def cost(model, spec, share, layouts, rows, text):
     pipeline = parse(spec).for_stages(family.name, family.stages)
     layers = len(family.layers(family.base(model)))
     try:
-        plans = Planner(pipeline, Budget(share, "percent"), layers)(layouts)
+        plans = Planner(pipeline, Budget(share, "percent"), layers).plan(layouts)
         full, part = (
             load_of(model, list(zip(rows, layouts, some, strict=True)), text, pipeline.upstream)
             for some in ([None] * len(plans), plans)

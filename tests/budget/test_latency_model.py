@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from oracle import last_logits
+from bare import last_logits
 from subject_models import SUBJECTS
 
 from vlmcompress.api import compress
@@ -20,8 +20,8 @@ from vlmcompress.budget.latency_model import (
 from vlmcompress.errors import BudgetError
 from vlmcompress.flops.exact import Costs, first_token
 from vlmcompress.patches import engine
-from vlmcompress.patches.cost import budget_solver as solving
 from vlmcompress.patches.cost.workload import load_of, shape_of
+from vlmcompress.patches.encoder import feature_call
 from vlmcompress.patches.sequence import call_trace as trace
 
 
@@ -70,8 +70,8 @@ def test_lengths_are_powers_of_two():
 
 def test_a_layer_s_time_is_a_line_between_what_was_measured():
     times = DecoderTimes({16: 1.0, 32: 3.0, 64: 4.0}, head=0.5)
-    assert times([16, 24, 32, 48]) == 1 + 2 + 3 + 3.5 + 0.5
-    assert times([3]) == 1.5
+    assert times.predict([16, 24, 32, 48]) == 1 + 2 + 3 + 3.5 + 0.5
+    assert times.predict([3]) == 1.5
 
 
 def test_the_sum_up_to_the_first_token():
@@ -175,7 +175,7 @@ def test_an_encoder_is_timed_once_per_shape_and_scaled(
         runs.append(run())
         return 40.0
 
-    monkeypatch.setattr(solving, "median_of", median_of)
+    monkeypatch.setattr(feature_call, "median_of", median_of)
     inputs = inputs_of(one)
     bare = one.features(inputs)
     with compress(one.model, spec, budget=f"{limit} ms") as c:
@@ -185,7 +185,7 @@ def test_an_encoder_is_timed_once_per_shape_and_scaled(
         planner = c._engine.trace.solved.planner
         report = c.report()
         layout = c._engine.trace.images[0].layout
-        (plan,) = planner([layout])
+        (plan,) = planner.plan([layout])
         upstream = planner.pipeline.upstream
     (timed,) = runs
     assert torch.equal(torch.cat(list(timed.pooler_output)), bare.flatten(0, -2))

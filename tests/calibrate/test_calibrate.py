@@ -8,7 +8,7 @@ import torch
 
 import vlmcompress
 from vlmcompress.calibrate import (
-    Asked,
+    CalibrationQuestion,
     calibrate_adaptinfer,
     calibrate_gsearch,
     read_questions,
@@ -209,7 +209,7 @@ def data(tmp_path):
 
 
 def test_a_data_file_is_read_relative_to_itself(data, tmp_path):
-    one = Asked(tmp_path / "a" / "one.png", "what color is it ?")
+    one = CalibrationQuestion(tmp_path / "a" / "one.png", "what color is it ?")
     assert read_questions(data("LINE\n\nLINE\nLINE\n")) == [one] * 3
     assert read_questions(data("LINE\nLINE\nLINE"), 2) == [one] * 2
 
@@ -220,7 +220,7 @@ def test_a_data_file_is_what_the_model_is_asked(tiny_llava, data):
     read = partial(batches, model, processor, size=2)
     from_file = list(read(asked=read_questions(data("LINE\nLINE\nLINE"))))
     assert [len(part["input_ids"]) for part in from_file] == [2, 1]
-    given = next(read(asked=[Asked(picture, "what color is it ?")] * 2))
+    given = next(read(asked=[CalibrationQuestion(picture, "what color is it ?")] * 2))
     assert all(torch.equal(given[name], from_file[0][name]) for name in given)
 
 

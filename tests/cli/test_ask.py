@@ -1,5 +1,6 @@
 """`vlmcompress ask` when everything is right; `test_ask_bad_input.py` has the rest."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import vlmcompress
+from vlmcompress.cli import app
 
 SAMPLES = Path(vlmcompress.__file__).parent / "assets" / "samples"
 QUESTION = "what color is the circle ?"
@@ -43,6 +46,7 @@ def by_hand(tiny_llava, image, method, budget, **options):
     return processor.decode(new, skip_special_tokens=True).strip(), c.report()
 
 
+@pytest.mark.slow
 def test_script_from_another_folder(tmp_path, sample):
     """The command of the README in a process of its own, which loads the model itself."""
     arguments = [str(sample), QUESTION, "--method", "divprune", "--budget", "36"]
@@ -68,7 +72,8 @@ def test_script_from_another_folder(tmp_path, sample):
     assert full["per_layer"] == [[144] * layers]
     assert reduced["per_layer"] == [[36] * layers]
     for run in (full, reduced):
-        assert set(run["milliseconds"]) == {"encoder", "selection", "prefill", "decode", "total"}
+        stages = {"encoder", "selection", "prefill", "decode", "other", "total"}
+        assert set(run["milliseconds"]) == stages
         assert run["milliseconds"]["prefill"] > 0
         assert run["milliseconds"]["total"] > run["milliseconds"]["prefill"]
     assert list(tmp_path.iterdir()) == []
@@ -180,12 +185,12 @@ def test_compare_warms_up_and_alternates(cli, loaded, sample, monkeypatch):
 def test_compare_shows_the_medians_without_the_warm_up():
     from types import SimpleNamespace
 
-    from vlmcompress.cli.ask_run import Asker, Run
+    from vlmcompress.cli.ask_run import Asker, AskRun
 
     asker = Asker.__new__(Asker)
     times = iter([100.0, 5.0, 1.0, 3.0])
-    asker.run = lambda setting: Run(setting, "a", SimpleNamespace(), {"total": next(times)})
-    assert asker.compare(["x"], 3)[0].milliseconds == {"total": 3.0}
+    asker.run = lambda setting: AskRun(setting, "a", SimpleNamespace(), {"total": next(times)})
+    assert asker.compare(["x"], 3)[0].milliseconds == {"other": 3.0, "total": 3.0}
 
 
 @pytest.mark.parametrize("name", ["kept.png", "kept.jpg", "KEPT.PNG"])
@@ -242,3 +247,59 @@ def test_the_built_in_model_answers_the_samples(cli, loaded):
     wrong = [name for name, expected in samples.items() if answers[name] != expected["answer"]]
     assert "street.png" not in wrong, "the one of the README and of `make demo`"
     assert len(wrong) <= 1
+
+
+def test_the_stages_add_up_to_the_total(cli, loaded, sample):
+    for more in ((), ("--compare", "--repeat", 3)):
+        text = cli("ask", sample, QUESTION, *more, *SHORT).stdout
+        times = [line.split() for line in text[text.index("\nms ") :].splitlines()[2:]]
+        assert [line[0] for line in times] == [
+            *("encoder", "selection", "prefill", "decode", "other", "total")
+        ]
+        for column in range(1, 3 if more else 2):
+            *stages, total = (float(line[column]) for line in times)
+            assert sum(stages) == pytest.approx(total, abs=0.3)
+
+
+def test_an_answer_without_words_says_so(cli, loaded, sample, monkeypatch):
+    from vlmcompress.cli import ask_run
+
+    plain = ask_run.generate
+    monkeypatch.setattr(
+        ask_run, "generate", lambda *a, **k: dataclasses.replace(plain(*a, **k), texts=[""])
+    )
+    assert "answer     (empty)" in cli("ask", sample, QUESTION, *SHORT).stdout
+    assert ask(cli, sample, QUESTION)["answer"] == ""
+
+
+def test_a_question_from_stdin(loaded, sample):
+    for given in (["-"], ["--question", "-"]):
+        arguments = ["ask", str(sample), *given, *map(str, SHORT), "--json"]
+        result = CliRunner().invoke(app, arguments, input=f"{QUESTION}\n")
+        assert json.loads(result.stdout)["question"] == QUESTION
+    result = CliRunner().invoke(app, ["ask", str(sample), "-"], input=" \n")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "the question is empty" in result.stderr
+
+
+def test_a_quoted_tilde_is_the_home_folder(cli, loaded, picture, monkeypatch):
+    monkeypatch.setenv("HOME", str(picture.parent))
+    monkeypatch.setenv("USERPROFILE", str(picture.parent))
+    document = ask(cli, "~/picture.png", QUESTION, "--overlay", "~/kept.png")
+    assert document["images"] == [str(picture)]
+    assert (picture.parent / "kept.png").is_file()
+    assert cli("ask", "~nobody-is-called-so/x.png", QUESTION).exit_code == 2
+
+
+def test_an_animation_is_a_clip_or_says_that_it_is_not(cli, loaded, tmp_path):
+    frames = [Image.new("RGB", (96, 96), color) for color in ("red", "green", "blue", "white")]
+    for name in ("clip.gif", "clip.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=250)
+    document = ask(cli, tmp_path / "clip.gif", QUESTION)
+    assert document["model"] == "tiny-qwen"
+    assert document["videos"][0]["frames_total"] == 4
+    for arguments in (("--image", tmp_path / "clip.gif"), (tmp_path / "clip.webp",)):
+        result = cli("ask", *arguments, "--question", QUESTION, *SHORT)
+        assert result.exit_code == 0, result.output
+        assert "holds 4 frames: the first is taken" in result.stderr
+        assert len(result.stderr.splitlines()) == 1

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlmcompress.cli import ask_media
 from vlmcompress.cli import ask_request as request
 from vlmcompress.cli.ask_run import Asker
 from vlmcompress.errors import MediaError
+from vlmcompress.methods.registry import METHODS
 from vlmcompress.patches.families import registry
 from vlmcompress.patches.families.table import OUT_OF_SCOPE
 from vlmcompress.registry import Registry
@@ -100,7 +102,7 @@ def test_unknown_dtype_and_device(fails, picture):
         ("-1", "must be above zero"),
         ("many", "not understood"),
         ("", "not understood"),
-        ("0.5", "not a whole number"),
+        ("1.5", "not a whole number"),
         ("150%", "above 100%"),
     ],
 )
@@ -184,7 +186,7 @@ def test_messages_stay_on_one_line(fails, unloadable, picture, monkeypatch):
     def broken(path):
         raise MediaError("the first line\n  and the second")
 
-    monkeypatch.setattr(request, "read_image", broken)
+    monkeypatch.setattr(ask_media, "read_image", broken)
     fails("the first line and the second$", picture, "what ?")
 
 
@@ -195,3 +197,73 @@ def test_sixteen_bit_and_palette_images_are_read(cli, loaded, tmp_path):
         "ask", tmp_path / "deep.png", tmp_path / "palette.png", "what ?", "--max-new-tokens", 1
     )
     assert result.exit_code == 0, result.stderr
+
+
+def test_a_question_may_be_longer_than_the_name_of_a_file(cli, loaded, picture):
+    """And what is no name at all, because of its zero byte."""
+    for question in ("what color is it ? " * 300, "what\0is it ?"):
+        result = cli("ask", picture, question, "--max-new-tokens", 1)
+        assert result.exit_code == 0, result.exception
+
+
+@pytest.mark.parametrize("name", [*METHODS.names(), "random+fastv", "tome+divprune+psigmoid"])
+def test_the_depth_that_a_method_is_for_is_not_guessed(name):
+    """A budget is put in where a method has no setting of its own, at any depth."""
+    options = {"embedlens": "(table='tiny-llava')", "var": "(dims=(1, 2))"}.get(name, "")
+    needs = {"random", "stride", "pool", "downsample", "tome", "mctf", "expedit", "m3"}
+    needs |= {"random+fastv", "tome+divprune+psigmoid"}
+    methods, has_default = request._methods(name + options, {})
+    assert methods
+    assert has_default == (name not in needs), name
+
+
+@pytest.mark.parametrize("method", ["adaptinfer(table='qwen2-vl-2b-10')", "fastv(k=40)"])
+def test_a_method_for_another_depth_is_refused_by_the_model_that_has_it(
+    fails, loaded, picture, method
+):
+    fails("layers?.*", picture, "what ?", "--method", method)
+    checked = request.check(
+        request.MediaArguments([str(picture), "what ?"], [], [], None, None, None),
+        None,
+        method,
+        None,
+        [],
+        None,
+    )
+    assert checked.budget is None
+
+
+def test_what_is_empty_or_idle_is_refused(fails, unloadable, picture):
+    ask = (picture, "what ?")
+    fails("cannot read the method ''", *ask, "--method", "")
+    fails("the model has no name", *ask, "--model", "")
+    fails("--repeat is for --compare", *ask, "--repeat", 5)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://a.org/x.png", "s3://b/x.png", "data:image/png;base64,"]
+)
+def test_an_address_is_called_one(fails, unloadable, address):
+    fails(f"'{address}' is an address, and nothing is fetched", address, "what ?")
+    fails(f"'{address}' is an address, and nothing is fetched", "--image", address, "what ?")
+
+
+def test_files_are_not_read_from_stdin(fails, unloadable):
+    fails("images and videos are not read from stdin", "-", "what ?")
+
+
+def test_names_for_nothing_and_auto_get_words_that_help(fails, unloadable, picture):
+    for name in ("none", "off"):
+        fails(f"'{name}': 'full' keeps all visual tokens", picture, "what ?", "--method", name)
+    fails("auto chooses methods for all stages", picture, "what ?", "--method", "auto+fastv")
+    fails("auto chooses methods for all stages", picture, "what ?", "--method", "auto(k=2)")
+
+
+def test_what_turns_letters_around_or_moves_the_cursor_is_shown(cli, loaded, tmp_path, picture):
+    odd = tmp_path / "a\x1b[31m\u202egnp.png"
+    odd.write_bytes(picture.read_bytes())
+    for arguments in ((odd, "what ?"), (odd, "what \x1b[2J?"), (f"{odd}.none", "what ?")):
+        result = cli("ask", *arguments, "--max-new-tokens", 1)
+        assert "\x1b" not in result.output
+        assert "\u202e" not in result.output
+        assert r"\x1b[31m\u202egnp" in result.output

@@ -14,7 +14,7 @@ from clip_files import write_clip, write_sound
 from PIL import Image
 
 import vlmcompress
-from vlmcompress.media import video
+from vlmcompress.media.decoders import choice
 from vlmcompress.media.video import read_video
 
 SAMPLES = Path(vlmcompress.__file__).parent / "assets" / "samples"
@@ -57,7 +57,7 @@ def test_a_clip_is_asked_about_with_the_built_in_video_model(cli, loaded, clip):
     assert document["images"] == []
     (told,) = document["videos"]
     assert told["file"] == str(clip)
-    assert told["decoder"] == "decord"
+    assert told["decoder"] == "PyAV"
     assert told["frame_indices"] == list(range(8))
     assert told["timestamps"] == pytest.approx([k / 4 for k in range(8)])
     assert (told["size"], told["frames_total"]) == ([96, 96], 8)
@@ -112,7 +112,7 @@ def test_text_output_counts_frames_and_names_the_decoder(cli, loaded, clip):
     result = cli("ask", clip, QUESTION, "--budget", "9 per frame", *SHORT)
     assert result.exit_code == 0, result.stderr
     assert "per frame  9 x4" in result.stdout
-    assert "8 of 8 frames by decord, at 0.00 0.25 0.50" in result.stdout
+    assert "8 of 8 frames by PyAV, at 0.00 0.25 0.50" in result.stdout
     spec = "divprune(ratio=0.5)+fastv(k=2)"
     deeper = cli("ask", clip, QUESTION, "--method", spec, *SHORT).stdout
     assert re.search(r"per frame  .*\d+>\d+", deeper)
@@ -179,10 +179,27 @@ def test_an_image_given_as_video(fails, unloadable, picture):
 
 
 def test_missing_decoders(fails, unloadable, clip, monkeypatch):
-    monkeypatch.setattr(video, "installed", dict)
-    fails(
-        r'neither decord nor PyAV is installed: pip install "vlmcompress\[video\]"', clip, "what ?"
-    )
+    monkeypatch.setattr(choice, "_load", lambda name: None)
+    fails(r'PyAV, .*, is not installed: pip install "vlmcompress\[video\]"', clip, "what ?")
+
+
+def test_a_decoder_on_request(cli, loaded, clip):
+    document = ask(cli, "--video", clip, QUESTION, "--decoder", "decord")
+    assert document["videos"][0]["decoder"] == "decord"
+    assert document["videos"][0]["frame_indices"] == list(range(8))
+
+
+def test_a_decoder_that_cannot_be(fails, unloadable, tmp_path, clip, picture):
+    fails("'x' is unknown: give one of 'auto', 'pyav'", clip, "what ?", "--decoder", "x")
+    fails("--decoder is for videos", picture, "what ?", "--decoder", "pyav")
+    stream = write_clip(tmp_path / "x.ts", 8)
+    fails("not read rightly by decord: .*pyav", stream, "what ?", "--decoder", "decord")
+
+
+def test_a_pipe_is_refused_at_once(fails, unloadable, tmp_path):
+    os.mkfifo(tmp_path / "x.mp4")
+    fails("is a FIFO, only regular files are read", "--video", tmp_path / "x.mp4", "what ?")
+    fails("is a FIFO, only regular files are read", "--image", tmp_path / "x.mp4", "what ?")
 
 
 def test_sampling_that_cannot_be(fails, unloadable, clip, picture):

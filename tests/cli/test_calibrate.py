@@ -33,6 +33,7 @@ def test_a_schedule_is_written_and_can_be_used(cli, loaded, tmp_path, kind):
     assert method.schedule(6, 144, None)
 
 
+@pytest.mark.slow
 def test_the_seed_and_the_tolerance_reach_the_measurement(cli, loaded, tmp_path):
     found = []
     for seed, tolerance in ((0, 0), (0, 0), (50, 0), (0, 0.9)):

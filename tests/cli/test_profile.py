@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from vlmcompress.cli import profile_run as profiling
-from vlmcompress.profiler import random_weights as real_models
-from vlmcompress.profiler.published_shapes import SHAPES, RealShape
+from vlmcompress.profiler import random_weights
+from vlmcompress.profiler.published_shapes import SHAPES, PublishedShape
 from vlmcompress.profiler.stopwatch import STAGES
 
 FAST = ("--rounds", 2, "--output-tokens", 2)
@@ -30,19 +30,22 @@ def test_the_example_of_the_help(cli, loaded):
         "--model",
         "tiny-llava",
         "--method",
-        "divprune,fastv,pyramiddrop",
+        "divprune,fastv,fastv(k=4),pyramiddrop",
         "--budget",
-        36,
+        72,
         *FAST,
     )
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     lines = result.stdout.splitlines()
-    assert "fastv @ 36: fastv with its first cut before layer 2 cannot keep fewer" in result.stdout
+    assert (
+        "fastv(k=4) @ 72: fastv with its first cut before layer 4 cannot keep fewer"
+        in result.stdout
+    )
     heads = [line for line in lines if line.startswith(("milliseconds", "saving"))]
     assert heads[0].split()[1:10] == [*STAGES, "sum"]
     apart = []
-    for name in ("full", "text-only", "divprune @ 36", "pyramiddrop @ 36"):
+    for name in ("full", "text-only", "divprune @ 72", "fastv @ 72", "pyramiddrop @ 72"):
         stages, saving = (
             line.removeprefix(name).split() for line in lines if line.startswith(name)
         )
@@ -51,7 +54,7 @@ def test_the_example_of_the_help(cli, loaded):
         apart.append(abs(numbers[-4] / numbers[-3] - 1))
         assert saving[:2] == ["144", ">"]
     assert min(apart) < 0.05  # a busy machine may stop between the two clocks
-    assert "144 > 36 " in result.stdout
+    assert "144 > 72 " in result.stdout
     assert loaded == [
         ("tiny-llava", {"device": None, "dtype": None, "attn_implementation": "sdpa"})
     ]
@@ -93,7 +96,7 @@ def test_a_video(cli, loaded, clip):
     assert json.loads(result.stdout)["rows"][0]["seen"]["tokens"]["before"] == 2 * 36
 
 
-TOY = RealShape(
+TOY = PublishedShape(
     "Qwen2_5_VL",
     {
         "vision_config": {
@@ -127,7 +130,7 @@ TOY = RealShape(
 def test_random_weights(cli, monkeypatch):
     monkeypatch.setitem(SHAPES, "toy", TOY)
     made = []
-    real = real_models.build
+    real = random_weights.build
 
     def build(name, **options):
         made.append(real(name, **options))

@@ -57,6 +57,7 @@ def _answer(small: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return out.sequences, torch.stack(out.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", ["every decoder layer", "the decoder as a new module", "the forward of the model"]
 )
@@ -80,6 +81,20 @@ def test_compiling_a_wrapped_model_changes_no_answer_and_removal_still_works(sma
     ids, logits = _answer(small)
     assert torch.equal(ids, bare_ids)
     assert torch.allclose(logits, bare, atol=1e-5)
+
+
+def test_a_compiled_layer_of_a_wrapped_model_still_cuts(small):
+    """The quickest of the ways above: one layer, one forward."""
+    graphs = []
+    bare = small.logits()
+    with vlmcompress.compress(small.model, METHOD, budget=6) as c:
+        wanted = small.logits()
+        assert not torch.allclose(wanted, bare, atol=1e-2)
+        last = small.model.model.language_model.layers[-1]
+        last.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward)
+        assert torch.allclose(small.logits(), wanted, atol=1e-5)
+        assert c.report().engaged
+    assert graphs
 
 
 @pytest.mark.parametrize("way", list(_WAYS))

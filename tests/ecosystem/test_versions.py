@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import transformers
@@ -38,24 +37,6 @@ def test_a_future_warning_is_an_error_on_the_newest_transformers_only():
         warnings.warn("going away", FutureWarning, stacklevel=1)
 
 
-@pytest.mark.parametrize(("step", "left"), [(1, 150), (3, 50)])
-def test_the_oldest_run_takes_every_third_of_a_large_product_and_all_small_tests(
-    step, left, pytestconfig
-):
-    plugins = pytestconfig.pluginmanager.get_plugins()
-    shared = next(
-        p for p in plugins if getattr(p, "__file__", "") == str(ROOT / "tests/conftest.py")
-    )
-    large = [SimpleNamespace(function=len, number=number) for number in range(150)]
-    small = [SimpleNamespace(function=max, number=number) for number in range(100)]
-    items, hook = [*small, *large], SimpleNamespace(pytest_deselected=lambda items: None)
-    config = SimpleNamespace(getoption=lambda name: {"--every": step}[name], hook=hook)
-    shared.pytest_collection_modifyitems(config, items)
-    assert items[:100] == small
-    assert [item.number for item in items[100:]] == list(range(0, 150, step))
-    assert len(items) == 100 + left
-
-
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_the_oldest_run_takes_the_lower_bound_of_the_dependency_in_a_venv_of_its_own():
     plan = subprocess.run(
@@ -69,3 +50,17 @@ def test_the_oldest_run_takes_the_lower_bound_of_the_dependency_in_a_venv_of_its
     assert f'"transformers=={SPAN[1]}" >> .venv-oldest/constraints.txt' in plan
     assert ".venv-oldest/bin/python -m pytest" in plan
     assert "make test-oldest\n" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_newest_run_takes_the_transformers_that_the_index_gives():
+    command = ["make", "--dry-run", "test-newest"]
+    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    installs = [line for line in plan.splitlines() if " pip install " in line]
+    assert [("constraints" in line, line.split()[-1]) for line in installs] == [
+        (True, "torch"),
+        (False, "accelerate"),
+    ]
+    assert " transformers " in installs[1]
+    assert "make test-newest\n" in (ROOT / ".ci" / "run").read_text()
+    assert "make test-newest\n" in (ROOT / ".github/workflows/newest.yml").read_text()

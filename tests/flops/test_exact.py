@@ -8,15 +8,8 @@ from kv_cache import cache_in
 from transformers import Gemma3TextConfig, MistralConfig, MistralForCausalLM, Qwen2Config
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.flops.exact import (
-    DecoderShape,
-    LayerShape,
-    Load,
-    ModelShape,
-    decode_step,
-    first_token,
-    kv_bytes,
-)
+from vlmcompress.flops.exact import LayerShape, Load, ModelShape, decode_step, first_token
+from vlmcompress.flops.paper_conventions import DecoderShape, kv_bytes
 
 FULL = LayerShape(weights=100, width=8, cached=6)
 SLIDING = replace(FULL, window=3)

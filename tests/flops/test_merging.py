@@ -6,7 +6,7 @@ Figures are strings, so that their digits say how far off is still right.
 import pytest
 from figures import QWEN2_7B, VICUNA, G, T, agrees
 
-from vlmcompress.flops.exact import (
+from vlmcompress.flops.paper_conventions import (
     EncoderShape,
     encoder_macs,
     matrix_macs,

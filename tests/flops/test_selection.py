@@ -1,4 +1,4 @@
-"""What papers that select tokens print of their cost follows from `vlmcompress.flops.exact`.
+"""What papers that select tokens print of their cost follows from their conventions.
 
 Figures are strings, so that their digits say how far off is still right. Schedules are those of the
 methods themselves where one is registered.
@@ -9,7 +9,7 @@ import math
 import pytest
 from figures import MIB, VICUNA, VICUNA_13B, G, T, agrees
 
-from vlmcompress.flops.exact import kv_bytes, matrix_macs, prefill_flops
+from vlmcompress.flops.paper_conventions import kv_bytes, matrix_macs, prefill_flops
 from vlmcompress.methods.contracts.method import tokens_per_layer
 from vlmcompress.methods.divprune import DivPrune
 from vlmcompress.methods.fastv import FastV

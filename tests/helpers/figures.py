@@ -3,7 +3,7 @@
 import pytest
 from transformers import LlamaConfig, Qwen2_5_VLTextConfig
 
-from vlmcompress.flops.exact import DecoderShape
+from vlmcompress.flops.paper_conventions import DecoderShape
 
 VICUNA = DecoderShape.of(LlamaConfig())
 VICUNA_13B = DecoderShape.of(

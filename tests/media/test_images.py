@@ -1,6 +1,10 @@
 """Images from disk: what is read, and how each bad file is refused."""
 
+import struct
+import sys
+import types
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -46,6 +50,85 @@ def test_transparency_is_white(tmp_path):
 def test_sixteen_bits_are_scaled(tmp_path):
     Image.fromarray(np.array([[0, 32768, 65535]], np.uint16)).save(tmp_path / "x.png")
     assert [read_image(tmp_path / "x.png").getpixel((k, 0))[0] for k in range(3)] == [0, 128, 255]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_fewer_bits_in_sixteen_are_not_black(tmp_path, bits):
+    white = 2**bits - 1
+    values = np.array([[0, white // 2, white]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    assert [read_image(tmp_path / "x.png").getpixel((k, 0))[0] for k in range(3)] in (
+        [0, 127, 255],
+        [0, 128, 255],
+    )
+
+
+def test_a_dark_picture_takes_the_smallest_depth_that_holds_it(tmp_path):
+    Image.fromarray(np.array([[0, 2048]], np.uint16)).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png").getpixel((1, 0))[0] == round(2048 / 4095 * 255)
+    Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "black.png")
+    assert read_image(tmp_path / "black.png").getpixel((1, 0)) == (0, 0, 0)
+
+
+def deep_png(path, values, alpha=None):
+    """A PNG of 16-bit colours, which Pillow cannot write."""
+    rows, columns, _ = values.shape
+    samples = values if alpha is None else np.dstack([values, alpha])
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    kind = 2 if alpha is None else 6
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", columns, rows, 16, kind, 0, 0, 0),
+        b"IDAT": zlib.compress(lines),
+        b"IEND": b"",
+    }
+    chunks = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts.items()
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+@pytest.mark.parametrize("bits", [8, 12, 14, 16])
+def test_colours_of_sixteen_bits(tmp_path, bits):
+    white = 2**bits - 1
+    values = np.array([[[0, 0, 0], [white, white // 2, 0], [0, white, white]]])
+    read = np.asarray(read_image(deep_png(tmp_path / "x.png", values)), int)
+    expected = [[[0, 0, 0], [255, 127, 0], [0, 255, 255]]]
+    assert abs(read - expected).max() <= 1
+
+
+def test_alpha_of_sixteen_bits_is_no_colour(tmp_path):
+    values = np.array([[[4095, 0, 0], [4095, 0, 0]]])
+    file = deep_png(tmp_path / "x.png", values, np.array([[65535, 0]]))
+    read = read_image(file)
+    assert [read.getpixel((k, 0)) for k in range(2)] == [(255, 0, 0), (255, 255, 255)]
+
+
+HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(400)
+
+
+def test_heic_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "x.heic").write_bytes(HEIC)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(MediaError, match=r"is HEIC, .*: pip install pillow-heif$"):
+        read_image(tmp_path / "x.heic")
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, monkeypatch, picture):
+    """A stand-in of the same name is put in the place of the package, which is none of ours."""
+    (tmp_path / "x.heic").write_bytes(HEIC)
+    known = types.SimpleNamespace(HeifImageFile=lambda file: picture.copy())
+    monkeypatch.setitem(sys.modules, "pillow_heif", known)
+    assert read_image(tmp_path / "x.heic").getpixel((2, 2)) == (255, 0, 0)
+
+
+def test_real_heic(tmp_path, picture):
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(picture.resize((120, 80))).save(tmp_path / "x.heic", quality=95)
+    read = read_image(tmp_path / "x.heic")
+    assert read.size == (120, 80)
+    assert np.abs(np.subtract(read.getpixel((20, 20)), (255, 0, 0))).max() < 12
 
 
 def test_floats_are_scaled(tmp_path):

@@ -1,18 +1,21 @@
 """Models by name, by folder and by hub id, and each way that can go wrong."""
 
 import json
+import sys
 from typing import ClassVar
 
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
+from PIL import Image
 from transformers import AutoModelForImageTextToText, LlamaConfig
 
 from vlmcompress.errors import UnknownNameError, UnsupportedModelError, VLMCompressError
-from vlmcompress.models import processors
+from vlmcompress.models import formats, processors, torchvision
 from vlmcompress.models.loading import load
 from vlmcompress.models.names import ASSETS, BUILT_IN, resolve
+from vlmcompress.prompts import prepare
 
 
 @pytest.fixture
@@ -113,6 +116,7 @@ def auto(monkeypatch):
     monkeypatch.setattr(
         processors, "load_processor", lambda name, **kwargs: seen.update(processor=kwargs)
     )
+    monkeypatch.setattr(formats, "read_config", lambda where, options: {})
     monkeypatch.setattr(
         AutoModelForImageTextToText,
         "from_pretrained",
@@ -157,8 +161,9 @@ def test_what_is_cached_does_not_ask_the_hub(hub, auto, tmp_path):
 
 def test_shared_options_reach_the_processor(hub, auto):
     load("a/b", device="cpu", revision="v1", attn_implementation="sdpa")
-    assert auto["processor"] == {"revision": "v1"}
-    assert auto["model"] == {"revision": "v1", "attn_implementation": "sdpa", "dtype": "auto"}
+    shared = {"revision": "v1", "trust_remote_code": False}
+    assert auto["processor"] == shared
+    assert auto["model"] == shared | {"attn_implementation": "sdpa", "dtype": "auto"}
     assert hub["asked"] == [("a/b", "v1")]
 
 
@@ -180,3 +185,81 @@ def test_text_model(tiny_folder):
     (tiny_folder / "config.json").write_text(json.dumps(LlamaConfig().to_dict()))
     with pytest.raises(UnsupportedModelError, match="does not answer questions about images"):
         load(tiny_folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama"},
+            "in LLaVA's own format .*llava-hf/llava-1.5-7b-hf",
+        ),
+        (
+            {"architectures": ["LlavaQwenForCausalLM"], "model_type": "llava"},
+            "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        ),
+        (
+            {
+                "architectures": ["InternVLChatModel"],
+                "model_type": "internvl_chat",
+                "auto_map": {"AutoModel": "modeling_internvl_chat.InternVLChatModel"},
+            },
+            "in InternVL's own format .*OpenGVLab/InternVL3-2B-hf",
+        ),
+        (
+            {
+                "architectures": ["QWenLMHeadModel"],
+                "model_type": "qwen",
+                "auto_map": {"AutoConfig": "configuration_qwen.QWenConfig"},
+            },
+            "in Qwen-VL's own format .*Qwen/Qwen2-VL-2B-Instruct",
+        ),
+        (
+            {"model_type": "minicpmv", "auto_map": {"AutoModel": "modeling_minicpmv.MiniCPMV"}},
+            "comes with code of its own .*'minicpmv'.*ends in -hf",
+        ),
+    ],
+)
+def test_formats_of_their_own_are_told_by_the_config(tiny_folder, monkeypatch, config, words):
+    """Nobody is asked on the terminal whether code may run."""
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked on the terminal"))
+    monkeypatch.setattr("signal.alarm", lambda *args: pytest.fail("waits for the terminal"))
+    (tiny_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=words) as caught:
+        load(tiny_folder, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_trusted_code_is_left_to_transformers(tiny_folder):
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (tiny_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(VLMCompressError, match="cannot load the model in folder"):
+        load(tiny_folder, device="cpu", trust_remote_code=True)
+
+
+def test_an_old_folder_gets_its_sizes_from_the_model(tiny_folder, tiny_llava):
+    """Processors saved before transformers 4.45 say nothing of patches."""
+    path = tiny_folder / "processor_config.json"
+    settings = json.loads(path.read_text())
+    sizes = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+    for name in sizes:
+        settings.pop(name, None)
+    path.write_text(json.dumps(settings))
+    model, processor = load(tiny_folder, device="cpu")
+    whole = tiny_llava[1]
+    assert [getattr(processor, name) for name in sizes] == [getattr(whole, name) for name in sizes]
+    picture = Image.new("RGB", (90, 70))
+    given, wanted = (prepare(model, one, [([picture], "what ?")]) for one in (processor, whole))
+    assert torch.equal(given["input_ids"], wanted["input_ids"])
+
+
+def test_a_torchvision_that_does_not_import_is_told_first(monkeypatch):
+    """Importing our processors imports classes of transformers that hide the reason."""
+
+    def broken():
+        raise UnsupportedModelError("torchvision is installed but does not import")
+
+    monkeypatch.setattr(torchvision, "check_torchvision", broken)
+    monkeypatch.setitem(sys.modules, "vlmcompress.models.processors", None)
+    with pytest.raises(UnsupportedModelError, match="torchvision is installed but does not import"):
+        load("tiny-llava")

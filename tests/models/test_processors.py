@@ -10,6 +10,7 @@ import transformers
 from PIL import Image
 from processor_folders import KINDS, write_folder
 from transformers import AutoImageProcessor
+from transformers.utils import import_utils
 
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 from vlmcompress.models import processors, video_processors
@@ -284,7 +285,7 @@ def test_the_class_is_found_without_a_processor_config(tmp_path):
 
 def test_torchvision_that_works_leaves_all_to_transformers(monkeypatch, tmp_path):
     folder = write_folder(tmp_path / "x", KINDS["qwen2_vl"])
-    monkeypatch.setattr(processors, "_torchvision", lambda: True)
+    monkeypatch.setattr(processors, "check_torchvision", lambda: True)
     monkeypatch.setattr(
         transformers.AutoProcessor, "from_pretrained", lambda where, **options: (where, options)
     )
@@ -293,7 +294,7 @@ def test_torchvision_that_works_leaves_all_to_transformers(monkeypatch, tmp_path
 
 
 def test_torchvision_that_does_not_import_is_one_clear_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(processors, "is_torchvision_available", lambda: True)
+    monkeypatch.setattr(import_utils, "is_torchvision_available", lambda: True)
     folder = write_folder(tmp_path / "x", KINDS["qwen2_vl"])
     with pytest.raises(UnsupportedModelError, match=r"does not import .*uninstall it"):
         load_processor(str(folder))

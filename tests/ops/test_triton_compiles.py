@@ -14,6 +14,8 @@ pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
 LISTS = sorted(HERE.glob("compiled_*.py"))
+LONG = {f"compiled_{name}" for name in ("coverage", "merge", "pool", "score", "select")}
+"""Lists that compile for more than three seconds."""
 KERNELS = HERE.parents[1] / "vlmcompress" / "ops" / "_triton"
 
 
@@ -27,7 +29,11 @@ def compiled(listing, cache):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize("listing", LISTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "listing",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else ()) for path in LISTS],
+    ids=lambda path: path.stem,
+)
 def test_every_listed_kernel_compiles_and_fits_its_card(listing, tmp_path):
     rows = compiled(listing, tmp_path)
     assert {row["sm"] for row in rows} == {80, 90}

@@ -13,7 +13,7 @@ from vlmcompress.ops.coverage import _NOTHING
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 BLOCKS = pytest.mark.parametrize("block", [1024, 8], ids=["one", "blocks"])
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.pairs]
 
 
 def drawn(*shape, dtype=torch.float32, device="cpu", seed=0):

@@ -10,6 +10,8 @@ from vlmcompress.ops.groups import segment_sum, segments
 from vlmcompress.ops.merge import best_match, bipartite, energy_matching, three_factor
 from vlmcompress.ops.similarity import unit_rows
 
+pytestmark = pytest.mark.pairs
+
 DTYPES = [torch.float32, torch.bfloat16]
 BLOCKS = (16, 16, 16)
 

@@ -9,6 +9,8 @@ from vlmcompress.ops._triton import pool as kernels
 from vlmcompress.ops.pool import strided, window
 from vlmcompress.tokens import Grid
 
+pytestmark = pytest.mark.pairs
+
 DTYPES = [torch.float32, torch.bfloat16]
 
 

@@ -8,6 +8,8 @@ pytest.importorskip("triton")
 from vlmcompress.ops import score
 from vlmcompress.ops._triton import score as kernels
 
+pytestmark = pytest.mark.pairs
+
 DTYPES = [torch.float32, torch.bfloat16]
 SCALING = 0.3
 

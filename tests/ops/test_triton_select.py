@@ -14,7 +14,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=s
 # One block is held on chip; several are not, the last of them incomplete.
 BLOCKS = pytest.mark.parametrize("block", [4096, 8], ids=["held", "blocks"])
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.pairs]
 
 
 def drawn(*shape, dtype=torch.float32, device="cpu", seed=0):

@@ -36,7 +36,7 @@ def drops(report: Any, subject: Any, inputs: dict[str, torch.Tensor]) -> list[to
                 present[layer][row, columns] = False
                 present[layer][row, subject.visual(columns)[kept]] = True
                 present[layer][row, columns[ends]] = True
-    return present
+    return [each & inputs["attention_mask"].bool() for each in present]
 
 
 def left(subject: Any, image: Any, layer: int) -> tuple[list[int], list[int]]:
@@ -79,48 +79,66 @@ def oracle(
     Returns last-token logits, or the attention [B, H, L, L] of one layer, as it would be if that
     layer did not cut `images`.
     """
+    present, seen = drops(report, subject, inputs), []
+    if attentions is None:
+        return subject.model.lm_head(masked(report, subject, inputs, present, "eager")[:, -1])
+    uncut = [
+        replace(i, cuts={c: s for c, s in i.cuts.items() if c != attentions or i not in images})
+        for i in report.images
+    ]
+    present[attentions] = drops(replace(report, images=uncut), subject, inputs)[attentions]
+    watched = subject.lm.layers[attentions].self_attn
+    handle = watched.register_forward_hook(lambda *a: seen.append(a[-1][1]))
+    masked(report, subject, inputs, present, "eager")
+    handle.remove()
+    return seen[0]
+
+
+def every_row(
+    report: Any, subject: Any, inputs: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [B, L, V] of the same model, and [B, L] bool: the tokens that reach its last layer.
+
+    The rows of others mean nothing. Attention is SDPA, for eager attention rounds to float32.
+    """
     present = drops(report, subject, inputs)
-    if attentions is not None:
-        uncut = [
-            replace(i, cuts={c: s for c, s in i.cuts.items() if c != attentions or i not in images})
-            for i in report.images
-        ]
-        present[attentions] = drops(replace(report, images=uncut), subject, inputs)[attentions]
-    lm, seen = subject.lm, []
-    handles = []
+    return subject.model.lm_head(masked(report, subject, inputs, present, "sdpa")), present[-1]
+
+
+@torch.no_grad()
+def masked(
+    report: Any,
+    subject: Any,
+    inputs: dict[str, torch.Tensor],
+    present: list[torch.Tensor],
+    attention: str,
+) -> torch.Tensor:
+    """[B, L, D]: what the bare decoder gives, every layer seeing the columns that are `present`."""
+    positions = inputs.get("position_ids")
+    positions = subject.positions(inputs) if positions is None else positions
+    lm, handles = subject.lm, []
     for number, (layer, keys) in enumerate(zip(lm.layers, present, strict=True)):
         allowed = (subject.allowed(inputs, number) & keys[:, None, :])[:, None]
-        mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        mask = torch.zeros(allowed.shape, dtype=lm.dtype)
+        mask = mask.masked_fill(~allowed, torch.finfo(lm.dtype).min)
 
-        def masked(_: Any, args: Any, kwargs: Any, mask: torch.Tensor = mask) -> Any:
+        def closed(_: Any, args: Any, kwargs: Any, mask: torch.Tensor = mask) -> Any:
             return args, {**kwargs, "attention_mask": mask}
 
-        handles.append(layer.register_forward_pre_hook(masked, with_kwargs=True))
-    if attentions is not None:
-        handles.append(
-            lm.layers[attentions].self_attn.register_forward_hook(lambda *a: seen.append(a[-1][1]))
-        )
+        handles.append(layer.register_forward_pre_hook(closed, with_kwargs=True))
     implementation = lm.config._attn_implementation
-    subject.model.set_attn_implementation("eager")
+    subject.model.set_attn_implementation(attention)
     try:
-        with torch.no_grad():
-            hidden = lm(
-                inputs_embeds=embed(report, subject, inputs),
-                position_ids=inputs.get("position_ids", subject.positions(inputs)),
-                attention_mask=inputs["attention_mask"],
-                **subject.lm_inputs(inputs, [image.groups for image in report.images]),
-            ).last_hidden_state
-            logits = subject.model.lm_head(hidden[:, -1])
+        return lm(
+            inputs_embeds=embed(report, subject, inputs),
+            position_ids=positions,
+            attention_mask=inputs["attention_mask"],
+            **subject.lm_inputs(inputs, [image.groups for image in report.images]),
+        ).last_hidden_state
     finally:
         for handle in handles:
             handle.remove()
         subject.model.set_attn_implementation(implementation)
-    return seen[0] if attentions is not None else logits
-
-
-@torch.no_grad()
-def last_logits(subject: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    return subject.model(**inputs, position_ids=subject.positions(inputs)).logits[:, -1]
 
 
 def second_turn(

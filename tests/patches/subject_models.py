@@ -58,13 +58,16 @@ _QWEN = {
 
 
 def build(name: str, **config: Any) -> Any:
-    """A model with attention far from uniform, so that errors show."""
+    """A model with attention far from uniform, and with norms and biases that do something."""
     torch.manual_seed(0)
+    g = torch.Generator().manual_seed(1)
     settings = getattr(transformers, f"{name}Config")(**config)
     model = getattr(transformers, f"{name}ForConditionalGeneration")(settings)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.3)
+        elif parameter.dim() == 1:  # made as all ones or all zeros, which would hide a lost one
+            parameter.data.add_(torch.randn(parameter.shape, generator=g), alpha=0.2)
     return model.eval()
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import BUDGET, TOLERANCE, last_logits, oracle, second_turn
+from bare import last_logits
+from oracle import BUDGET, TOLERANCE, oracle, second_turn
 from subject_models import SUBJECTS
 
 from vlmcompress.api import compress

@@ -373,6 +373,7 @@ def test_positional_arguments_are_understood(random_subject):
         assert len(c.report().images) == 1
 
 
+@pytest.mark.slow
 def test_a_long_lived_model_does_not_collect_times(random_subject):
     with compress(random_subject.model, "divprune", budget=9) as c:
         ids = torch.tensor([[3, 4]])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from oracle import TOLERANCE, last_logits
+from bare import bare, last_logits
+from oracle import TOLERANCE
 from shown import told
 from snapshots import snapshot
+from subject_models import SUBJECTS
+from tiers import rotation
 
 from vlmcompress.api import compress
 from vlmcompress.errors import BudgetError, VLMCompressError
@@ -20,8 +24,12 @@ from vlmcompress.patches.families.registry import family_of
 BUDGETS = ("50%", "80%", None)
 """The first that a method can meet; None for its own setting."""
 
+NAMES = [name for name in METHODS.names() if name != "full"]
+FAMILIES = 3
+"""That a method meets in the default tier."""
 
-@pytest.fixture(params=[name for name in METHODS.names() if name != "full"])
+
+@pytest.fixture(params=NAMES)
 def method(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Each registered method."""
     return get_method(request.param, **told(request.param, tmp_path_factory))
@@ -92,6 +100,7 @@ def check_image(image: Any, method: Any, budget: str | None) -> None:
         assert 0 < image.after <= asked
 
 
+@pytest.mark.rotating(axis="subject", by="method", count=FAMILIES)
 def test_every_method_on_every_family(subject, method):
     prompts = [subject.prompt(1, 3, text=4), subject.prompt(2, 4, text=9)]
     inputs = subject.batch(*prompts)
@@ -100,11 +109,11 @@ def test_every_method_on_every_family(subject, method):
         with pytest.raises(VLMCompressError, match=words), compress(subject.model, method, "50%"):
             last_logits(subject, inputs)
         return
-    bare, ids = last_logits(subject, inputs), subject.generate(inputs, max_new_tokens=2)
+    whole, ids = bare(subject, inputs).logits, bare(subject, inputs).ids[:, :-4]
     untouched = snapshot(subject.model)
     if method.takes_budget:
         with compress(subject.model, method, budget="100%") as c:
-            assert torch.equal(last_logits(subject, inputs), bare)
+            assert torch.equal(last_logits(subject, inputs), whole)
         assert method.adaptive or not c.report().engaged
     budget, handle, short = shortened(subject, method, inputs)
     with handle as c:
@@ -120,8 +129,23 @@ def test_every_method_on_every_family(subject, method):
     for image in images:
         check_image(image, method, budget)
     if any(image.mean < image.before for image in images):
-        assert (short - bare).abs().max() > 100 * TOLERANCE
+        assert (short - whole).abs().max() > 100 * TOLERANCE
     else:
         assert method.adaptive
     assert torch.equal(subject.generate(inputs, max_new_tokens=2), ids)
     assert snapshot(subject.model) == untouched
+
+
+@pytest.mark.slow
+def test_the_default_tier_shows_every_method_at_work(tmp_path_factory):
+    built = {name: make() for name, make in SUBJECTS.items()}
+    rows = [{"subject": s, "method": m} for s, m in product(SUBJECTS, NAMES)]
+    works = {
+        rows[place]["method"]
+        for place in rotation(rows, "subject", by="method", count=FAMILIES)
+        if not impossible(
+            built[rows[place]["subject"]],
+            get_method(rows[place]["method"], **told(rows[place]["method"], tmp_path_factory)),
+        )
+    }
+    assert works == set(NAMES)

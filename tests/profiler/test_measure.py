@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -15,14 +14,12 @@ from vlmcompress.flops.exact import first_token
 from vlmcompress.patches import engine
 from vlmcompress.patches.cost.model_shape import shape_of
 from vlmcompress.patches.cost.workload import load_of
-from vlmcompress.patches.decoder import prefill as reduce
+from vlmcompress.patches.decoder import prefill
 from vlmcompress.patches.families.vision_encoders_tiles import TileEncoder
 from vlmcompress.patches.signals.signals import Signals
-from vlmcompress.profiler import machine as profiling_machine
-from vlmcompress.profiler import profile as profiler
-from vlmcompress.profiler import stopwatch as profiling_stages
+from vlmcompress.profiler import machine, measure, stopwatch
 from vlmcompress.profiler.measure import Setting, Spread, achieved, break_even, interleaved, profile
-from vlmcompress.profiler.run import Runner, Sample, Tokens
+from vlmcompress.profiler.run import Runner, RunTimes, Tokens
 from vlmcompress.profiler.stopwatch import Hooks, Stopwatch
 from vlmcompress.tokens import Grid
 
@@ -49,7 +46,7 @@ def ticks(monkeypatch):
     def mark(device):
         return clock.now
 
-    monkeypatch.setattr(profiling_stages, "mark", mark)
+    monkeypatch.setattr(stopwatch, "mark", mark)
     return clock
 
 
@@ -124,26 +121,32 @@ def test_stages_of_a_run_add_up_to_what_the_clock_on_the_wall_says(name, method)
         ("other", "lm_head"),
     ],
 )
-def test_time_goes_to_the_stage_where_it_is_spent(stage, where):
+def test_time_goes_to_the_stage_where_it_is_spent(ticks, stage, where):
     found, prepare = subject("random llava")
     runner = Runner(found.model, prepare, 1)
     setting = Setting("x", to("divprune+fastv", "50%"))
     runner.look(setting)
     parts = dict(found.model.named_modules())
     module = parts.get(where) or parts[where.replace("vision_tower.", "vision_tower.vision_model.")]
-    plain = runner.run(setting)[0].stages
-    handle = module.register_forward_hook(lambda *_: time.sleep(0.2))
-    slow = runner.run(setting)[0].stages
+    calls = []
+
+    def slowly(*_):
+        ticks.now += 1
+        calls.append(where)
+
+    handle = module.register_forward_hook(slowly)
+    stages = runner.run(setting)[0].stages
     handle.remove()
-    for name, value in slow.items():
-        assert (value - plain[name] > 150) == (name == stage), (name, value, plain[name])
+    assert calls
+    assert stages.pop(stage) == 1e3 * len(calls)
+    assert not any(stages.values())
 
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(reduce, "choose"), (engine, "ranked"), (Signals, "encoded"), (TileEncoder, "packed")],
+    [(prefill, "choose"), (engine, "ranked"), (Signals, "encoded"), (TileEncoder, "packed")],
 )
-def test_all_work_of_a_method_is_selection(monkeypatch, owner, name):
+def test_all_work_of_a_method_is_selection(ticks, monkeypatch, owner, name):
     """A choice before the decoder, one between layers, signals, and packing them like features."""
     found, prepare = subject("random llava-next")
     runner = Runner(found.model, prepare, 1)
@@ -153,23 +156,24 @@ def test_all_work_of_a_method_is_selection(monkeypatch, owner, name):
 
     def slowly(*args, **kwargs):
         calls.append(name)
-        time.sleep(0.2)
+        ticks.now += 1
         return original(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, slowly)
     stages = runner.run(setting)[0].stages
     assert calls
-    assert stages.pop("selection") > 190 * len(calls)
-    assert max(stages.values()) < 150
+    assert stages.pop("selection") == 1e3 * len(calls)
+    assert not any(stages.values())
 
 
-def test_packing_of_features_is_no_selection(monkeypatch):
+def test_packing_of_features_is_no_selection(ticks, monkeypatch):
     found, prepare = subject("random llava-next")
     base = type(found.model.model)
     original, calls = base.pack_image_features, []
 
     def slowly(*args, **kwargs):
-        calls.append(time.sleep(0.2))
+        ticks.now += 1
+        calls.append("pack")
         return original(*args, **kwargs)
 
     monkeypatch.setattr(base, "pack_image_features", slowly)
@@ -179,8 +183,9 @@ def test_packing_of_features_is_no_selection(monkeypatch):
         runner.look(setting)
         calls.clear()
         stages = runner.run(setting)[0].stages
-        assert 190 < stages["other"] < 350
-        assert (stages["selection"] > 150) == (len(calls) > 1) == (method == "hiprune")
+        assert stages["other"] == 1e3
+        assert stages["selection"] == 1e3 * (len(calls) - 1)
+        assert (len(calls) > 1) == (method == "hiprune")
 
 
 def test_settings_take_turns_and_each_begins_a_round():
@@ -188,7 +193,7 @@ def test_settings_take_turns_and_each_begins_a_round():
 
     def run(setting):
         calls.append(setting.label)
-        return Sample({}, len(calls), 0, 0)
+        return RunTimes({}, len(calls), 0, 0)
 
     samples = interleaved(run, [Setting(name) for name in names], 4)
     assert "".join(calls) == "abcbcacababc"
@@ -212,7 +217,7 @@ def faked(monkeypatch, times):
         stages = {"prefill": ttft - 10.0, "decode": 30.0}
         if setting.wrap:
             stages["selection"] = 4.0
-        return Sample(stages, ttft, ttft + 30, ttft + 31), seen
+        return RunTimes(stages, ttft, ttft + 30, ttft + 31), seen
 
     monkeypatch.setattr(Runner, "run", run)
 
@@ -276,11 +281,11 @@ def test_stages_are_means_over_the_middle_half_by_total(monkeypatch):
             looking.append(setting)
             return None, seen
         total = float(next(totals))
-        return Sample({"prefill": 2 * total, "selection": 1.0}, 5.0, 6.0, total), seen
+        return RunTimes({"prefill": 2 * total, "selection": 1.0}, 5.0, 6.0, total), seen
 
     monkeypatch.setattr(Runner, "run", run)
     monkeypatch.setattr(
-        profiler,
+        measure,
         "interleaved",
         lambda run, settings, rounds: [[run(one) for _ in range(5)] for one in settings],
     )
@@ -399,8 +404,8 @@ def test_peak_memory_is_what_a_block_holds_at_most():
 
 
 def test_peak_memory_is_unknown_where_the_kernel_does_not_tell(monkeypatch, tmp_path):
-    monkeypatch.setattr(profiling_machine, "_PROCESS", tmp_path / "nothing")
-    with profiling_machine.peak_memory(torch.device("cpu")) as found:
+    monkeypatch.setattr(machine, "_PROCESS", tmp_path / "nothing")
+    with machine.peak_memory(torch.device("cpu")) as found:
         pass
     assert found.bytes is None
 

@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from vlmcompress.budget.clock import elapsed
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import write_json
 from vlmcompress.version import __version__
@@ -45,10 +45,13 @@ class DecoderTimes:
     layer: Mapping[int, float]
     """Tokens of the longest row that enter a layer -> time of one layer; ascending."""
     head: float
-    """Of the language model's head at the last position."""
+    """Time of the language model's head at the last position."""
 
-    def __call__(self, tokens: Sequence[int]) -> float:
-        """Of a stack, given the tokens that enter each layer, and the head; flat at the ends."""
+    def predict(self, tokens: Sequence[int]) -> float:
+        """Milliseconds of all layers and the head, given the tokens that enter each layer.
+
+        Lengths outside the measured range count as its nearest end.
+        """
         times = np.interp(tokens, list(self.layer), list(self.layer.values()))
         return float(times.sum()) + self.head
 
@@ -77,7 +80,7 @@ _memories: WeakKeyDictionary[nn.Module, Memory] = WeakKeyDictionary()
 
 
 def memory_of(model: nn.Module) -> Memory:
-    """That of a model instance, for as long as it lives."""
+    """What is known of the times of a model instance, kept for as long as the instance lives."""
     return _memories.setdefault(model, Memory())
 
 
@@ -125,7 +128,7 @@ def predicted(
     """
     share = (costs.encoder + costs.projector) / (full.encoder + full.projector)
     longest = [max(tokens) for tokens in zip(*rows, strict=True)]
-    return encoder * share + selection + decoder(longest)
+    return encoder * share + selection + decoder.predict(longest)
 
 
 def lengths_up_to(longest: int) -> list[int]:
@@ -167,18 +170,8 @@ def _random(weight: Tensor, batch: int, length: int) -> Tensor:
 def median_of(run: Callable[[], object], device: torch.device, runs: int = _RUNS) -> float:
     """Milliseconds of `run`, the median after a warm-up; the device has finished each time."""
 
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
     run()
-    times = []
-    for _ in range(runs):
-        start = now()
-        run()
-        times.append(now() - start)
-    return statistics.median(times) * 1000
+    return statistics.median(elapsed(run, device) for _ in range(runs))
 
 
 def _embedding(lm: nn.Module) -> Tensor:

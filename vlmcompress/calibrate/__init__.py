@@ -2,10 +2,10 @@
 
 from vlmcompress.calibrate.adaptinfer import calibrate_adaptinfer
 from vlmcompress.calibrate.gsearch import calibrate_gsearch
-from vlmcompress.calibrate.questions import Asked, read_questions, training_questions
+from vlmcompress.calibrate.questions import CalibrationQuestion, read_questions, training_questions
 
 __all__ = [
-    "Asked",
+    "CalibrationQuestion",
     "calibrate_adaptinfer",
     "calibrate_gsearch",
     "read_questions",

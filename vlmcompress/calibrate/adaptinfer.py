@@ -20,7 +20,7 @@ from vlmcompress.calibrate.changes import (
     locations,
 )
 from vlmcompress.calibrate.document import depth, document, share_of
-from vlmcompress.calibrate.questions import Asked, batches
+from vlmcompress.calibrate.questions import CalibrationQuestion, batches
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.adaptinfer import AdaptInfer
 from vlmcompress.methods.contracts.layer_view import LayerView
@@ -35,7 +35,7 @@ _FINE = 10**6  # tokens of an imaginary image whose counts are shares
 def calibrate_adaptinfer(
     model: Any,
     processor: Any,
-    asked: Sequence[Asked],
+    asked: Sequence[CalibrationQuestion],
     *,
     name: str,
     budget: str | None = None,
@@ -92,7 +92,7 @@ def calibrate_adaptinfer(
 
 
 def attention_maps(
-    model: Any, processor: Any, asked: Sequence[Asked], batch: int = 8
+    model: Any, processor: Any, asked: Sequence[CalibrationQuestion], batch: int = 8
 ) -> list[Tensor]:
     """[L, V] for each question: attention from the text to each visual token in each layer.
 

@@ -39,8 +39,8 @@ class Tally:
     norms: Counter[int] = field(default_factory=Counter)
     """Sum over the tokens near a word of their length, as a share of the mean of their image."""
     attention: Counter[int] = field(default_factory=Counter)
-    """The same of the attention that they receive in the vision tower; empty where it gives none.
-    """
+    """Sum over the tokens near a word of the attention that they receive in the vision tower, as a
+    share of the mean of their image; empty where the tower gives none."""
 
     def add(self, tokens: VisualTokens) -> None:
         """Count one image, or one tile of it."""

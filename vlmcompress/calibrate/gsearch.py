@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from vlmcompress.calibrate.agreement import agreement, next_tokens
 from vlmcompress.calibrate.document import depth, document, share_of
-from vlmcompress.calibrate.questions import Asked, batches
+from vlmcompress.calibrate.questions import CalibrationQuestion, batches
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.psigmoid import PSigmoid, sigmoid_shares, solve_alpha
 from vlmcompress.methods.shared.calibrated_schedules import cut
@@ -24,7 +24,7 @@ _KAPPAS = tuple(0.05 * 1.1**step for step in range(56))  # to 9.4: a single step
 def calibrate_gsearch(
     model: Any,
     processor: Any,
-    asked: Sequence[Asked],
+    asked: Sequence[CalibrationQuestion],
     *,
     name: str,
     budget: str | None = None,

@@ -13,28 +13,29 @@ from PIL.Image import Image
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.worlds.world import KINDS, TRAIN_SEEDS, ask, draw, make_scene
-from vlmcompress.media.images import check_file, read_image
+from vlmcompress.media.images import read_image
+from vlmcompress.media.regular_files import check_file
 from vlmcompress.prompts import prepare
 
 _STREAM = 3  # tells the random numbers of these questions from others of the same seed
 
 
 @dataclass(frozen=True)
-class Asked:
+class CalibrationQuestion:
     """A picture, or the file that it is in, and a question."""
 
     picture: Image | Path
     question: str
 
 
-def training_questions(limit: int, seed: int = 0) -> list[Asked]:
+def training_questions(limit: int, seed: int = 0) -> list[CalibrationQuestion]:
     """Questions about synthetic scenes of training seeds, never of held-out ones; kinds in turn.
 
     Args:
         limit: how many.
         seed: of the first scene; later scenes follow, from the start again after the last.
     """
-    found: list[Asked] = []
+    found: list[CalibrationQuestion] = []
     for number in range(limit * 20):
         if len(found) == limit:
             break
@@ -43,11 +44,11 @@ def training_questions(limit: int, seed: int = 0) -> list[Asked]:
         kind = KINDS[len(found) % len(KINDS)]
         question = ask(scene, kind, np.random.default_rng([world, _STREAM]))
         if question is not None:
-            found.append(Asked(draw(scene), question.text))
+            found.append(CalibrationQuestion(draw(scene), question.text))
     return found
 
 
-def read_questions(path: str | Path, limit: int | None = None) -> list[Asked]:
+def read_questions(path: str | Path, limit: int | None = None) -> list[CalibrationQuestion]:
     """The lines of a JSONL file: {"image": a file, "question": a text}; other keys may be there.
 
     Image files are looked for in the folder of the JSONL file.
@@ -75,7 +76,7 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Asked]:
 
 
 def batches(
-    model: Any, processor: Any, asked: Sequence[Asked], size: int
+    model: Any, processor: Any, asked: Sequence[CalibrationQuestion], size: int
 ) -> Iterator[dict[str, Any]]:
     """Inputs of the model for `size` questions at a time, each in the model's chat format.
 
@@ -87,11 +88,11 @@ def batches(
         yield dict(prepare(model, processor, prompts))
 
 
-def _picture(asked: Asked) -> Image:
+def _picture(asked: CalibrationQuestion) -> Image:
     return asked.picture if isinstance(asked.picture, Image) else read_image(asked.picture)
 
 
-def _parse(file: Path, number: int, line: str) -> Asked:
+def _parse(file: Path, number: int, line: str) -> CalibrationQuestion:
     where = f"data file {str(file)!r}, line {number}"
     try:
         entry = json.loads(line)
@@ -103,4 +104,4 @@ def _parse(file: Path, number: int, line: str) -> Asked:
     if not (isinstance(picture, str) and isinstance(question, str) and question.strip()):
         raise VLMCompressError(f'{where} must be like {{"image": "a.png", "question": "what ?"}}')
     check_file(file.parent / picture)
-    return Asked(file.parent / picture, question)
+    return CalibrationQuestion(file.parent / picture, question)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import (
+    Decoder,
     Device,
     Dtype,
     Fps,
@@ -19,11 +21,16 @@ from vlmcompress.cli.options import (
     Options,
     VideoFiles,
 )
-from vlmcompress.files import whole_file
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.files import at_home, whole_file
+from vlmcompress.untrusted import one_line
 
 if TYPE_CHECKING:
     from vlmcompress.cli.ask_request import Request
-    from vlmcompress.cli.ask_run import Asker, Run
+    from vlmcompress.cli.ask_run import Asker, AskRun
+
+
+_ROUNDS = 3
 
 
 class Positions(str, Enum):
@@ -33,19 +40,23 @@ class Positions(str, Enum):
     renumber = "renumber"
 
 
-Given = Annotated[
+Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[FILE]... [QUESTION]",
-        help="Images and videos, then the question. With --question all of them are files.",
+        help="Images and videos, then the question, or - to read it from stdin. With --question "
+        "all of them are files.",
     ),
 ]
-Question = Annotated[str | None, typer.Option("--question", "-q", help="The question.")]
+Question = Annotated[
+    str | None, typer.Option("--question", "-q", help="The question; - reads it from stdin.")
+]
 MethodSpec = Annotated[
     str | None,
     typer.Option(
         help="See `vlmcompress ls methods`; methods are joined with +, as in "
-        '"divprune+fastv(k=3)"; "auto" takes the most accurate. Default: divprune.'
+        '"divprune+fastv(k=3)"; "auto" takes the most accurate. '
+        f"Default: {defaults.METHOD}."
     ),
 ]
 BudgetText = Annotated[
@@ -54,7 +65,8 @@ BudgetText = Annotated[
         help="Visual tokens per image or video, mean over decoder layers: a count (64), a share "
         '(25%), or either for each frame ("16 per frame"). Or the cost of the first token: '
         '"0.4 flops" of the full model\'s, or "120 ms". '
-        "Default: 25% without --method; with it the method's own setting, or 25% if it has none."
+        f"Default: {defaults.BUDGET} without --method; with it the method's own setting, or "
+        f"{defaults.BUDGET} if it has none."
     ),
 ]
 Length = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
@@ -63,8 +75,12 @@ PositionRule = Annotated[
 ]
 Compare = Annotated[bool, typer.Option("--compare", help="Answer on all tokens, too; show both.")]
 Repeat = Annotated[
-    int,
-    typer.Option(min=1, help="With --compare: timed rounds after one warm-up; medians are shown."),
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --compare: timed rounds after one warm-up; medians are shown. Default: "
+        f"{_ROUNDS}.",
+    ),
 ]
 Overlay = Annotated[
     Path | None,
@@ -75,11 +91,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 
 @one_line_errors
 def ask(
-    given: Given = None,
+    given: Words = None,
     image: ImageFiles = None,
     video: VideoFiles = None,
     frames: Frames = None,
     fps: Fps = None,
+    decoder: Decoder = None,
     question: Question = None,
     method: MethodSpec = None,
     budget: BudgetText = None,
@@ -90,7 +107,7 @@ def ask(
     dtype: Dtype = None,
     positions: PositionRule = Positions.keep,
     compare: Compare = False,
-    repeat: Repeat = 3,
+    repeat: Repeat = None,
     overlay: Overlay = None,
     as_json: Json = False,
 ) -> None:
@@ -107,15 +124,20 @@ def ask(
 
     Bad input ends with exit code 2 and one line on stderr.
     """
-    from vlmcompress.cli.ask_request import Given as Media
+    from vlmcompress.cli.ask_media import MediaArguments
     from vlmcompress.cli.ask_request import check
 
-    media = Media(given or [], image or [], video or [], question, frames, fps)
+    if repeat is not None and not compare:
+        raise VLMCompressError("--repeat is for --compare, which is not given")
+    overlay = None if overlay is None else at_home(overlay)
+    media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
     request = check(media, model, method, budget, option or [], overlay)
+    for note in request.notes:
+        typer.echo(f"note: {one_line(note)}", err=True)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)
         with progress("answering"):
-            runs = _run(asker, request, positions.value, repeat if compare else None)
+            runs = _run(asker, request, positions.value, (repeat or _ROUNDS) if compare else None)
     if overlay is not None:
         _draw(overlay, request, runs[-1], asker)
     from vlmcompress.cli.ask_output import as_document, as_text
@@ -132,17 +154,17 @@ def _load(request: Request, device: str | None, dtype: str | None, max_new_token
         return Asker(model, processor, request.media, request.question, max_new_tokens)
 
 
-def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[Run]:
+def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[AskRun]:
     """The reduced run, or the full and the reduced one."""
-    from vlmcompress.cli.ask_run import Setting
+    from vlmcompress.cli.ask_run import AskSetting
 
-    reduced = Setting(request.method, request.methods, request.budget, positions)
+    reduced = AskSetting(request.method, request.methods, request.budget, positions)
     if rounds is None:
         return [asker.run(reduced)]
-    return asker.compare([Setting("full", "full", None, positions), reduced], rounds)
+    return asker.compare([AskSetting("full", "full", None, positions), reduced], rounds)
 
 
-def _draw(path: Path, request: Request, run: Run, asker: Asker) -> None:
+def _draw(path: Path, request: Request, run: AskRun, asker: Asker) -> None:
     from vlmcompress.report.overlay import draw
 
     picture = draw(request.media, run.report.images, asker.processor)

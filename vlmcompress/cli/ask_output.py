@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from vlmcompress.media.video import Video
 from vlmcompress.report.report import by_medium, frame_counts
+from vlmcompress.untrusted import visible
 
 if TYPE_CHECKING:
     from vlmcompress.cli.ask_request import Request
-    from vlmcompress.cli.ask_run import Asker, Run
+    from vlmcompress.cli.ask_run import Asker, AskRun
 
-_STAGES = ("encoder", "selection", "prefill", "decode", "total")
+_STAGES = ("encoder", "selection", "prefill", "decode", "other", "total")
 
 
-def as_document(request: Request, asker: Asker, runs: Sequence[Run]) -> str:
+def as_document(request: Request, asker: Asker, runs: Sequence[AskRun]) -> str:
     """JSON of the reduced run; of a comparison also both runs, as `full` and `reduced`."""
     reduced, pairs = runs[-1], list(zip(request.files, request.media, strict=True))
     document = {
@@ -37,20 +38,20 @@ def as_document(request: Request, asker: Asker, runs: Sequence[Run]) -> str:
     return json.dumps(document, indent=2)
 
 
-def as_text(request: Request, runs: Sequence[Run]) -> str:
+def as_text(request: Request, runs: Sequence[AskRun]) -> str:
     """Question, answers, tokens and times."""
     reduced = runs[-1]
     budget = f", budget {request.budget}" if request.budget else ""
     lines = [
-        f"question   {request.question}",
-        f"model      {request.model}, {request.method}{budget}",
+        f"question   {visible(request.question)}",
+        f"model      {visible(f'{request.model}, {request.method}{budget}')}",
     ]
     if len(runs) == 1:
-        lines.append(f"answer     {reduced.answer}")
+        lines.append(f"answer     {_shown(reduced)}")
     else:
         lines += [
-            f"answer     {runs[0].answer}   (all visual tokens)",
-            f"           {reduced.answer}   (reduced)",
+            f"answer     {_shown(runs[0])}   (all visual tokens)",
+            f"           {_shown(reduced)}   (reduced)",
         ]
     report = reduced.report
     lines += [] if report.reason is None else [f"method     {report.method}: {report.reason}"]
@@ -59,7 +60,11 @@ def as_text(request: Request, runs: Sequence[Run]) -> str:
     return "\n".join([*lines, "", *_times(runs)])
 
 
-def _tokens(request: Request, run: Run) -> list[str]:
+def _shown(run: AskRun) -> str:
+    return visible(run.answer) or "(empty)"
+
+
+def _tokens(request: Request, run: AskRun) -> list[str]:
     """How many tokens were kept of each image and clip, and of which frames."""
     frames = [len(one.frames) if isinstance(one, Video) else 1 for one in request.media]
     shared = by_medium(run.report.images, frames)
@@ -67,7 +72,9 @@ def _tokens(request: Request, run: Run) -> list[str]:
     for file, one, reports in zip(request.files, request.media, shared, strict=True):
         before, after = sum(r.before for r in reports), sum(r.after for r in reports)
         mean = sum(r.mean for r in reports)
-        lines.append(f"tokens     {before} -> {after}, mean over layers {mean:.4g}   ({file})")
+        lines.append(
+            f"tokens     {before} -> {after}, mean over layers {mean:.4g}   ({visible(file)})"
+        )
         if isinstance(one, Video):
             times = " ".join(f"{time:.2f}" for time in one.times)
             lines += [
@@ -78,7 +85,7 @@ def _tokens(request: Request, run: Run) -> list[str]:
     return lines
 
 
-def _times(runs: Sequence[Run]) -> list[str]:
+def _times(runs: Sequence[AskRun]) -> list[str]:
     """A row for each stage, a column for each run, and the change."""
     heads = [run.setting.label[:24] for run in runs]
     widths = [max(12, len(head) + 2) for head in heads]

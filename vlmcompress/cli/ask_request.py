@@ -8,33 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmcompress.cli.common import silent_libraries
+from vlmcompress import defaults
+from vlmcompress.cli.ask_media import MediaArguments, name_media, read
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.files import check_output
-from vlmcompress.media.images import check_file, read_image
-from vlmcompress.media.video import VIDEO_SUFFIXES, Video, check_sampling, read_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vlmcompress.media.video import Video
+    from vlmcompress.methods.composition.pipeline import Pipeline
     from vlmcompress.methods.contracts.method import Method
 
-_METHOD, _BUDGET, _AUTO = "divprune", "25%", "auto"
-_MODEL, _VIDEO_MODEL = "tiny-llava", "tiny-qwen"
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the command line says about media and question."""
-
-    words: Sequence[str]
-    """Arguments without a name."""
-    images: Sequence[str]
-    videos: Sequence[str]
-    question: str | None
-    frames: int | None
-    fps: float | None
 
 
 @dataclass(frozen=True)
@@ -51,10 +37,12 @@ class Request:
     methods: str | tuple[Method, ...]
     """"auto" where it depends on the model which."""
     budget: str | None
+    notes: list[str]
+    """What the user should know about the files."""
 
 
 def check(
-    given: Given,
+    arguments: MediaArguments,
     model: str | None,
     method: str | None,
     budget: str | None,
@@ -66,72 +54,27 @@ def check(
     Raises:
         VLMCompressError: what is wrong and what would be right.
     """
-    named, question = _media_and_question(given)
-    for file, kind in named:
-        check_file(file, kind)
-    has_video = any(kind == "video" for _, kind in named)
-    _check_sampling(given, has_video)
+    named = name_media(arguments)
     if overlay is not None:
         check_output(overlay, _PICTURES)
 
     from vlmcompress.models.names import resolve
 
-    model = model or (_VIDEO_MODEL if has_video else _MODEL)
+    if model is None:
+        model = defaults.VIDEO_MODEL if named.has_video else defaults.MODEL
     resolve(model)
 
     from vlmcompress.budget.budget import Budget
 
-    methods, has_default = _methods(method or _METHOD, _options(options))
+    spec = defaults.METHOD if method is None else method
+    methods, has_default = _methods(spec, _options(options))
     if budget is not None:
         Budget.parse(budget)
     elif method is None or not has_default:
-        budget = _BUDGET
-    media = [_read(file, kind, given) for file, kind in named]
-    files = [file for file, _ in named]
-    return Request(question, files, media, model, method or _METHOD, methods, budget)
-
-
-def _media_and_question(given: Given) -> tuple[list[tuple[str, str]], str]:
-    """Files, each with "image" or "video", and the question.
-
-    Arguments without a name are files, but the last is the question unless that came by name.
-    """
-    words, question = list(given.words), given.question
-    if question is None:
-        if not words:
-            raise VLMCompressError('no question: give one, as in vlmcompress ask image.png "..."')
-        question = words.pop()
-        if Path(question).is_file():
-            raise VLMCompressError(f"no question: the last argument {question!r} is a file")
-    if not question.strip():
-        raise VLMCompressError("the question is empty")
-    files = [(word, _kind(word)) for word in words]
-    files += [(file, "image") for file in given.images]
-    files += [(file, "video") for file in given.videos]
-    if not files:
-        raise VLMCompressError(
-            "no image and no video: give a file before the question, or with --image or --video"
-        )
-    return files, question
-
-
-def _kind(file: str) -> str:
-    return "video" if Path(file).suffix.lower() in VIDEO_SUFFIXES else "image"
-
-
-def _check_sampling(given: Given, has_video: bool) -> None:
-    if given.frames is not None and given.fps is not None:
-        raise VLMCompressError("--frames and --fps are both given: give one of them")
-    if not has_video and (given.frames is not None or given.fps is not None):
-        raise VLMCompressError("--frames and --fps are for videos, but no video is given")
-    check_sampling(given.frames, given.fps)
-
-
-def _read(file: str, kind: str, given: Given) -> Image | Video:
-    if kind == "image":
-        return read_image(file)
-    with silent_libraries():
-        return read_video(file, given.frames, given.fps)
+        budget = defaults.BUDGET
+    media = [read(file, kind, arguments) for file, kind in named.files]
+    files = [file for file, _ in named.files]
+    return Request(named.question, files, media, model, spec, methods, budget, named.notes)
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -146,7 +89,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
             raise VLMCompressError(f"option {name!r} is given twice")
         try:
             options[name] = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             options[name] = text.strip()
     return options
 
@@ -154,15 +97,27 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 def _methods(spec: str, options: dict[str, Any]) -> tuple[str | tuple[Method, ...], bool]:
     """The methods of a spec, and whether they can work without a budget."""
     from vlmcompress.methods.composition.spec import parse
-    from vlmcompress.tokens import Grid
 
-    if spec == _AUTO:
+    if spec == defaults.AUTO:
         if options:
-            raise VLMCompressError(f"{_AUTO} has no options, got {', '.join(options)}")
+            raise VLMCompressError(f"{defaults.AUTO} has no options, got {', '.join(options)}")
         return spec, False
     pipeline = parse(spec, **options)
+    return pipeline.methods, _works_without_budget(pipeline)
+
+
+def _works_without_budget(pipeline: Pipeline) -> bool:
+    """Whether every method has a setting of its own.
+
+    All decoder methods do, and theirs may be for one depth only, which nobody knows before the
+    model is loaded; the others do not look at the depth.
+    """
+    from vlmcompress.tokens import Grid
+
+    before = [method for method in pipeline.methods if method is not pipeline.decoder]
     try:
-        pipeline.plan(Grid(1, 24, 24), 32, None)
+        if before:
+            pipeline.of(before).plan(Grid(1, 24, 24), 2, None)
     except BudgetError:
-        return pipeline.methods, False
-    return pipeline.methods, True
+        return False
+    return True

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL.Image import Image
 
 from vlmcompress.api import compress
 from vlmcompress.media.video import Video
 from vlmcompress.methods.contracts.method import Method
-from vlmcompress.prompts import prepare
+from vlmcompress.prompts import generate, prepare
 from vlmcompress.report.report import Report
 
 
 @dataclass(frozen=True)
-class Setting:
+class AskSetting:
     """How a call is reduced."""
 
     label: str
@@ -29,14 +27,15 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Run:
+class AskRun:
     """An answer, what the call did, and how long its stages took."""
 
-    setting: Setting
+    setting: AskSetting
     answer: str
     report: Report
     milliseconds: dict[str, float]
-    """The report's stages, then `total`: all of `generate`. Medians where there were several."""
+    """The report's stages, `other`, then `total`: all of `generate`. Medians where there were
+    several; `other` is what the stages leave of the total."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: what `--compare` sets side by side."""
@@ -71,7 +70,7 @@ class Asker:
         self._max_new_tokens = max_new_tokens
         self.inputs = prepare(model, processor, [(media, question)])
 
-    def run(self, setting: Setting) -> Run:
+    def run(self, setting: AskSetting) -> AskRun:
         """Answer once."""
         with compress(
             self.model,
@@ -80,17 +79,14 @@ class Asker:
             positions=setting.positions,  # type: ignore[arg-type]
             processor=self.processor,
         ) as compression:
-            start = self._now()
-            ids = self.model.generate(
-                **self.inputs, max_new_tokens=self._max_new_tokens, do_sample=False
+            found = generate(
+                self.model, self.processor, self.inputs, max_new_tokens=self._max_new_tokens
             )
-            total = (self._now() - start) * 1000
             report = compression.report()
-        new = ids[0, self.inputs["input_ids"].shape[1] :]
-        answer = self.processor.decode(new, skip_special_tokens=True).strip()
-        return Run(setting, answer, report, {**report.milliseconds, "total": total})
+        milliseconds = {**report.milliseconds, "total": found.milliseconds}
+        return AskRun(setting, found.texts[0], report, _with_other(milliseconds))
 
-    def compare(self, settings: Sequence[Setting], repeat: int) -> list[Run]:
+    def compare(self, settings: Sequence[AskSetting], repeat: int) -> list[AskRun]:
         """Answer in each setting, after a warm-up, in turn and `repeat` times.
 
         Returns:
@@ -101,13 +97,15 @@ class Asker:
         rounds = [[self.run(setting) for setting in settings] for _ in range(repeat)]
         return [_median(list(runs)) for runs in zip(*rounds, strict=True)]
 
-    def _now(self) -> float:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-        return time.perf_counter()
 
-
-def _median(runs: list[Run]) -> Run:
+def _median(runs: list[AskRun]) -> AskRun:
     stages = runs[0].milliseconds
     times = {stage: statistics.median(run.milliseconds[stage] for run in runs) for stage in stages}
-    return Run(runs[0].setting, runs[0].answer, runs[0].report, times)
+    return AskRun(runs[0].setting, runs[0].answer, runs[0].report, _with_other(times))
+
+
+def _with_other(times: dict[str, float]) -> dict[str, float]:
+    """Times with `other` before `total`: sampling, embedding and whatever else takes its time."""
+    stages = {name: time for name, time in times.items() if name not in ("other", "total")}
+    other = max(0.0, times["total"] - sum(stages.values()))
+    return {**stages, "other": other, "total": times["total"]}

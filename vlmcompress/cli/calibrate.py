@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import Device, Dtype
 from vlmcompress.files import check_output, whole_file
 
 if TYPE_CHECKING:
-    from vlmcompress.calibrate import Asked
+    from vlmcompress.calibrate import CalibrationQuestion
 
 
-class What(str, Enum):
+class Calibration(str, Enum):
     """Things that can be calibrated."""
 
     adaptinfer = "adaptinfer"
@@ -26,13 +27,13 @@ class What(str, Enum):
 
 
 _USED_BY = {
-    What.adaptinfer: "adaptinfer",
-    What.gsearch: "psigmoid",
-    What.embedlens: "embedlens",
+    Calibration.adaptinfer: "adaptinfer",
+    Calibration.gsearch: "psigmoid",
+    Calibration.embedlens: "embedlens",
 }
 
 
-Kind = Annotated[What, typer.Argument(help="What to calibrate.", show_default=False)]
+Kind = Annotated[Calibration, typer.Argument(help="What to calibrate.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="The JSON file to write.", show_default=False)]
 ModelName = Annotated[str, typer.Option(help="A built-in model, a folder or a Hugging Face id.")]
 Data = Annotated[
@@ -64,7 +65,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
 def calibrate(
     what: Kind,
     out: Out,
-    model: ModelName = "tiny-llava",
+    model: ModelName = defaults.MODEL,
     data: Data = None,
     limit: Limit = 200,
     budget: Share = None,
@@ -102,15 +103,15 @@ def calibrate(
     typer.echo(f"{out}: {_said(found)}; use it with --method \"{_USED_BY[what]}(table='{out}')\"")
 
 
-def _settings(what: What, budget: str | None, tolerance: float | None) -> dict[str, Any]:
+def _settings(what: Calibration, budget: str | None, tolerance: float | None) -> dict[str, Any]:
     """What this kind of calibration is told; what it does not know is refused."""
     from vlmcompress.errors import VLMCompressError
 
-    if tolerance is not None and what is not What.gsearch:
+    if tolerance is not None and what is not Calibration.gsearch:
         raise VLMCompressError(f"--tolerance is for gsearch, not for {what.value}")
-    if budget is not None and what is What.embedlens:
+    if budget is not None and what is Calibration.embedlens:
         raise VLMCompressError("--budget is for schedules, not for embedlens")
-    settings: dict[str, Any] = {} if what is What.embedlens else {"budget": budget}
+    settings: dict[str, Any] = {} if what is Calibration.embedlens else {"budget": budget}
     return settings if tolerance is None else settings | {"tolerance": tolerance}
 
 
@@ -122,7 +123,9 @@ def _said(found: dict[str, Any]) -> str:
     return f"{kept:.1%} of the visual tokens on average over {len(shares)} layers"
 
 
-def _asked(model: str, data: Path | None, limit: int, seed: int, budget: str | None) -> list[Asked]:
+def _asked(
+    model: str, data: Path | None, limit: int, seed: int, budget: str | None
+) -> list[CalibrationQuestion]:
     """The questions, and everything checked that can be without the model."""
     from vlmcompress.calibrate import read_questions, training_questions
     from vlmcompress.calibrate.document import share_of
@@ -145,9 +148,9 @@ def _asked(model: str, data: Path | None, limit: int, seed: int, budget: str | N
 
 
 def _measure(
-    what: What,
+    what: Calibration,
     model: str,
-    asked: list[Asked],
+    asked: list[CalibrationQuestion],
     source: str,
     device: str | None,
     dtype: str | None,
@@ -162,11 +165,11 @@ def _measure(
     with progress(f"loading {model}"):
         loaded, processor = loading.load(model, device=device, dtype=dtype)
     with progress(f"asking {model} {len(asked)} questions"):
-        if what is What.embedlens:
+        if what is Calibration.embedlens:
             origin = f"calibrated on {model} with {len(asked)} pictures: {source}"
             inputs = batches(loaded, processor, asked, settings["batch"])
             return dict(vars(calibrate_embedlens(loaded, inputs, origin)))
-        run = calibrate_adaptinfer if what is What.adaptinfer else calibrate_gsearch
+        run = calibrate_adaptinfer if what is Calibration.adaptinfer else calibrate_gsearch
         found = run(loaded, processor, asked, name=model, **settings)
     found["measured"]["data"] = source
     return found

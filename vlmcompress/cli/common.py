@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.untrusted import one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,7 +31,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(130) from None
         except VLMCompressError as error:
             if os.environ.get("RANK", "0") == "0":  # of `accelerate launch`: all see the same error
-                typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+                typer.echo(f"error: {one_line(error)}", err=True)
             raise typer.Exit(2) from error
 
     return guarded

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet
 from vlmcompress.cli.options import Device, Dtype
 from vlmcompress.cli.progress_bar import Advance
@@ -19,17 +20,20 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Option(help="A built-in model, a folder or a Hugging Face id. Default: tiny-llava."),
+    typer.Option(
+        help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}."
+    ),
 ]
 Methods = Annotated[
     str | None,
     typer.Option(
-        help='Separated by commas, each as in `ask`, or "all". Default: divprune. The baselines '
-        "always run."
+        help='Separated by commas, each as in `ask`, or "all". '
+        f"Default: {defaults.METHOD}. The baselines always run."
     ),
 ]
 Budgets = Annotated[
-    str | None, typer.Option(help="Separated by commas, each as in `ask`. Default: 50%,25%,12.5%.")
+    str | None,
+    typer.Option(help=f"Separated by commas, each as in `ask`. Default: {defaults.EVAL_BUDGETS}."),
 ]
 Tasks = Annotated[
     str | None,
@@ -123,13 +127,13 @@ def evaluate(
     from vlmcompress.eval.run.evaluate import Plan
 
     plan = Plan(
-        model or "tiny-llava",
-        between_commas("divprune" if methods is None else methods),
-        between_commas("50%,25%,12.5%" if budgets is None else budgets),
+        model or defaults.MODEL,
+        between_commas(defaults.METHOD if methods is None else methods),
+        between_commas(defaults.EVAL_BUDGETS if budgets is None else budgets),
         None if tasks is None else between_commas(tasks),
         None if limit is None else _limit(limit),
         seed or 0,
-        32 if batch is None else batch,
+        Plan.batch if batch is None else batch,
         device,
         dtype,
     )
@@ -153,24 +157,28 @@ def _no_others(names: Sequence[str]) -> None:
 
 def _evaluate(plan: Plan, out: Path, resume: bool, baselines: Path | None) -> None:
     import json
+    from contextlib import nullcontext
 
     from vlmcompress.eval.gate import save
     from vlmcompress.eval.report.write import PAGE, RESULTS, write_report
     from vlmcompress.eval.results.summary import read_run
     from vlmcompress.eval.run.evaluate import Evaluation
-    from vlmcompress.eval.run.store import check_folder
+    from vlmcompress.eval.run.store import check_folder, check_free, claimed
 
+    check_free(out)
     check_folder(out, resume)
     with quiet():
         with progress(f"loading {plan.model}"):
             evaluation = Evaluation(plan)
-        evaluation.carry_out(out, resume, Advance)
-        if evaluation.share.rank > 0:
-            return
-        with progress("writing the report"):
-            write_report(
-                out, read_run(out), evaluation.tasks, evaluation.model, evaluation.processor
-            )
+        # The processes of one `accelerate launch` are one run, of which the first holds the folder.
+        with claimed(out) if evaluation.share.rank == 0 else nullcontext():
+            evaluation.carry_out(out, resume, Advance)
+            if evaluation.share.rank > 0:
+                return
+            with progress("writing the report"):
+                write_report(
+                    out, read_run(out), evaluation.tasks, evaluation.model, evaluation.processor
+                )
     results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
     if baselines is not None:
         save(baselines, results)

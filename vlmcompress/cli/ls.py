@@ -15,7 +15,7 @@ _STATES = """A folder or a Hugging Face id of a type that is not refused works a
 laws hold on this transformers. by structure: what is needed is looked for in the model itself."""
 
 
-class What(str, Enum):
+class Listing(str, Enum):
     """Things that can be listed."""
 
     methods = "methods"
@@ -24,19 +24,23 @@ class What(str, Enum):
 
 @one_line_errors
 def ls(
-    what: Annotated[What, typer.Argument(help="What to list.", show_default=False)],
+    what: Annotated[Listing, typer.Argument(help="What to list.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """List the methods, or the built-in models and the supported model families.
+
+    What other installed packages add is among them.
 
     \b
     Examples:
       vlmcompress ls methods
       vlmcompress ls models --json
     """
-    if what is What.methods:
+    if what is Listing.methods:
         methods = _methods()
-        typer.echo(json.dumps(methods, indent=2) if as_json else _methods_text(methods))
+        typer.echo(
+            json.dumps(methods, indent=2, default=str) if as_json else _methods_text(methods)
+        )
     else:
         models = _models()
         typer.echo(json.dumps(models, indent=2) if as_json else _models_text(models))
@@ -53,6 +57,7 @@ def _methods() -> list[dict[str, Any]]:
             "paper": info.paper,
             "summary": info.summary,
             "options": dict(info.options),
+            "package": info.package,
         }
         for info in list_methods()
     ]
@@ -61,12 +66,16 @@ def _methods() -> list[dict[str, Any]]:
 def _models() -> dict[str, list[dict[str, Any]]]:
     from vlmcompress.api import list_models
     from vlmcompress.models.names import ASSETS, BUILT_IN
+    from vlmcompress.patches.families.registry import FAMILIES
 
     return {
         "built_in": [
             {"name": name, "folder": str(ASSETS / folder)} for name, folder in BUILT_IN.items()
         ],
-        "families": [dataclasses.asdict(info) for info in list_models()],
+        "families": [
+            {**dataclasses.asdict(info), "package": FAMILIES.package_of(info.name)}
+            for info in list_models()
+        ],
     }
 
 
@@ -77,7 +86,7 @@ def _methods_text(methods: list[dict[str, Any]]) -> str:
             "+".join(method["stages"]),
             ", ".join(f"{name}={value}" for name, value in method["options"].items()) or "-",
             method["summary"],
-            method["paper"],
+            _with_package(method["paper"], method),
         ]
         for method in methods
     ]
@@ -97,12 +106,17 @@ def _models_text(models: dict[str, list[dict[str, Any]]]) -> str:
                 ", ".join(family["classes"]),
                 ", ".join(family["stages"]) or "-",
                 " ".join(media for media in ("images", "video") if family[media]) or "-",
-                ": ".join(filter(None, (family["state"], family["reason"]))),
+                _with_package(": ".join(filter(None, (family["state"], family["reason"]))), family),
             ]
             for family in models["families"]
         ],
     )
     return f"{built_in}\n\n{families}\n\n{_STATES}"
+
+
+def _with_package(text: str, entry: dict[str, Any]) -> str:
+    """The last cell of a row, with the other package that the row is from."""
+    return text if entry["package"] is None else f"{text}, from the package {entry['package']}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

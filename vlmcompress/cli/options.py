@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vlmcompress import defaults
+
 ImageFiles = Annotated[
     list[str] | None, typer.Option("--image", "-i", help="An image file; may be repeated.")
 ]
@@ -20,6 +22,14 @@ Frames = Annotated[
     ),
 ]
 Fps = Annotated[float | None, typer.Option(help="Frames a second taken of each video.")]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|pyav|torchcodec|decord",
+        help="What decodes videos. Default: auto, which is PyAV; the others refuse videos that "
+        "they would get wrong.",
+    ),
+]
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", help="An option of the method as KEY=VALUE; may be repeated."),
@@ -27,8 +37,8 @@ Options = Annotated[
 ModelName = Annotated[
     str | None,
     typer.Option(
-        help="A built-in model, a folder or a Hugging Face id. Default: tiny-llava, or tiny-qwen "
-        "where there is a video."
+        help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}, or "
+        f"{defaults.VIDEO_MODEL} where there is a video."
     ),
 ]
 Device = Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import Device, Dtype, Fps, Frames, ImageFiles, ModelName, VideoFiles
 from vlmcompress.files import check_output, whole_file
@@ -38,7 +39,8 @@ Methods = Annotated[
     ),
 ]
 BudgetText = Annotated[
-    str | None, typer.Option(help='One budget for all methods, as in `ask`. Default: "25%".')
+    str | None,
+    typer.Option(help=f'One budget for all methods, as in `ask`. Default: "{defaults.BUDGET}".'),
 ]
 BudgetTexts = Annotated[str | None, typer.Option(help="Several, separated by commas: 64,128,25%.")]
 RandomWeights = Annotated[
@@ -87,7 +89,7 @@ def profile(
     frames: Frames = None,
     fps: Fps = None,
     question: Question = "what color is the circle ?",
-    method: Methods = "divprune",
+    method: Methods = defaults.METHOD,
     budget: BudgetText = None,
     budgets: BudgetTexts = None,
     model: ModelName = None,
@@ -116,13 +118,19 @@ def profile(
 
     \b
     Examples:
-      vlmcompress profile --model tiny-llava --method divprune,fastv,pyramiddrop --budget 36
+      vlmcompress profile --model tiny-llava --method divprune,fastv,pyramiddrop --budget 72
       vlmcompress profile street.jpg --budgets 64,128,25% --plot times.png
       vlmcompress profile --random-weights llava-1.5-7b --layers 4 --budgets 64,128,192
 
     Bad input ends with exit code 2 and one line on stderr.
     """
-    from vlmcompress.cli.profile_run import Random, ask_for, measure, random_prompt, sample_prompt
+    from vlmcompress.cli.profile_run import (
+        RandomShape,
+        ask_for,
+        measure,
+        random_prompt,
+        sample_prompt,
+    )
 
     own = {
         "--layers": layers,
@@ -138,7 +146,7 @@ def profile(
             prompt = sample_prompt(media, own, model, device, dtype, attn.value, batch)
         else:
             given = [model, files, image, video, frames, fps]
-            shape = Random(random_weights, layers, encoder_layers, visual_tokens, text_tokens)
+            shape = RandomShape(random_weights, layers, encoder_layers, visual_tokens, text_tokens)
             prompt = random_prompt(shape, given, device, dtype, attn.value, batch)
         with progress("measuring"):
             found = measure(prompt, settings, output_tokens, rounds)

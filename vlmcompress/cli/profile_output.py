@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vlmcompress.profiler.measure import Profile, Row
+from vlmcompress.profiler.measure import Profile, ProfileRow
 from vlmcompress.profiler.stopwatch import STAGES
 
 _WIDTH = 200
@@ -28,7 +28,7 @@ def show(found: Profile) -> None:
     console.print(_conditions(found.environment), markup=False, soft_wrap=True)
 
 
-def _stage_table(rows: list[Row]) -> Table:
+def _stage_table(rows: list[ProfileRow]) -> Table:
     """Milliseconds of every stage that occurs, per call."""
     occurring = {stage for row in rows if row.times for stage in row.times.stages}
     stages = [stage for stage in STAGES if stage in occurring]
@@ -43,7 +43,7 @@ def _stage_table(rows: list[Row]) -> Table:
     return table
 
 
-def _saving_table(rows: list[Row]) -> Table:
+def _saving_table(rows: list[ProfileRow]) -> Table:
     columns = (
         "tokens",
         "first token",
@@ -82,7 +82,7 @@ def _table(title: str, columns: list[str]) -> Table:
     return table
 
 
-def _label(row: Row) -> str:
+def _label(row: ProfileRow) -> str:
     return row.label if row.budget is None else f"{row.label} @ {row.budget}"
 
 

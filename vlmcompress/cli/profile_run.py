@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmcompress import defaults
 from vlmcompress.api import compress
 from vlmcompress.budget.budget import Budget
-from vlmcompress.cli.ask_request import Given, Request, check
+from vlmcompress.cli.ask_media import MediaArguments
+from vlmcompress.cli.ask_request import Request, check
 from vlmcompress.cli.ask_run import Asker
 from vlmcompress.cli.common import between_commas, progress, silent_libraries
 from vlmcompress.errors import VLMCompressError
@@ -26,12 +28,11 @@ from vlmcompress.profiler.random_prompts import prompt
 from vlmcompress.profiler.random_weights import build
 from vlmcompress.registry import unknown
 
-AUTO = "auto"
 _PICTURE = ASSETS / "samples" / "street.png"
 
 
 @dataclass(frozen=True)
-class Asked:
+class MethodAtBudget:
     """A method with a budget, both as the user wrote them."""
 
     method: str
@@ -39,7 +40,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Random:
+class RandomShape:
     """A shape with random weights, and what is changed of it."""
 
     name: str
@@ -50,7 +51,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ProfilePrompt:
     """A model, what it is given in every run, and what methods may need besides."""
 
     name: str
@@ -59,7 +60,7 @@ class Prompt:
     prepare: Prepare
 
 
-def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[Asked]:
+def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[MethodAtBudget]:
     """Every method with every budget, read as far as that goes without a model.
 
     Raises:
@@ -67,31 +68,32 @@ def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[Asked
     """
     if budget is not None and budgets is not None:
         raise VLMCompressError("--budget and --budgets are both given: give one of them")
-    asked = ["25%"] if budget is None and budgets is None else [budget] if budget else None
-    texts = asked or between_commas(budgets or "")
+    if budget is None and budgets is None:
+        budget = defaults.BUDGET
+    texts = [budget] if budget else between_commas(budgets or "")
     specs = between_commas(methods)
     for spec in specs:
-        if spec != AUTO:
+        if spec != defaults.AUTO:
             parse(spec)
     for text in texts:
         Budget.parse(text)
-    return [Asked(spec, text) for spec in specs for text in texts]
+    return [MethodAtBudget(spec, text) for spec in specs for text in texts]
 
 
 def sample_prompt(
     media: tuple[Any, ...],
-    own: Mapping[str, int | None],
+    shape_options: Mapping[str, int | None],
     model: str | None,
     device: str | None,
     dtype: str | None,
     attention: str,
     batch: int,
-) -> Prompt:
+) -> ProfilePrompt:
     """A model with weights, and images and videos of which everything is timed.
 
     Args:
         media: files, images, videos, question, frames and fps of the command line.
-        own: options for random weights, which must not be given.
+        shape_options: options for random weights, which must not be given.
         model: name, folder or id.
         device: where it goes.
         dtype: of its weights.
@@ -101,14 +103,14 @@ def sample_prompt(
     Raises:
         VLMCompressError: bad input of any kind.
     """
-    for name, value in own.items():
+    for name, value in shape_options.items():
         if value is not None:
             raise VLMCompressError(f"{name} is for --random-weights")
     files, images, videos, question, frames, fps = media
     if not (files or images or videos):
         images = [str(_PICTURE)]
-    given = Given([*(files or [])], images or [], videos or [], question, frames, fps)
-    request = check(given, model, None, None, [], None)
+    arguments = MediaArguments([*(files or [])], images or [], videos or [], question, frames, fps)
+    request = check(arguments, model, None, None, [], None)
     with progress(f"loading {request.model}"):
         loaded, processor = loading.load(
             request.model, device=device, dtype=dtype, attn_implementation=attention
@@ -116,21 +118,21 @@ def sample_prompt(
 
     def prepare(stage: Any) -> Mapping[str, Any]:
         stage("media")
-        read = [_read(file, one, given) for file, one in _pairs(request)]
+        read = [_read(file, one, arguments) for file, one in _pairs(request)]
         stage("preprocess")
         return _rows(Asker(loaded, processor, read, request.question, 1).inputs, batch)
 
-    return Prompt(request.model, loaded, processor, prepare)
+    return ProfilePrompt(request.model, loaded, processor, prepare)
 
 
 def random_prompt(
-    shape: Random,
+    shape: RandomShape,
     others: Sequence[object],
     device: str | None,
     dtype: str | None,
     attention: str,
     batch: int,
-) -> Prompt:
+) -> ProfilePrompt:
     """A published shape with random weights and a random image, ready on the device.
 
     Args:
@@ -158,10 +160,12 @@ def random_prompt(
         )
     text = 40 if shape.text_tokens is None else shape.text_tokens
     inputs = prompt(model, shape.name, visual_tokens=shape.visual_tokens, text=text, batch=batch)
-    return Prompt(f"{shape.name}, random weights", model, None, lambda stage: inputs)
+    return ProfilePrompt(f"{shape.name}, random weights", model, None, lambda stage: inputs)
 
 
-def measure(prompt: Prompt, asked: Sequence[Asked], output_tokens: int, rounds: int) -> Profile:
+def measure(
+    prompt: ProfilePrompt, asked: Sequence[MethodAtBudget], output_tokens: int, rounds: int
+) -> Profile:
     """Profile the model in all settings.
 
     Raises:
@@ -187,15 +191,15 @@ def _pairs(request: Request) -> list[tuple[str, Any]]:
     return list(zip(request.files, request.media, strict=True))
 
 
-def _read(file: str, known: Any, given: Given) -> Any:
+def _read(file: str, known: Any, arguments: MediaArguments) -> Any:
     if not isinstance(known, Video):
         return read_image(file)
     with silent_libraries():
-        return read_video(file, given.frames, given.fps)
+        return read_video(file, arguments.frames, arguments.fps)
 
 
 def _rows(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """The same prompt `batch` times; every input begins with rows, images or patches."""
+    """Inputs for `batch` copies of the prompt; all begin with rows, images or patches."""
     if batch == 1:
         return dict(inputs)
     return {

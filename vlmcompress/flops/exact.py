@@ -1,7 +1,7 @@
 """What a call computes up to its first token, and what each token after it costs: exact FLOPs.
 
 2 per multiply-add; matrices, attention and patch embeddings, not what is elementwise (norms,
-activations, softmax, rotary embedding, adding DeepStack features). `patches.costs` reads a
+activations, softmax, rotary embedding, adding DeepStack features). `patches.cost` reads a
 `ModelShape` from a model and a `Load` from plans; how papers count is in `paper_conventions`.
 Nothing here imports torch.
 """
@@ -13,47 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.flops.paper_conventions import (
-    CONVENTIONS,
-    DecoderShape,
-    EncoderShape,
-    Shape,
-    c2,
-    c3,
-    calflops,
-    encoder_macs,
-    experts_of,
-    fastv,
-    kv_bytes,
-    llm_viewer,
-    matrix_macs,
-    prefill_flops,
-    windows_of,
-)
-
-__all__ = [
-    "CONVENTIONS",
-    "Costs",
-    "DecoderShape",
-    "EncoderShape",
-    "LayerShape",
-    "Load",
-    "ModelShape",
-    "Shape",
-    "c2",
-    "c3",
-    "calflops",
-    "decode_step",
-    "encoder_macs",
-    "experts_of",
-    "fastv",
-    "first_token",
-    "kv_bytes",
-    "llm_viewer",
-    "matrix_macs",
-    "prefill_flops",
-    "windows_of",
-]
 
 
 @dataclass(frozen=True)
@@ -100,10 +59,10 @@ class ModelShape:
     lm_head: int
     """Multiply-adds of the logits of one position."""
     pooler: tuple[int, int] = (0, 0)
-    """Of an attention pooling head behind the tower: multiply-adds per token (merged ones are put
+    """Multiply-adds of an attention pooling head behind the tower, per token (merged tokens are put
     back before it) and per image."""
     value_bytes: int = 2
-    """Of one cached number."""
+    """Bytes of one cached number."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +85,7 @@ class Load:
 
     @property
     def padded(self) -> Load:
-        """The same with all rows as long as the longest: what a padded batch computes."""
+        """The load with all rows padded to the longest."""
         longest = tuple(max(layer) for layer in zip(*self.rows, strict=True))
         return replace(self, rows=(longest,) * len(self.rows))
 
@@ -140,11 +99,11 @@ class Costs:
     projector: float
     selection: float
     prefill: tuple[float, ...]
-    """Of each decoder layer."""
+    """FLOPs of each decoder layer."""
     lm_head: float
     """One position per row."""
     kv_bytes: int
-    """That the prefill leaves in the cache; no FLOPs."""
+    """Bytes that the prefill leaves in the cache."""
 
     @property
     def total(self) -> float:

@@ -1,9 +1,9 @@
 """What a prefill costs on paper: operations, as published tables count them, and KV bytes.
 
 Papers count in different ways, so a figure means something only together with its convention; see
-`CONVENTIONS`. What a model really computes is in `vlmcompress.flops`. The tokens that enter each
-layer are what `methods.base.tokens_per_layer`, `ImagePlan.per_layer` and `ImageReport.per_layer`
-say. Nothing here imports torch.
+`CONVENTIONS` and docs/flops.md. What a model really computes is in `exact` beside this file. The
+tokens that enter each layer are what `tokens_per_layer` of `methods.contracts.method`,
+`ImagePlan.per_layer` and `ImageReport.per_layer` say. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def encoder_macs(
         tokens_per_layer: tokens that enter each layer, CLS among them.
         leaving: tokens that leave each layer, for a method that merges inside the layer: queries
             and keys are those of the entering tokens; the attention map is merged with them, and
-            values, output projection and MLP run on what is left (MCTF). None for methods that
+            values, output projection and MLP run on the merged tokens (MCTF). None for methods that
             merge between layers.
 
     Raises:

@@ -6,10 +6,19 @@ import os
 import warnings
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlmcompress.errors import MediaError
+from vlmcompress.media.bit_depth import (
+    colours_to_eight_bits,
+    grey_to_eight_bits,
+    has_two_bytes,
+    is_deep,
+)
+from vlmcompress.media.regular_files import check_file
+
+_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+"""Brands of HEIC files."""
 
 MAX_PIXELS = 100_000_000
 """Largest image that `read_image` decodes by default: 300 MB as RGB."""
@@ -18,16 +27,19 @@ MAX_PIXELS = 100_000_000
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image as RGB, turned upright as its EXIF data says.
 
-    Transparency is laid on white, 16-bit and float greyscale is scaled to 8 bits, and the first
-    frame of an animation is taken.
+    Transparency is laid on white, and the first frame of an animation is taken. Pictures of 16 bits
+    become 8 bits: white is the largest value of 8, 10, 12, 14 or 16 bits, the smallest of these
+    that holds the brightest pixel, since 12-bit data are stored in 16 bits without a word; see
+    `bit_depth`. HEIC is read where pillow-heif is installed.
 
     Args:
-        path: the file.
+        path: a regular file.
         max_pixels: width times height that is allowed. It is compared with the header, before
             anything is decoded; Pillow's own limit of `2 * Image.MAX_IMAGE_PIXELS` holds as well.
 
     Raises:
-        MediaError: the file is missing, a folder, empty, truncated, not an image, or too large.
+        MediaError: the file is missing, a folder, empty, no regular file, truncated, not an image,
+            too large, or HEIC without pillow-heif.
     """
     file = Path(path)
     check_file(file)
@@ -35,10 +47,12 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Im
         with warnings.catch_warnings():
             # Pillow warns below the size that it refuses; the limit here is `max_pixels`.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            with _open(file) as image:
                 _check_size(file, image.size, max_pixels)
+                deep = has_two_bytes(image)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                known = colours_to_eight_bits(file, image) if deep else image
+                return _to_rgb(ImageOps.exif_transpose(known))
     except MediaError:
         raise
     except UnidentifiedImageError as error:
@@ -55,19 +69,28 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Im
         raise MediaError(f"image {str(file)!r} is truncated or damaged: {error}") from error
 
 
-def check_file(path: str | os.PathLike[str], kind: str = "image") -> None:
-    """Raise a MediaError unless `path` is there, is no folder and is not empty."""
-    file = Path(path)
+def _open(file: Path) -> Image.Image:
+    """Open a picture; Pillow's list of formats, which belongs to the user, stays as it is."""
     try:
-        status = file.stat()
-    except FileNotFoundError:
-        raise MediaError(f"{kind} {str(file)!r} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise MediaError(f"{kind} {str(file)!r} cannot be opened: {error}") from error
-    if file.is_dir():
-        raise MediaError(f"{kind} {str(file)!r} is a folder")
-    if file.is_file() and status.st_size == 0:
-        raise MediaError(f"{kind} {str(file)!r} is an empty file")
+        return Image.open(file)
+    except UnidentifiedImageError:
+        if not _is_heic(file):
+            raise
+    try:
+        from pillow_heif import HeifImageFile
+    except (ImportError, OSError):
+        raise MediaError(
+            f"image {str(file)!r} is HEIC, which Pillow cannot read by itself: "
+            "pip install pillow-heif"
+        ) from None
+    image: Image.Image = HeifImageFile(file)
+    return image
+
+
+def _is_heic(file: Path) -> bool:
+    with file.open("rb") as opened:
+        head = opened.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIC
 
 
 def _check_size(file: Path, size: tuple[int, int], max_pixels: int) -> None:
@@ -80,16 +103,9 @@ def _check_size(file: Path, size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _to_eight_bits(image).convert("RGB")
+    if is_deep(image):
+        return grey_to_eight_bits(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits (or of floats up to 1) as 8 bits; brighter values set the scale."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
-    full = max(1.0 if image.mode == "F" else 65535.0, float(values.max()))
-    return Image.fromarray((values.clip(0) * (255.0 / full)).round().astype(np.uint8))

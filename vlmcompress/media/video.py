@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,26 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmcompress.errors import MediaError
-from vlmcompress.media.images import check_file
-from vlmcompress.media.video_decoders import Clip, Frame, installed, open_clip
+from vlmcompress.media.decoders.choice import AUTO, open_clip
+from vlmcompress.media.decoders.clip import Clip, Frame, IndexMismatchError, too_large
+from vlmcompress.media.decoders.pyav import PyAVClip
+from vlmcompress.media.regular_files import check_file
+from vlmcompress.media.video_sampling import (
+    DEFAULT_FPS,
+    at_times,
+    check_sampling,
+    is_steady,
+    mean_rate,
+    spread,
+)
+
+__all__ = ["DEFAULT_FPS", "VIDEO_SUFFIXES", "Video", "check_sampling", "read_video"]
 
 VIDEO_SUFFIXES = (
     *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
     *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
 )
 """Names by which a command takes a file for a video without being told."""
-
-DEFAULT_FPS, FEWEST, MOST = 2.0, 8, 32
-"""What is sampled by default: this many frames a second, but at least and at most so many."""
 
 MAX_FRAMES = 768
 MAX_PIXELS = 40_000_000
@@ -93,71 +101,62 @@ def read_video(
     frames: int | None = None,
     fps: float | None = None,
     *,
+    decoder: str = AUTO,
     max_frames: int = MAX_FRAMES,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> Video:
     """Sample a clip. Only the sampled frames are ever held, the others are skipped or decoded away.
 
-    decord decodes where it is installed and the container is one that it seeks in exactly, else
-    PyAV; `Video.decoder` says which.
+    What counts as a frame is what a player shows: frames that an edit list hides or that cannot be
+    decoded after a cut do not count. PyAV finds them, and decodes as if from the first frame on.
+    Where a container has no presentation times (AVI), all of it is decoded to count them.
 
     Args:
-        path: the file.
+        path: a regular file.
         frames: this many frames spread evenly, the first and the last among them (of a single one:
             the middle); all frames of a clip that has fewer.
         fps: the frames that are shown at 0, 1/fps, 2/fps ... seconds. By default 2 frames a second
             but 8 to 32 of them, spread evenly.
+        decoder: "auto", "pyav", "torchcodec" or "decord". "auto" is PyAV, and the others only
+            where PyAV lacks the codec. torchcodec and decord decode a clip only if their counts and
+            times agree with what PyAV finds, and decord none with open groups of pictures.
         max_frames: most frames that may be kept.
         max_pixels: largest width times height of a frame.
         max_bytes: most memory that the kept frames may take.
 
     Raises:
-        MediaError: the file is missing, a folder, empty, truncated, not a video, has no frames, is
-            beyond a limit, or no decoder is installed; or both `frames` and `fps` are given.
+        MediaError: the file is missing, a folder, empty, no regular file, truncated, not a video,
+            has no frames, or is beyond a limit; a sampled frame cannot be decoded; the decoder is
+            unknown, not installed or would give other frames; both `frames` and `fps` are given.
     """
     file = Path(path)
     check_file(file, "video")
     check_sampling(frames, fps)
-    decoders = installed()
-    if not decoders:
-        raise MediaError(
-            f"video {str(file)!r} cannot be read: neither decord nor PyAV is installed: "
-            'pip install "vlmcompress[video]"'
-        )
-    for last, (name, module) in enumerate(decoders.items(), start=1):
-        try:
-            clip = open_clip(name, module, file)
-            return _sample(file, clip, name, frames, fps, (max_frames, max_pixels, max_bytes))
-        except MediaError:
-            if last == len(decoders):
-                raise  # the next decoder may read what this one cannot
-    raise AssertionError
-
-
-def check_sampling(frames: int | None, fps: float | None) -> None:
-    """Raise a MediaError unless `read_video` can sample so."""
-    if frames is not None and fps is not None:
-        raise MediaError("a number of frames and frames per second are both given: give one")
-    if frames is not None and frames < 1:
-        raise MediaError(f"the number of frames must be at least 1, got {frames}")
-    if fps is not None and not 0 < fps < float("inf"):
-        raise MediaError(f"frames per second must be above zero, got {fps:g}")
+    clip = open_clip(file, decoder, max_pixels)
+    limits = (max_frames, max_pixels, max_bytes)
+    try:
+        return _sample(file, clip, frames, fps, limits)
+    except IndexMismatchError:
+        if not isinstance(clip, PyAVClip):
+            raise
+        clip.recount()
+        return _sample(file, clip, frames, fps, limits)
+    finally:
+        if isinstance(clip, PyAVClip):
+            clip.close()
 
 
 def _sample(
-    file: Path,
-    clip: Clip,
-    decoder: str,
-    frames: int | None,
-    fps: float | None,
-    limits: tuple[int, int, int],
+    file: Path, clip: Clip, frames: int | None, fps: float | None, limits: tuple[int, int, int]
 ) -> Video:
-    total = len(clip.times)
+    index, total = clip.index, len(clip.index)
     if total == 0:
-        raise MediaError(f"video {str(file)!r} has no frames")
-    rate = _rate(clip)
-    indices = _at_times(clip.times, fps, rate) if fps is not None else _spread(total, frames, rate)
+        why = "nothing in it can be decoded" if index.stamps is None else index.oddity
+        why = f": {why}" if why else ""
+        raise MediaError(f"video {str(file)!r} has no frames{why}")
+    rate = mean_rate(index)
+    indices = at_times(index.times, fps, rate) if fps is not None else spread(total, frames, rate)
     max_frames, max_pixels, max_bytes = limits
     if len(indices) > max_frames:
         raise MediaError(
@@ -172,50 +171,16 @@ def _sample(
         if frame.shape != kept.shape[1:]:
             raise MediaError(f"video {str(file)!r} changes its frame size, which no model takes")
         kept[place] = frame
-    times = [clip.times[index] for index in indices]
-    # Half a frame is more than the rounding of any container.
-    steady = all(abs(time - k / rate) < 0.5 / rate for k, time in enumerate(clip.times))
-    return Video(kept, indices, times, total, rate, steady, decoder)
+    times = index.times[indices].tolist()
+    return Video(kept, indices, times, total, rate, is_steady(index.times, rate), clip.name)
 
 
 def _check_size(file: Path, frame: Frame, count: int, max_pixels: int, max_bytes: int) -> None:
     height, width = frame.shape[:2]
     if height * width > max_pixels:
-        raise MediaError(
-            f"video {str(file)!r} is too large: {width}x{height} = {height * width} "
-            f"pixels a frame, the limit is {max_pixels}; scale it down first"
-        )
+        raise too_large(file, width, height, max_pixels)
     if frame.nbytes * count > max_bytes:
         raise MediaError(
             f"video {str(file)!r}: {count} frames of {width}x{height} take {frame.nbytes * count} "
             f"bytes, the limit is {max_bytes}; give fewer frames or scale it down first"
         )
-
-
-def _rate(clip: Clip) -> float:
-    """Mean frames a second; of a single frame, or of frames without times, what the file says."""
-    span = clip.times[-1]
-    return (len(clip.times) - 1) / span if span > 0 else clip.rate or 25.0
-
-
-def _spread(total: int, frames: int | None, rate: float) -> list[int]:
-    """`frames` indices from the first to the last, halves rounded down; each at most once."""
-    if frames is None:
-        frames = min(max(round(total / rate * DEFAULT_FPS), FEWEST), MOST)
-    if frames >= total:
-        return list(range(total))
-    if frames == 1:
-        return [(total - 1) // 2]
-    steps = frames - 1
-    return [(2 * k * (total - 1) + steps - 1) // (2 * steps) for k in range(frames)]
-
-
-def _at_times(times: list[float], fps: float, rate: float) -> list[int]:
-    """The frames during which some k/fps seconds pass; each at most once."""
-    slack = 1e-4  # to which timestamps are rounded
-    ends = [*times[1:], times[-1] + 1 / rate]
-    return [
-        index
-        for index, (start, end) in enumerate(zip(times, ends, strict=True))
-        if math.ceil((start - slack) * fps) < (end - slack) * fps
-    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeVar
 
 from vlmcompress.errors import CompositionError, VLMCompressError
@@ -32,11 +32,16 @@ class MethodInfo:
     paper: str
     summary: str
     options: Mapping[str, object]
-    """Option -> its default, the paper's."""
+    """Option -> its default, the paper's; "required" where a method of a user has none."""
+    package: str | None = None
+    """The other installed package that it comes from; None for built-in and registered methods."""
 
 
 def list_methods() -> list[MethodInfo]:
-    """All registered methods in the order of registration."""
+    """All registered methods in the order of registration, then those of other packages.
+
+    A package whose method cannot be loaded is left out; a UserWarning says what is wrong with it.
+    """
     return [
         MethodInfo(
             name,
@@ -44,10 +49,18 @@ def list_methods() -> list[MethodInfo]:
             cls.needs,
             cls.paper,
             cls.summary,
-            {f.name: f.default for f in fields(cls)},
+            {f.name: _default(f) for f in fields(cls)},
+            METHODS.package_of(name),
         )
         for name, cls in METHODS.items()
     ]
+
+
+def _default(option: Field[Any]) -> object:
+    """As a table shows it; methods of this package have one for every option."""
+    if option.default_factory is not MISSING:
+        return option.default_factory()
+    return "required" if option.default is MISSING else option.default
 
 
 def get_method(name: str, **options: Any) -> Method:

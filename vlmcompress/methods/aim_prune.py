@@ -46,9 +46,9 @@ class AimPrune(DecoderMethod):
     fall: float = 0.125
     """Share of all tokens that each further layer loses when no budget is given; in (0, 1]."""
     temperature: float = 0.1
-    """Of the softmax that makes the graph."""
+    """Temperature of the softmax that makes the graph."""
     steps: int = 5
-    """Of the power iteration."""
+    """Steps of the power iteration."""
 
     def __post_init__(self) -> None:
         check_types(type(self), vars(self))

@@ -42,9 +42,9 @@ class MMTok(Selector):
     alpha: float = 0.5
     """Weight of the coverage of tokens, 0 or more; that of words has 1."""
     text_temperature: float = 0.02
-    """Of the softmax for each word, above 0."""
+    """Temperature of the softmax over tokens for each word, above 0."""
     vision_temperature: float = 0.2
-    """Of the softmax for each token, above 0."""
+    """Temperature of the softmax over tokens for each token, above 0."""
 
     def __post_init__(self) -> None:
         check_fields(

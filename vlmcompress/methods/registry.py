@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from vlmcompress.methods.contracts.method import (
-    Method,
-)
+from vlmcompress.defaults import AUTO
+from vlmcompress.methods.contracts.method import Method
 from vlmcompress.registry import Registry
 
-METHODS: Registry[Method] = Registry("method", "vlmcompress.methods.contracts.method:Method")
+COMPOSITIONS = {
+    "aim": "aim-merge+aim-prune",
+    "todre": "todre-select+todre-exit",
+}
+"""Papers of several stages: their name stands for the methods that they are made of."""
 
+METHODS: Registry[Method] = Registry(
+    "method",
+    "vlmcompress.methods.contracts.method:Method",
+    group="vlmcompress.methods",
+    reserved=(*COMPOSITIONS, AUTO),
+)
 
 for _name, _entry in {
     "full": "baselines:Full",
@@ -55,10 +64,3 @@ for _name, _entry in {
     "todre-exit": "todre_exit:TodreExit",
 }.items():
     METHODS.register(_name, f"vlmcompress.methods.{_entry}")
-
-
-COMPOSITIONS = {
-    "aim": "aim-merge+aim-prune",
-    "todre": "todre-select+todre-exit",
-}
-"""Papers of several stages: their name stands for the methods that they are made of."""

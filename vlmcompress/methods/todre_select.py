@@ -40,7 +40,7 @@ class TodreSelect(Selector):
     ratio: float = 0.25
     """Share kept when no budget is given; in (0, 1]. The paper has 0.25 and 0.1."""
     seed: int = 0
-    """Of the pivot where there is no CLS; 0 or more."""
+    """Seed of the random pivot token where there is no CLS; 0 or more."""
 
     def __post_init__(self) -> None:
         check_fields(self, ratio="(0, 1]", seed="[0, inf)")
@@ -54,7 +54,7 @@ class TodreSelect(Selector):
         # max_sum always gives one.
         return max_sum(tokens.features, count, self._pivot(tokens), order="picked")[:count]
 
-    def _pivot(self, tokens: VisualTokens) -> int:
+    def _pivot(self, tokens: VisualTokens) -> int | Tensor:
         if tokens.cls_attention is None:
             return int(Random(seed=self.seed).select(tokens, 1))
-        return int(check_signal("cls_attention", tokens.cls_attention, tokens).argmax())
+        return check_signal("cls_attention", tokens.cls_attention, tokens).argmax()

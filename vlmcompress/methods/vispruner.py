@@ -65,7 +65,7 @@ class VisPruner(Selector):
 
 
 def _thinned(unit: Tensor, rest: Tensor, count: int, step: int) -> Tensor:
-    """[count] int64: what is left of `rest` [R], indices into the rows of `unit` [n, D]."""
+    """[count] int64: the kept ones of `rest` [R], indices into the rows of `unit` [n, D]."""
     if count == 0:
         return rest[:0]
     # All similarities at once where they fit: they do not change from round to round.

@@ -50,7 +50,7 @@ class ZooPrune(Selector):
     probe: Probe = "difference"
     """How the reaction is measured."""
     seed: int = 0
-    """Of the directions; 0 or more."""
+    """Seed of the random directions; 0 or more."""
 
     def __post_init__(self) -> None:
         check_fields(self, ratio="(0, 1]", directions="(0, inf)", step="(0, inf)", seed="[0, inf)")

@@ -42,19 +42,31 @@ def load(
     torch_dtype = _dtype(dtype)
     target = None if "device_map" in kwargs else _device(device)
 
+    from vlmcompress.models.torchvision import check_torchvision
+
+    check_torchvision()
     from torch import nn
     from transformers import AutoModelForImageTextToText
 
-    from vlmcompress.models.processors import load_processor
+    from vlmcompress.models.formats import check_format, read_config
+    from vlmcompress.models.processors import complete, load_processor
 
+    # Without an answer transformers asks on the terminal whether it may run code of the checkpoint.
+    kwargs = {"trust_remote_code": False, **kwargs}
     shared = {name: kwargs[name] for name in _SHARED_OPTIONS if name in kwargs}
     try:
         if not Path(where).is_dir():
             _ask_hub(where, shared)
+        check_format(
+            str(name_or_path), read_config(where, shared), bool(kwargs["trust_remote_code"])
+        )
         processor = load_processor(where, **shared)
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch_dtype, **kwargs)
         if target is not None:
             nn.Module.to(model, target)
+        complete(processor, model)
+    except VLMCompressError:
+        raise
     except Exception as error:
         raise _explain(str(name_or_path), where, error) from error
     return model.eval(), processor

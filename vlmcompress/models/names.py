@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files import at_home
 from vlmcompress.registry import unknown
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -29,7 +30,9 @@ def resolve(name_or_path: str | Path) -> str:
     given = str(name_or_path)
     if given in BUILT_IN:
         return str(ASSETS / BUILT_IN[given])
-    path = Path(given).expanduser()
+    if not given:
+        raise VLMCompressError("the model has no name: give a name, a folder or a Hugging Face id")
+    path = at_home(given)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise VLMCompressError(f"model folder {given!r} has no config.json")

@@ -14,9 +14,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoToke
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils.import_utils import is_torchvision_available
 
-from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.models.torchvision import check_torchvision
 from vlmcompress.models.video_processors import (
     InternVLVideoProcessor,
     LlavaNextVideoVideoProcessor,
@@ -50,7 +49,7 @@ def load_processor(where: str, **options: Any) -> ProcessorMixin:
     Raises:
         UnsupportedModelError: torchvision is installed but does not import.
     """
-    if not _torchvision():
+    if not check_torchvision():
         kind = _processor_class(where, options)
         if kind is not None and "video_processor" in kind.get_attributes():
             return _put_together(kind, where, options)
@@ -58,18 +57,30 @@ def load_processor(where: str, **options: Any) -> ProcessorMixin:
     return processor
 
 
-def _torchvision() -> bool:
-    if not is_torchvision_available():
-        return False
-    try:
-        import torchvision  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
-    except Exception as error:
-        # Typical: a build for another torch. transformers takes it for usable and breaks later.
-        raise UnsupportedModelError(
-            f"torchvision is installed but does not import ({error}): "
-            "install the build that goes with this torch, or uninstall it"
-        ) from error
-    return True
+def complete(processor: Any, model: Any) -> None:
+    """Give a processor of an old folder the sizes of the model, without which it counts no tokens.
+
+    Processors of LLaVA lack them where they were saved before transformers 4.45.
+
+    Args:
+        processor: may be changed.
+        model: that it goes with.
+    """
+    if getattr(processor, "patch_size", 0) is not None:
+        return
+    vision = getattr(model.config, "vision_config", None)
+    size = getattr(vision, "patch_size", None)
+    if size is None:
+        return
+    processor.patch_size = size
+    if getattr(processor, "vision_feature_select_strategy", None) is None:
+        processor.vision_feature_select_strategy = getattr(
+            model.config, "vision_feature_select_strategy", None
+        )
+    names = [name.rpartition(".")[2] for name, _ in model.named_parameters()]
+    # The class token is counted first and then taken off by the strategy "default".
+    if {"class_embedding", "cls_token"} & set(names):
+        processor.num_additional_image_tokens = 1
 
 
 def _processor_class(where: str, options: dict[str, Any]) -> Any:

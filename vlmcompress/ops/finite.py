@@ -9,7 +9,7 @@ from vlmcompress.ops.deferred_checks import expect
 
 
 def finite(features: Tensor) -> Tensor:
-    """The same as float32, without gradient.
+    """The tensor as float32, without gradient.
 
     Args:
         features: [..., D] any floating dtype.

@@ -1,4 +1,4 @@
-"""Matching tokens for merging: who joins whom. What groups become: `vlmcompress.ops.groups`.
+"""Matching tokens for merging: which token joins which. See `ops.groups` for what groups become.
 
 Batches of B tiles with n tokens each. A matching is a `leader` [B, n] int64: for each token a
 member of its group, the same for all members and its own leader. All is float32 inside; sorts are

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.ops.similarity import unit_rows
 
 Probe = Literal["difference", "derivative", "sketch"]
 
 SKETCH_ROWS = 256
-"""Of the random sketch that stands for the last layer."""
+"""Rows of the random sketch that replaces the last layer."""
 
 _NUMBERS = 2**24
-"""Of one block of outputs of the body: 64 MiB."""
+"""Numbers in one block of outputs of the body: 64 MiB in float32."""
 
 
 def sensitivity(
@@ -62,11 +63,13 @@ def sensitivity(
         for some in torch.split(directions, block):
             # The last layer is linear: it is applied once to the slope of the body.
             total += torch.linalg.vector_norm(slopes(body, x, some, step) @ last.T, dim=-1).sum(0)
-    if not bool(total.isfinite().all()):
-        bad = int((~total.isfinite()).sum())
-        raise VLMCompressError(
-            f"the projector must react with finite numbers: {bad} of {len(total)} are not"
-        )
+    expect(
+        total.isfinite().all(),
+        lambda: VLMCompressError(
+            "the projector must react with finite numbers: "
+            f"{int((~total.isfinite()).sum())} of {len(total)} are not"
+        ),
+    )
     return total / len(directions)
 
 

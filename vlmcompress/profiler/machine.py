@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import nn
 
+from vlmcompress.budget.clock import wait
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.version import __version__
 
@@ -43,7 +44,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
 
 
 def versions(**others: str) -> dict[str, str]:
-    """Of what decides a figure."""
+    """Versions of the packages that figures depend on."""
     return {
         "vlmcompress": __version__,
         "torch": torch.__version__,
@@ -70,7 +71,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
     """
     found = Peak()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        wait(device)
         torch.cuda.reset_peak_memory_stats(device)
         before: int | None = torch.cuda.memory_allocated(device)
     else:

@@ -17,7 +17,7 @@ from torch import nn
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.profiler.machine import environment
-from vlmcompress.profiler.run import Prepare, Runner, Sample, Seen, Setting, Tokens, Wrap
+from vlmcompress.profiler.run import Prepare, RunFacts, Runner, RunTimes, Setting, Tokens, Wrap
 from vlmcompress.profiler.stopwatch import STAGES
 
 _SHARES = ("%", "flops", "ms")
@@ -34,7 +34,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value or more."""
+        """The median and quartiles of one value or more."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -43,21 +43,21 @@ class Spread:
 
 @dataclass(frozen=True)
 class Times:
-    """Of all runs of a setting, in milliseconds."""
+    """Times over all runs of a setting, in milliseconds."""
 
     stages: dict[str, float]
-    """Of each stage that occurs, in the order of `STAGES`: means over the half of the runs that is
+    """Each stage that occurs, in the order of `STAGES`: its mean over the half of the runs that is
     in the middle by total time. Unlike medians they add up to a whole."""
     total: float
     """What these add up to but for the measurement itself: media, preprocessing and `generate` by
     the clock on the wall, mean over the same runs."""
     spread: dict[str, Spread]
-    """Of each stage and of `total` over all runs."""
+    """Median and quartiles of each stage and of `total`, over all runs."""
     ttft: Spread
     """Time to the first token, from the start of `generate`."""
     generate: Spread
     per_token: Spread | None
-    """Of one decoding step for all rows; None where one token was asked for."""
+    """Time of one decoding step for all rows; None where one token was asked for."""
     tokens_per_second: float
     """Output tokens of all rows over the median time of `generate`."""
 
@@ -72,7 +72,7 @@ class Saving:
     achieved: float | None
     """(T_full - T) / (T_full - T_0), of times to the first token."""
     achieved_generate: float | None
-    """The same of all of `generate`."""
+    """`achieved`, of the time of all of `generate`."""
     predicted: float | None
     """(F_full - F) / (F_full - F_0), of FLOPs up to the first token: the most that the tokens of
     its own plan, layer by layer, allow. Above 1 where a method saves more in the vision tower than
@@ -86,14 +86,14 @@ class Saving:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProfileRow:
     """One setting in a table."""
 
     label: str
     budget: str | None
     error: str | None = None
     """Why the setting could not be run; then there is nothing else."""
-    seen: Seen | None = None
+    seen: RunFacts | None = None
     times: Times | None = None
     saving: Saving | None = None
 
@@ -103,7 +103,7 @@ class Profile:
     """All settings: the full one first, the one without visual tokens second."""
 
     environment: dict[str, Any]
-    rows: list[Row]
+    rows: list[ProfileRow]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -142,7 +142,7 @@ def profile(
             raise VLMCompressError(f"{name} must be 1 or more, got {number}")
     runner = Runner(model, prepare, output_tokens)
     blank, full = Setting("text-only", nothing), Setting("full")
-    looks: list[Seen | str] = [runner.look(blank)]
+    looks: list[RunFacts | str] = [runner.look(blank)]
     looks.insert(0, runner.look(full))
     for setting in settings:
         try:
@@ -150,11 +150,11 @@ def profile(
         except VLMCompressError as error:
             looks.append(str(error))
     pairs = list(zip([full, blank, *settings], looks, strict=True))
-    able = [(setting, seen) for setting, seen in pairs if isinstance(seen, Seen)]
+    able = [(setting, seen) for setting, seen in pairs if isinstance(seen, RunFacts)]
     samples = interleaved(lambda one: runner.run(one)[0], [setting for setting, _ in able], rounds)
     measured = iter(_rows(able, [_times(s, output_tokens, runner.batch) for s in samples]))
     rows = [
-        Row(setting.label, setting.budget, seen) if isinstance(seen, str) else next(measured)
+        ProfileRow(setting.label, setting.budget, seen) if isinstance(seen, str) else next(measured)
         for setting, seen in pairs
     ]
     prompt = {"rows": runner.batch, "text": runner.text, "output_tokens": output_tokens}
@@ -162,14 +162,14 @@ def profile(
 
 
 def interleaved(
-    run: Callable[[Setting], Sample], settings: Sequence[Setting], rounds: int
-) -> list[list[Sample]]:
+    run: Callable[[Setting], RunTimes], settings: Sequence[Setting], rounds: int
+) -> list[list[RunTimes]]:
     """Per setting its samples.
 
     Every round runs all settings once and begins one further on, so that a drift of the machine
     hits all alike.
     """
-    samples: list[list[Sample]] = [[] for _ in settings]
+    samples: list[list[RunTimes]] = [[] for _ in settings]
     for number in range(rounds):
         for place in range(len(settings)):
             index = (place + number) % len(settings)
@@ -206,20 +206,20 @@ def break_even(tokens: Tokens, selection: float, slope: float, share: bool) -> i
     return math.floor(need / tokens.images) + 1
 
 
-def _rows(able: Sequence[tuple[Setting, Seen]], times: Sequence[Times]) -> list[Row]:
+def _rows(able: Sequence[tuple[Setting, RunFacts]], times: Sequence[Times]) -> list[ProfileRow]:
     (_, all_tokens), (_, no_tokens) = able[:2]
     full, nothing = times[:2]
     slope = (full.ttft.median - nothing.ttft.median) / all_tokens.tokens.before
 
-    def saving(setting: Setting, seen: Seen, own: Times) -> Saving:
-        done = achieved(full.ttft.median, own.ttft.median, nothing.ttft.median)
+    def saving(setting: Setting, seen: RunFacts, mine: Times) -> Saving:
+        done = achieved(full.ttft.median, mine.ttft.median, nothing.ttft.median)
         predicted = achieved(all_tokens.flops, seen.flops, no_tokens.flops)
-        selection = own.spread["selection"].median if setting.wrap else 0.0
+        selection = mine.spread["selection"].median if setting.wrap else 0.0
         share = setting.budget is None or any(unit in setting.budget for unit in _SHARES)
         return Saving(
             achieved=done,
             achieved_generate=achieved(
-                full.generate.median, own.generate.median, nothing.generate.median
+                full.generate.median, mine.generate.median, nothing.generate.median
             ),
             predicted=predicted,
             of_bound=done / predicted if done is not None and predicted else None,
@@ -228,12 +228,12 @@ def _rows(able: Sequence[tuple[Setting, Seen]], times: Sequence[Times]) -> list[
         )
 
     return [
-        Row(setting.label, setting.budget, None, seen, own, saving(setting, seen, own))
-        for (setting, seen), own in zip(able, times, strict=True)
+        ProfileRow(setting.label, setting.budget, None, seen, mine, saving(setting, seen, mine))
+        for (setting, seen), mine in zip(able, times, strict=True)
     ]
 
 
-def _times(samples: Sequence[Sample], output_tokens: int, batch: int) -> Times:
+def _times(samples: Sequence[RunTimes], output_tokens: int, batch: int) -> Times:
     generate = Spread.of([one.generate for one in samples])
     steps = output_tokens - 1
     each = [(one.generate - one.ttft) / steps for one in samples] if steps else []
@@ -253,7 +253,7 @@ def _times(samples: Sequence[Sample], output_tokens: int, batch: int) -> Times:
     )
 
 
-def _middle_half(samples: Sequence[Sample]) -> list[Sample]:
+def _middle_half(samples: Sequence[RunTimes]) -> list[RunTimes]:
     """Without the quarter that took least and the quarter that took most."""
     out = len(samples) // 4
     return sorted(samples, key=lambda one: one.total)[out : len(samples) - out]
@@ -262,7 +262,7 @@ def _middle_half(samples: Sequence[Sample]) -> list[Sample]:
 __all__ = [
     "Prepare",
     "Profile",
-    "Row",
+    "ProfileRow",
     "Saving",
     "Setting",
     "Spread",

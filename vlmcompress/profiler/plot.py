@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlmcompress.errors import VLMCompressError
 
 if TYPE_CHECKING:
-    from vlmcompress.profiler.measure import Profile, Row
+    from vlmcompress.profiler.measure import Profile, ProfileRow
 
 SUFFIXES = frozenset({".png", ".pdf", ".svg"})
 
@@ -55,7 +55,7 @@ def draw(found: Profile, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _against_tokens(axes: Any, rows: list[Row]) -> None:
+def _against_tokens(axes: Any, rows: list[ProfileRow]) -> None:
     """Time to the first token with quartiles; a line for each method, one between both ends."""
     ends = [_point(row) for row in rows if row.label in _REFERENCE]
     axes.plot(
@@ -66,7 +66,7 @@ def _against_tokens(axes: Any, rows: list[Row]) -> None:
         zorder=0,
         label="full to no visual tokens",
     )
-    by_label: dict[str, list[Row]] = {}
+    by_label: dict[str, list[ProfileRow]] = {}
     for row in rows:
         by_label.setdefault(row.label, []).append(row)
     for label, own in by_label.items():
@@ -85,7 +85,7 @@ def _against_tokens(axes: Any, rows: list[Row]) -> None:
     _plain(axes)
 
 
-def _point(row: Row) -> tuple[float, float, float, float]:
+def _point(row: ProfileRow) -> tuple[float, float, float, float]:
     """Tokens, median time, and how far the quartiles are below and above it."""
     assert row.seen is not None
     assert row.times is not None
@@ -93,7 +93,7 @@ def _point(row: Row) -> tuple[float, float, float, float]:
     return row.seen.tokens.mean, time.median, time.median - time.low, time.high - time.median
 
 
-def _stages(axes: Any, rows: list[Row]) -> None:
+def _stages(axes: Any, rows: list[ProfileRow]) -> None:
     """A bar for each setting, the full model on top."""
     names = [row.label if row.budget is None else f"{row.label} @ {row.budget}" for row in rows]
     places, starts = range(len(rows)), [0.0] * len(rows)

@@ -58,11 +58,11 @@ def _pinpoints(tile: int, most: int, *, square: bool) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class RealShape:
+class PublishedShape:
     """A model as it was published."""
 
     family: str
-    """Of the transformers classes: "Llava" for LlavaForConditionalGeneration."""
+    """Prefix of the transformers classes: "Llava" for LlavaForConditionalGeneration."""
     config: Mapping[str, Any]
     """Arguments of its configuration class."""
     parameters: float | None
@@ -71,16 +71,16 @@ class RealShape:
     """Visual tokens of an image, where nothing else is asked for."""
 
 
-SHAPES: dict[str, RealShape] = {
+SHAPES: dict[str, PublishedShape] = {
     # llava-hf/llava-1.5-7b-hf
-    "llava-1.5-7b": RealShape(
+    "llava-1.5-7b": PublishedShape(
         "Llava",
         {"vision_config": _CLIP_L, "text_config": _VICUNA_7B, "image_token_index": 32000},
         7.063e9,
         576,
     ),
     # llava-hf/llava-v1.6-vicuna-7b-hf
-    "llava-next-7b": RealShape(
+    "llava-next-7b": PublishedShape(
         "LlavaNext",
         {
             "vision_config": _CLIP_L,
@@ -92,7 +92,7 @@ SHAPES: dict[str, RealShape] = {
         2880,
     ),
     # llava-hf/llava-onevision-qwen2-0.5b-ov-hf
-    "llava-onevision-0.5b": RealShape(
+    "llava-onevision-0.5b": PublishedShape(
         "LlavaOnevision",
         {
             "vision_config": {
@@ -116,7 +116,7 @@ SHAPES: dict[str, RealShape] = {
         3645,
     ),
     # Qwen/Qwen2.5-VL-7B-Instruct
-    "qwen2.5-vl-7b": RealShape(
+    "qwen2.5-vl-7b": PublishedShape(
         "Qwen2_5_VL",
         {
             "vision_config": {
@@ -149,7 +149,7 @@ SHAPES: dict[str, RealShape] = {
         1369,
     ),
     # Qwen/Qwen3-VL-4B-Instruct
-    "qwen3-vl-4b": RealShape(
+    "qwen3-vl-4b": PublishedShape(
         "Qwen3VL",
         {
             "vision_config": {
@@ -186,7 +186,7 @@ SHAPES: dict[str, RealShape] = {
         1024,
     ),
     # OpenGVLab/InternVL3-2B-hf
-    "internvl3-2b": RealShape(
+    "internvl3-2b": PublishedShape(
         "InternVL",
         {
             "vision_config": {
@@ -216,13 +216,13 @@ SHAPES: dict[str, RealShape] = {
         1792,
     ),
     # The two below are no published models but whole decoders that a CPU can run.
-    "qwen2-0.5b-llava": RealShape(
+    "qwen2-0.5b-llava": PublishedShape(
         "Llava",
         {"vision_config": _CLIP_L, "text_config": _QWEN2_0_5B, "image_token_index": 151646},
         None,
         576,
     ),
-    "qwen2-0.5b-llava-next": RealShape(
+    "qwen2-0.5b-llava-next": PublishedShape(
         "LlavaNext",
         {
             "vision_config": _CLIP_L,
@@ -236,7 +236,7 @@ SHAPES: dict[str, RealShape] = {
 }
 
 
-def shape_named(name: str) -> RealShape:
+def shape_named(name: str) -> PublishedShape:
     """One of `SHAPES`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Prompts for models of `real_shapes`: random words and a random image of the right shape."""
+"""Prompts for models of `published_shapes`: random words and a random image of the right shape."""
 
 from __future__ import annotations
 

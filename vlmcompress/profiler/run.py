@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 
+from vlmcompress.budget.clock import now
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.flops.exact import first_token
 from vlmcompress.patches.cost.model_shape import shape_of
@@ -25,7 +24,7 @@ Wrap = Callable[[nn.Module], AbstractContextManager[object]]
 Prepare = Callable[[Callable[[str], None]], Mapping[str, Any]]
 
 _BETWEEN = "hooks"
-"""Putting hooks on and off is no part of a call, and this stage none of a sample."""
+"""Stage of putting hooks on and off, which is no part of a call and is not reported."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One run. All times in milliseconds."""
+class RunTimes:
+    """Times of one run, in milliseconds."""
 
     stages: dict[str, float]
     ttft: float
@@ -60,20 +59,20 @@ class Tokens:
     images: int
     before: int
     after: int
-    """That enter the decoder."""
+    """Visual tokens that enter the decoder."""
     mean: float
-    """Over decoder layers."""
+    """Mean over decoder layers of the visual tokens that enter each."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a run shows besides time, the same in every run."""
+class RunFacts:
+    """Tokens, FLOPs and bytes of a run: all but times, and so the same in every run."""
 
     tokens: Tokens
     flops: float
-    """Up to the first token, without those of the selection."""
+    """FLOPs up to the first token, without the selection."""
     kv_bytes: int | None
-    """That the prefill leaves in the cache; None without one."""
+    """Bytes that the prefill leaves in the cache; None without a cache."""
     peak_bytes: int | None = None
     """Most memory beyond weights and inputs; None where it cannot be measured."""
 
@@ -90,7 +89,7 @@ class Runner:
         self.batch = self.text = 0
         """Rows of the prompt, and their tokens that are not visual, of all rows together."""
 
-    def look(self, setting: Setting) -> Seen:
+    def look(self, setting: Setting) -> RunFacts:
         """Run twice: to warm up, and to measure memory. The first setting must be a compressed one.
 
         Raises:
@@ -101,28 +100,29 @@ class Runner:
             _, seen = self.run(setting)
         return replace(seen, peak_bytes=peak.bytes)
 
-    def run(self, setting: Setting) -> tuple[Sample, Seen]:
+    def run(self, setting: Setting) -> tuple[RunTimes, RunFacts]:
         """Run once."""
-        model, start = self._model, self._now()
+        model = self._model
+        start = now(model.device)
         watch = Stopwatch(model.device, "preprocess")
         inputs = self._prepare(watch.switch)
-        total = self._now() - start
+        total = now(model.device) - start
         watch.switch(_BETWEEN)
         hooks = Hooks(model, watch, setting.wrap is not None)
         wrap = setting.wrap or nullcontext
         with hooks.outer(), wrap(model), hooks.inner():  # each begins when the one before is in
-            start = self._now()
+            start = now(model.device)
             watch.switch("other")
             watch.remember("start")
             self._generate(inputs, watch)
             watch.switch(_BETWEEN)
             watch.remember("end")
-            total += self._now() - start
+            total += now(model.device) - start
             seen = self._seen(inputs, hooks.kv_bytes)
         stages = watch.stop()
         del stages[_BETWEEN]
         ttft, generate = watch.between("start", "first token"), watch.between("start", "end")
-        return Sample(stages, ttft, generate, total), seen
+        return RunTimes(stages, ttft, generate, total), seen
 
     def _generate(self, inputs: Mapping[str, Any], watch: Stopwatch) -> None:
         output = self._model.generate(
@@ -137,7 +137,7 @@ class Runner:
         if made != self._output_tokens:
             raise VLMCompressError(f"{self._output_tokens} tokens were asked for, got {made}")
 
-    def _seen(self, inputs: Mapping[str, Any], kv_bytes: int | None) -> Seen:
+    def _seen(self, inputs: Mapping[str, Any], kv_bytes: int | None) -> RunFacts:
         engine, model = engine_of(self._model), self._model
         if engine is not None and not self._images:
             self._images = [(image.row, image.layout) for image in engine.trace.images]
@@ -154,7 +154,7 @@ class Runner:
             load = load_of(model, found, text, engine.planner.pipeline.upstream)
             after, mean = sum(one.after for one in found), sum(one.mean for one in found)
             tokens = Tokens(len(found), before, after, mean)
-        return Seen(tokens, first_token(self._shape, load).total, kv_bytes)
+        return RunFacts(tokens, first_token(self._shape, load).total, kv_bytes)
 
     def _words(self, inputs: Mapping[str, Any]) -> list[int]:
         """Per row its tokens that are no placeholders and no padding."""
@@ -164,9 +164,3 @@ class Runner:
         for row, layout in self._images:
             text[row] -= layout.placeholders
         return text
-
-    def _now(self) -> float:
-        """Milliseconds when all that was begun has ended."""
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
-        return time.perf_counter() * 1000

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria
 from transformers.cache_utils import Cache
 
+from vlmcompress.budget.clock import Mark, mark, milliseconds
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import caches_in
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.sequence.call_trace import Mark, mark, milliseconds
 
 STAGES = (
     "media",
@@ -98,14 +98,14 @@ class FirstToken(StoppingCriteria):
 
 
 class Hooks:
-    """Those of one run. `outer` go on before `compress()` and `inner` after it."""
+    """The profiler's hooks of one run: `outer` go on before `compress()` and `inner` after it."""
 
     def __init__(self, model: nn.Module, watch: Stopwatch, compressed: bool) -> None:
         self._watch, self._compressed = watch, compressed
         self._parts = ModelParts.of(model)
         self._prefilled = self._packed = False
         self.kv_bytes: int | None = None
-        """That the prefill left in the cache; None where it gave none."""
+        """Bytes that the prefill left in the cache; None where the model returned no cache."""
 
     @contextmanager
     def outer(self) -> Iterator[None]:

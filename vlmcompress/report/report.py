@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlmcompress.errors import VLMCompressError
@@ -29,7 +29,8 @@ class ImageReport:
     """These grids, whose tokens are counted one after the other; mostly one."""
     before: int
     given: int
-    """Tokens that a pixel- or encoder-stage method left; `before` where there is none."""
+    """Tokens that a method may keep: those that are not masked and that a pixel- or encoder-stage
+    method left."""
     after: int
     """Tokens that enter the decoder."""
     kept: list[int]
@@ -43,6 +44,11 @@ class ImageReport:
     """True mean of `per_layer`."""
     separators: list[int]
     """Newline embeddings and the like that enter each decoder layer; they count as no tokens."""
+    masked: int = 0
+    """Tokens that the attention mask of the call closes: no method sees them, no budget counts
+    them."""
+    notes: list[str] = field(default_factory=list)
+    """What happened to this image that was perhaps not expected."""
 
     @property
     def per_frame(self) -> dict[str, list[int]]:
@@ -71,7 +77,7 @@ class Report:
     decode_tokens: int
     """Decoder steps after the prefill."""
     engaged: bool
-    """Whether any visual token was removed."""
+    """Whether any visual token was removed that was not masked."""
     signals: list[str]
     """What was collected for the methods besides features."""
     asked: str | None = None
@@ -87,6 +93,8 @@ class Report:
     """The share of the tokens in percent that the budget came to."""
     reason: str | None = None
     """Why `method="auto"` took this method; None where the user named it."""
+    notes: list[str] = field(default_factory=list)
+    """What holds for the whole call and was perhaps not expected."""
 
     @property
     def cost(self) -> str:
@@ -123,6 +131,8 @@ class Report:
             )
             if image.grid[0] > 1:
                 lines.append(f"    per frame {frame_counts([image])}")
+            lines += [f"    note: {note}" for note in image.notes]
+        lines += [f"  note: {note}" for note in self.notes]
         if self.reason is not None:
             lines.append(f"  {self.reason}")
         if self.asked is not None:

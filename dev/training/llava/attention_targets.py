@@ -41,7 +41,7 @@ class Targets:
     answering: Tensor
 
     def only(self, mask: Tensor) -> "Targets":
-        """Those of `mask`, [n] bool."""
+        """The targets that `mask`, [n] bool, selects."""
         chosen = (self.rows[mask], self.queries[mask], self.wanted[mask], self.answering[mask])
         return Targets(*chosen)
 

@@ -21,7 +21,7 @@ from dev.training.llava.packed_questions import (
     SEGMENT_LENGTH,
     SEGMENTS,
     UNSCORED,
-    Batch,
+    PackedBatch,
     describe_patches,
     pack,
     pose,
@@ -84,7 +84,7 @@ class Answerer(nn.Module):
         return each[something].mean() + each[nothing].mean()
 
     def forward(
-        self, visual: Tensor, batch: Batch, record: dict[int, Tensor] | None = None
+        self, visual: Tensor, batch: PackedBatch, record: dict[int, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the logits where an answer is wanted, [M, V], and those answers, [M].
 
@@ -104,7 +104,7 @@ class Answerer(nn.Module):
 
 
 @torch.no_grad()
-def measure(model: Answerer, features: Tensor, batch: Batch) -> dict[str, float]:
+def measure(model: Answerer, features: Tensor, batch: PackedBatch) -> dict[str, float]:
     """Share of questions answered exactly, by kind.
 
     Teacher forcing: all tokens of an answer are the most likely ones if and only if greedy
@@ -113,7 +113,7 @@ def measure(model: Answerer, features: Tensor, batch: Batch) -> dict[str, float]
     right = []
     for row in range(0, len(features), _BATCH):
         rows = slice(row, row + _BATCH)
-        part = Batch(batch.tokens[rows], batch.wanted[rows], batch.kinds[rows])
+        part = PackedBatch(batch.tokens[rows], batch.wanted[rows], batch.kinds[rows])
         logits, wanted = model(model.project(features[rows]), part)
         hit = torch.ones(part.wanted.shape, dtype=torch.bool)
         hit[part.wanted != UNSCORED] = logits.argmax(-1) == wanted
@@ -125,7 +125,7 @@ def measure(model: Answerer, features: Tensor, batch: Batch) -> dict[str, float]
     }
 
 
-def _held_out(model: Answerer) -> tuple[Tensor, Batch]:
+def _held_out(model: Answerer) -> tuple[Tensor, PackedBatch]:
     pixels, asked = [], []
     for seed in HELD_OUT_SEEDS[-20 * _HELD_OUT :]:
         scene = make_scene(seed)

@@ -28,7 +28,7 @@ IDS = {word: number for number, word in enumerate(vocabulary())}
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedBatch:
     """Questions about several pictures.
 
     Attributes:
@@ -58,7 +58,7 @@ def pack(
     ids: Mapping[str, int] = IDS,
     end: str = "</s>",
     every_kind: Sequence[str] = KINDS,
-) -> Batch:
+) -> PackedBatch:
     """Turn questions, as many about each picture, into tokens; padding has the id 0."""
     shape = (len(asked), len(asked[0]), SEGMENT_LENGTH)
     tokens = np.zeros(shape, dtype=np.int64)
@@ -72,7 +72,7 @@ def pack(
             start = len(prompt)
             wanted[row, column, start - 1 : len(words) - 1] = words[start:]
             kinds[row, column] = every_kind.index(question.kind)
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(wanted), torch.from_numpy(kinds))
+    return PackedBatch(torch.from_numpy(tokens), torch.from_numpy(wanted), torch.from_numpy(kinds))
 
 
 def positions() -> Tensor:

@@ -22,8 +22,13 @@ from dev.training.llava.attention_targets import (
     grounding_loss,
 )
 from dev.training.llava.data import Pictures
-from dev.training.llava.packed_questions import SEGMENT_LENGTH, UNSCORED, Batch, segment_attention
-from dev.training.optim import Run, Trainer, describe, full_weights, save_state
+from dev.training.llava.packed_questions import (
+    SEGMENT_LENGTH,
+    UNSCORED,
+    PackedBatch,
+    segment_attention,
+)
+from dev.training.optim import Trainer, TrainingRun, describe, full_weights, save_state
 from dev.training.qwen.data import (
     OWNER,
     TOKEN_SIDE,
@@ -111,7 +116,7 @@ class Answerer(nn.Module):
         return torch.stack(losses).sum()
 
     def forward(
-        self, visual: Tensor, batch: Batch, record: dict[str, Any] | None = None
+        self, visual: Tensor, batch: PackedBatch, record: dict[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the logits where an answer is wanted, [M, V], and those answers, [M].
 
@@ -208,7 +213,7 @@ def train_decoder(
     tower: dict[str, Tensor],
     llava: Path,
     data: tuple[Pictures, Clips],
-    run: Run,
+    run: TrainingRun,
     publish: Callable[[dict[str, Tensor]], None],
 ) -> None:
     """Train merger and decoder, or continue.

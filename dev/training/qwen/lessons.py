@@ -1,6 +1,6 @@
 """Questions about pictures and clips as Qwen's decoder meets them, and where it should look.
 
-The same packing as in `tiny_segments`: a prefix (`<|im_start|> user : <|vision_start|>`, visual
+The same packing as in `packed_questions`: a prefix (`<|im_start|> user : <|vision_start|>`, visual
 tokens, `<|vision_end|>`) and segments of one question each whose positions restart after it.
 """
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dev.training.llava.attention_targets import Targets, referents, spread
-from dev.training.llava.packed_questions import SEGMENT_LENGTH, Batch, pack
+from dev.training.llava.packed_questions import SEGMENT_LENGTH, PackedBatch, pack
 from dev.training.qwen.data import OWNER, TOKEN_FIELDS, TOKEN_SIDE, TOKENS
 from dev.training.qwen.model import IDS, SPECIAL, TIME_INTERVAL
 from vlmcompress.eval.worlds.clip_questions import CLIP_KINDS, ask_clip
@@ -51,7 +51,7 @@ def positions(steps: int, segments: int) -> Tensor:
     return torch.cat([before, visual, text], dim=1)[:, None]
 
 
-def pack_words(asked: list[list[Question]]) -> Batch:
+def pack_words(asked: list[list[Question]]) -> PackedBatch:
     """Questions to tokens, in this model's words."""
     return pack(asked, IDS, SPECIAL["end"], EVERY_KIND)
 

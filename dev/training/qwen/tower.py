@@ -22,7 +22,7 @@ from transformers.vision_utils import (
 from dev.training.llava.data import Pictures, label
 from dev.training.llava.model import vocabulary as llava_vocabulary
 from dev.training.llava.tower import patch_losses
-from dev.training.optim import Run, Trainer, describe, full_weights, save_state
+from dev.training.optim import Trainer, TrainingRun, describe, full_weights, save_state
 from dev.training.qwen.data import (
     MERGE,
     OWNER,
@@ -243,7 +243,9 @@ def _held_out() -> tuple[Tensor, Tensor]:
     return as_patches(np.concatenate(pairs)), torch.from_numpy(np.concatenate(labels))
 
 
-def train_tower(llava: Path, pictures: Pictures, clips: Clips, run: Run) -> dict[str, Tensor]:
+def train_tower(
+    llava: Path, pictures: Pictures, clips: Clips, run: TrainingRun
+) -> dict[str, Tensor]:
     """Train tower and merger, or continue.
 
     Args:

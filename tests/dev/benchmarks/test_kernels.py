@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from dev.benchmarks import kernels as kernel_speed
-from dev.benchmarks.kernel_case import Case
+from dev.benchmarks.kernel_case import KernelCase
 from dev.benchmarks.kernels import backend, cases, floor, measure, paying
 from vlmcompress.ops.backend import VARIABLE, use_triton
 
 
 def case(op="take", shape="N=3 fp32", **sizes):
-    return Case(op, shape, lambda device: lambda: torch.ones(3, device=device), **sizes)
+    return KernelCase(op, shape, lambda device: lambda: torch.ones(3, device=device), **sizes)
 
 
 def test_cases_name_ops_and_floors():

@@ -81,6 +81,7 @@ def test_figures_count_all_answers_together(results):
     assert found["random"]["n"] == asked
 
 
+@pytest.mark.slow
 def test_only_shares_that_all_tasks_have(results, tmp_path):
     misses = {"divprune": {"25%": 2, "50%": 1, "36": 3}}
     more = make_task(tmp_path, misses, MadeUp(size=14))

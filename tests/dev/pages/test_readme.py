@@ -39,6 +39,7 @@ def test_the_page_of_models_is_up_to_date():
     assert models_page.PAGE.read_text() == models_page.page(), "run `make readme`"
 
 
+@pytest.mark.slow
 def test_the_page_of_what_to_use_is_up_to_date():
     assert which.PAGE.read_text() == which.page(), "run `make readme`"
 

@@ -10,7 +10,7 @@ def test_the_page_is_up_to_date():
 
 
 def test_kernels_get_a_table_once_a_gpu_has_run_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(speed_page, "HERE", tmp_path)
+    monkeypatch.setattr(speed_page, "RESULTS", tmp_path)
     assert "no figure of one exists" in speed_page.gpu()
     made_on = {"device": "H100", "threads": 16, "date": "d", "command": "c"}
     made_on["versions"] = {"torch": "2", "transformers": "5"}

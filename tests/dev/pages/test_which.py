@@ -103,6 +103,7 @@ def test_what_nobody_can_do_is_a_dash(single):
     assert part.splitlines()[-1] == "| 25% (36) | - | - | - | - | - | - |"
 
 
+@pytest.mark.slow
 def test_one_kind_alone_is_what_a_task_of_that_kind_is(tmp_path):
     wrong = {"scope": 0, "divprune": 3, "hiprune": 12, "vispruner": 20}
     task = make_task(tmp_path, wrong, MadeUp(kinds=("reading",), size=40), {"scope": 0.5})
@@ -135,6 +136,7 @@ def test_one_kind_of_several(single):
         assert (part["budget"], part["methods"]) == (whole["budget"], whole["methods"])
 
 
+@pytest.mark.slow
 def test_compositions_beside_the_best_single_method(results):
     found = {one.method: one for one in dominating(results)}
     everywhere = [f"{model} pictures at 25%" for model in results]
@@ -154,6 +156,7 @@ def test_compositions_beside_the_best_single_method(results):
     assert list(found) == [*never_worse, *order]
 
 
+@pytest.mark.slow
 def test_the_page_says_plainly_whether_one_composition_is_enough(results):
     text = which.page(results)
     assert "- Never a lower accuracy: `divprune+fastv`." in text
@@ -170,6 +173,7 @@ def _without(results, model, method):
     return {**task, "cases": [row for row in task["cases"] if row["method"] != method]}
 
 
+@pytest.mark.slow
 def test_the_page_says_what_auto_takes_and_what_that_costs(results):
     text = which.page(results)
     section = text.split('## What `method="auto"` takes')[1].split("##")[0]
@@ -193,6 +197,7 @@ def test_names_of_papers_are_compositions():
     assert [is_composition(spec) for spec in ("divprune", "auto", "one frame")] == [False] * 3
 
 
+@pytest.mark.slow
 def test_the_command(monkeypatch, tmp_path, single):
     made = {"tiny-llava": content("tiny-llava", pictures=single)}
     monkeypatch.setattr(committed, "all_results", lambda: made)

@@ -43,6 +43,7 @@ def test_the_committed_results_are_of_these_weights(name):
     assert told == hashlib.sha256(weights).hexdigest()
 
 
+@pytest.mark.slow
 def test_auto_classes_load_it_in_a_fresh_process():
     code = (
         "import sys; from transformers import AutoModelForImageTextToText as M, AutoProcessor as P;"
@@ -68,6 +69,7 @@ def test_it_loads_every_weight_and_has_the_promised_size():
     assert (config.vision_feature_layer, config.vision_feature_select_strategy) == (-2, "default")
 
 
+@pytest.mark.slow
 def test_it_answers_held_out_questions_and_needs_the_picture(tiny_llava, asked):
     full = accuracy(tiny_llava, asked, "full")["all"]
     assert full >= 0.9

@@ -90,6 +90,7 @@ def test_its_vision_tower_has_windowed_and_full_layers(tiny_qwen, pictures):
     assert chunks == [1 if layer in full else 9 for layer in range(config.depth)]
 
 
+@pytest.mark.slow
 def test_it_answers_about_pictures_and_needs_the_right_tokens(tiny_qwen, pictures):
     full = accuracy(tiny_qwen, pictures, "full")
     assert full["all"] >= 0.95
@@ -98,6 +99,7 @@ def test_it_answers_about_pictures_and_needs_the_right_tokens(tiny_qwen, picture
     assert accuracy(tiny_qwen, pictures, "random(seed=0)", "6.25%")["all"] <= full["all"] - 0.15
 
 
+@pytest.mark.slow
 def test_it_answers_about_clips_and_one_frame_is_not_enough(tiny_qwen, films):
     full, still = (accuracy(tiny_qwen, films, method) for method in ("full", ONE_FRAME))
     for kind in ("motion", "order"):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vlmcompress.errors import MediaError, VLMCompressError
 from vlmcompress.eval.harnesses.harness import (
-    Settings,
+    HarnessSettings,
     Subject,
     alike,
     conversation,
@@ -21,7 +21,7 @@ from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.models.names import ASSETS
 from vlmcompress.prompts import prepare
 
-SETTINGS = Settings("tiny-llava", "full")
+SETTINGS = HarnessSettings("tiny-llava", "full")
 CPU = {"device": "cpu", "dtype": "float32"}
 
 
@@ -42,7 +42,7 @@ def image(url):
 
 
 def subject(name="tiny-llava", method="none", **settings):
-    return Subject(Settings.read({"pretrained": name, "method": method, **CPU, **settings}))
+    return Subject(HarnessSettings.read({"pretrained": name, "method": method, **CPU, **settings}))
 
 
 def samples(task, count):
@@ -55,9 +55,14 @@ def prompts_of(found):
 
 def test_settings_are_read_as_harnesses_give_them():
     given = {"pretrained": "tiny-llava", "method": '"fastv(k=3)"', "budget": 64, "fps": 2}
-    assert Settings.read(given) == Settings("tiny-llava", "fastv(k=3)", budget="64", fps=2)
-    assert Settings.read({"pretrained": "x", "method": "none"}).method == "full"
-    assert Settings.read({"pretrained": "x", "method": "auto", "budget": "25%"}).method == "auto"
+    assert HarnessSettings.read(given) == HarnessSettings(
+        "tiny-llava", "fastv(k=3)", budget="64", fps=2
+    )
+    assert HarnessSettings.read({"pretrained": "x", "method": "none"}).method == "full"
+    assert (
+        HarnessSettings.read({"pretrained": "x", "method": "auto", "budget": "25%"}).method
+        == "auto"
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def test_settings_are_read_as_harnesses_give_them():
 )
 def test_mistakes_in_settings_are_found_before_anything_is_loaded(given, message):
     with pytest.raises(VLMCompressError, match=message):
-        Settings.read(given)
+        HarnessSettings.read(given)
 
 
 def test_media_keep_their_places():

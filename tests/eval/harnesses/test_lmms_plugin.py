@@ -15,7 +15,7 @@ import yaml
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval import lmms_task
-from vlmcompress.eval.harnesses.harness import Answer
+from vlmcompress.eval.harnesses.harness import HarnessAnswer
 from vlmcompress.eval.harnesses.lmms_plugin import (
     ALIASES,
     Generation,
@@ -102,9 +102,9 @@ def test_batch_sizes():
 
 def test_summary_is_of_prompts_with_pictures():
     answers = [
-        Answer("a", 10, 1, before=100, kept=25.0),
-        Answer("b", 10, 1, before=300, kept=45.0),
-        Answer("c", 10, 1, before=0, kept=0.0),
+        HarnessAnswer("a", 10, 1, before=100, kept=25.0),
+        HarnessAnswer("b", 10, 1, before=300, kept=45.0),
+        HarnessAnswer("c", 10, 1, before=0, kept=0.0),
     ]
     assert summarize(answers) == {
         "visual_tokens": 200.0,

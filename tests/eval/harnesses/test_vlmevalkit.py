@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval import vlmevalkit
-from vlmcompress.eval.harnesses.harness import Settings, Subject
+from vlmcompress.eval.harnesses.harness import HarnessSettings, Subject
 from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.models.names import ASSETS
 
@@ -98,7 +98,7 @@ def test_run_py_gets_the_model_and_its_arguments(clone, tmp_path, monkeypatch):
     names, answers = json.loads(out.read_text())
     given = {"pretrained": "tiny-llava", "method": "divprune", "budget": "6%", **CPU}
     prompts = [(sample.load(), sample.question) for sample in samples]
-    subject = Subject(Settings.read(given))
+    subject = Subject(HarnessSettings.read(given))
     ours = [subject.ask([prompt], max_new_tokens=6)[0].text for prompt in prompts]
     assert names == ["mine"]
     assert answers == ours

@@ -85,6 +85,7 @@ def report(evaluation, folder):
     return found, (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
@@ -105,6 +106,7 @@ def test_a_broken_method_is_caught(monkeypatch, evaluation, folder, broken, word
     assert words.split(":")[0] in text
 
 
+@pytest.mark.slow
 def test_an_honest_method_is_not(evaluation, folder):
     found, text = report(evaluation, folder)
     assert found["warnings"] == []

@@ -83,6 +83,7 @@ def test_a_killed_run_goes_on_and_several_processes_find_the_same(whole, tmp_pat
     assert results[0]["provenance"]["processes"] == processes
 
 
+@pytest.mark.slow
 def test_the_report(whole):
     folder, printed = whole
     results = json.loads((folder / "results.json").read_text())
@@ -99,6 +100,7 @@ def test_the_report(whole):
     assert "At 25%" in printed
 
 
+@pytest.mark.slow
 def test_baselines_of_a_run_are_met_by_it_and_not_by_worse_answers(whole, tmp_path, cli_eval):
     file = tmp_path / "baselines.json"
     finish(start(whole[0], "--resume", "--save-baselines", str(file)))
@@ -124,3 +126,15 @@ def cli_eval():
     from vlmcompress.cli import app
 
     return lambda *arguments: CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+
+def test_a_short_run_from_the_command_line_writes_its_report(tmp_path, cli_eval):
+    """The quickest run that there is, in this process."""
+    folder = tmp_path / "run"
+    told = ["--methods", "divprune", "--budgets", "25%", "--limit", "7", "--device", "cpu"]
+    done = cli_eval(*told, "--out", folder)
+    assert done.exit_code == 0, done.output
+    (task,) = json.loads((folder / "results.json").read_text())["tasks"].values()
+    assert task["asked"] == 7
+    assert "divprune" in {case["method"] for case in task["cases"]}
+    assert (folder / "report.html").stat().st_size > 1000

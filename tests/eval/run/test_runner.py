@@ -10,7 +10,7 @@ from vlmcompress.eval.run import runner
 from vlmcompress.eval.run.answering import Outcome
 from vlmcompress.eval.run.cases import Case, cases
 from vlmcompress.eval.run.runner import Job, Share, pieces, run
-from vlmcompress.eval.run.store import ANSWERS, TIMES, Store, begin, read_lines, read_run
+from vlmcompress.eval.run.store import ANSWERS, TIMES, Store, begin, read_lines, read_run_json
 from vlmcompress.eval.tasks.task import Sample
 from vlmcompress.methods.registry import METHODS
 
@@ -217,12 +217,12 @@ DESCRIPTION = {
 def test_a_folder_is_taken_once(tmp_path):
     folder = tmp_path / "new" / "run"
     begin(folder, DESCRIPTION, resume=False)
-    assert read_run(folder) == DESCRIPTION
+    assert read_run_json(folder) == DESCRIPTION
     with pytest.raises(VLMCompressError, match="holds a run: go on with --resume"):
         begin(folder, DESCRIPTION, resume=False)
     more = DESCRIPTION | {"tasks": [*DESCRIPTION["tasks"], {"name": "b", "version": 1}]}
     begin(folder, more, resume=True)
-    assert read_run(folder) == more
+    assert read_run_json(folder) == more
 
 
 @pytest.mark.parametrize("key", ["model", "weights_sha256", "batch", "seed"])
@@ -231,7 +231,7 @@ def test_another_run_is_not_gone_on_with(tmp_path, key):
     other = {"provenance": DESCRIPTION["provenance"] | {key: 7}}
     with pytest.raises(VLMCompressError, match=f"another run: {key} .* there, 7 now"):
         begin(tmp_path, DESCRIPTION | other, resume=True)
-    assert read_run(tmp_path) == DESCRIPTION
+    assert read_run_json(tmp_path) == DESCRIPTION
 
 
 def test_another_version_of_a_task_is_not_gone_on_with(tmp_path):
@@ -244,7 +244,7 @@ def test_another_version_of_a_task_is_not_gone_on_with(tmp_path):
 
 def test_no_run(tmp_path):
     with pytest.raises(VLMCompressError, match=r"holds no run: no run\.json"):
-        read_run(tmp_path)
+        read_run_json(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(VLMCompressError, match="cannot make"):
         begin(tmp_path / "file" / "run", DESCRIPTION, resume=False)

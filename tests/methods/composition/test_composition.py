@@ -159,7 +159,7 @@ def test_every_frame_of_a_clip_leaves_the_encoder_with_the_same_number():
 
 def test_pixels_of_a_clip_are_no_matter_of_single_frames():
     with pytest.raises(BudgetError, match="looks at a clip as a whole"):
-        Planner(pipeline(Leaving()), Budget.parse("4 per frame"), 8)([Grid(4, 6, 6)])
+        Planner(pipeline(Leaving()), Budget.parse("4 per frame"), 8).plan([Grid(4, 6, 6)])
 
 
 def test_a_tile_gets_its_share_before_anything_is_encoded():

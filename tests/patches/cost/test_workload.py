@@ -19,7 +19,8 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from vlmcompress.api import compress
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.flops.exact import decode_step, first_token, kv_bytes, prefill_flops
+from vlmcompress.flops.exact import decode_step, first_token
+from vlmcompress.flops.paper_conventions import kv_bytes, prefill_flops
 from vlmcompress.methods import get_method
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.method import DecoderMethod
@@ -149,6 +150,7 @@ def test_pixtral_compares_the_patches_of_all_images_of_a_call():
     assert count.encoder - costs.encoder == 3 * 4 * 32 * (96**2 - 2 * 48**2)
 
 
+@pytest.mark.rotating(axis="methods", by="subject", count=1)
 @pytest.mark.parametrize(
     "methods",
     [("random",), (Thirds(),), ("random", Thirds())],
@@ -305,8 +307,8 @@ def test_a_further_token(subject, methods):
     rows = load_of(subject.model, report.images, text).rows
     shape = shape_of(subject.model)
     assert decode_step(shape, rows) == count.total
-    assert decode_step(shape, [[n + 20 for n in cached[0]]]) > count.total
-    assert decode_step(shape, [*cached, *cached]) == 2 * count.total
+    assert decode_step(shape, [[n + 20 for n in rows[0]]]) > count.total
+    assert decode_step(shape, [*rows, *rows]) == 2 * count.total
 
 
 def test_what_a_compressed_cache_holds(subject):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from oracle import last_logits
+from bare import last_logits
 from subject_models import SUBJECTS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from oracle import last_logits, oracle, second_turn
+from bare import last_logits
+from oracle import oracle, second_turn
 from subject_models import CLIP, IMAGE, QWEN2, SUBJECTS, build
 from subjects import Subject
 from torch import Tensor

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from oracle import TOLERANCE, last_logits, oracle
+from bare import last_logits
+from oracle import TOLERANCE, oracle
 from subject_models import SUBJECTS
 
 from vlmcompress.api import compress

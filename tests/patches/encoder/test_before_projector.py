@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from bare import last_logits
 from bare_tower import running_towers
-from oracle import TOLERANCE, last_logits, oracle, second_turn
+from oracle import TOLERANCE, oracle, second_turn
 from snapshots import snapshot
 from subject_models import SUBJECTS
 from upstream_methods import Bright, Huddle, Shrink, remember
@@ -217,6 +218,7 @@ def by_hand(tower: Any, pixels: torch.Tensor, method: Any, counts: Any, states: 
     return found, groups
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(
     "method", [Huddle(), Huddle(proportional=False), "tome", "pitome", "mctf"], ids=str

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from bare import last_logits
 from looker import looker
-from oracle import last_logits
 from subject_models import SUBJECTS
 from torch.nn.functional import interpolate
 from transformers import Qwen2VLImageProcessorPil

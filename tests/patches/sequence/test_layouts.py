@@ -119,7 +119,7 @@ def test_layouts_one_after_the_other_are_counted_on():
 @pytest.mark.parametrize("budget", range(1, 41))
 def test_grids_of_one_image_share_its_budget_by_their_size(budget):
     layout = Layout.of(Grid(1, 4, 4), Grid(1, 6, 4))
-    (plan,) = Planner(parse("divprune"), Budget.parse(budget), 4)([layout])
+    (plan,) = Planner(parse("divprune"), Budget.parse(budget), 4).plan([layout])
     kept = [count for _, count in plan.parts]
     assert plan.keep == sum(kept) == budget
     assert abs(kept[0] - budget * 16 / 40) <= 0.5

@@ -85,7 +85,7 @@ def test_nothing_is_recorded_outside_a_feature_call(random_subject):
     method, _ = looker("keys")
     batch = random_subject.batch(random_subject.prompt(1, 1))
     with compress(random_subject.model, method, budget=4) as c:
-        thread = c._engine.signals._tap._thread
+        thread = c._engine.installed.signals._tower._thread
         for run in (
             lambda: random_subject.model.model.vision_tower(batch["pixel_values"]),
             lambda: random_subject.model(**batch),

@@ -84,6 +84,7 @@ def of_layer(bare: Bare, field: str, layer: int) -> torch.Tensor:
     return bare.cls(layer) if field.endswith("cls_attention") else bare.received(layer)
 
 
+@pytest.mark.rotating(axis="batch", by="subject", count=1)
 @torch.no_grad()
 def test_a_forward_gives_what_eager_attention_gives(subject, batch, monkeypatch):
     method, shown = looker(*tower_signals(subject), layers=every_layer)
@@ -92,6 +93,7 @@ def test_a_forward_gives_what_eager_attention_gives(subject, batch, monkeypatch)
     check(subject, shown, look_at(subject, batch, monkeypatch))
 
 
+@pytest.mark.rotating(axis="beams", by="subject", count=1)
 @pytest.mark.parametrize("beams", [1, 2], ids=["greedy", "beams"])
 def test_generate_gives_the_same_once_for_each_image(subject, monkeypatch, beams):
     if beams > 1 and not subject.repeats:
@@ -159,7 +161,7 @@ def test_nothing_that_the_tower_computed_is_computed_again(subject):
 def test_every_call_of_a_tower_keeps_what_it_projected(random_subject):
     pixels = random_subject.batch(random_subject.prompt(1, 1))["pixel_values"]
     with compress(random_subject.model, looker("keys")[0], budget=4) as c:
-        with c._engine.signals._tap.recording() as record:
+        with c._engine.installed.signals._tower.recording() as record:
             for image in (pixels, -pixels):
                 random_subject.model.model.vision_tower(image)
         calls = record["in", 1]

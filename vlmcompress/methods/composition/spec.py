@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import CompositionError, UnknownNameError, VLMCompressError
 from vlmcompress.methods import Method
 from vlmcompress.methods.composition.pipeline import Pipeline
@@ -16,6 +17,8 @@ from vlmcompress.methods.registry import COMPOSITIONS, METHODS
 from vlmcompress.registry import unknown
 
 _EXAMPLE = 'write for example "divprune", "divprune+fastv" or "divprune(ratio=0.1)+fastv(k=3)"'
+_NOTHING = frozenset({"none", "no", "off", "null", "nothing", "baseline", "vanilla", "original"})
+"""What people call a model that is left alone."""
 _PART = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
@@ -118,7 +121,16 @@ def _read(text: str) -> list[_Part]:
         parts = [part for name in split(COMPOSITIONS[match[1]], "+") for part in _read(name)]
         _give(parts, options)
         return parts
-    if match[1] not in METHODS.names():
+    if match[1] in _NOTHING and match[1] not in METHODS:
+        raise UnknownNameError(
+            f"unknown method {match[1]!r}: 'full' keeps all visual tokens, 'text-only' none"
+        )
+    if match[1] == AUTO:
+        raise CompositionError(
+            f"{AUTO} chooses methods for all stages, so it goes with no other and has no options: "
+            f'give "{AUTO}" alone'
+        )
+    if match[1] not in METHODS:
         raise unknown("method", match[1], [*METHODS.names(), *COMPOSITIONS])
     method = METHODS.get(match[1])
     for option in options:

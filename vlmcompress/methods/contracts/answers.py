@@ -1,4 +1,4 @@
-"""Not believing all that a method says, without waiting for the device at every word."""
+"""Checks of what a method returned, put off where they would wait for the device."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def indices(
     may_keep_fewer: bool = False,
     method_order: bool = False,
 ) -> Tensor:
-    """The choice of a method: its indices, of which each is 0 if `checks` will raise.
+    """The indices that a method returned, checked; all 0 where `checks` will raise later.
 
     Args:
         name: of the method.
-        found: what it gave: [K] int64.
+        found: what it returned: [K] int64 token indices.
         total: tokens that it chose from.
         count: how many it was asked for.
-        checks: what the device knows is checked there.
-        may_keep_fewer: whether fewer will do.
-        method_order: whether they may stand in any order; all of them are no choice, and ascend.
+        checks: takes the checks that need values from the device.
+        may_keep_fewer: whether fewer indices than `count` are allowed.
+        method_order: whether the indices may be in any order; all tokens always ascend.
 
     Raises:
-        VLMCompressError: it gave another kind of thing, or another number.
+        VLMCompressError: it returned another kind of object, or another number of indices.
     """
     if not isinstance(found, Tensor) or found.dtype != torch.int64 or found.dim() != 1:
         raise wrong(name, "no 1-D tensor of int64")
@@ -47,9 +47,8 @@ def indices(
 def check_count(name: str, found: int, count: int, may_keep_fewer: bool) -> None:
     """Raise unless a method gave as many tokens as it was asked for."""
     if not (0 < found <= count if may_keep_fewer else found == count):
-        raise wrong(
-            name, f"{found} tokens where {'at most ' if may_keep_fewer else ''}{count} were due"
-        )
+        due = f"at most {count}" if may_keep_fewer else f"{count}"
+        raise wrong(name, f"{found} tokens where {due} were due")
 
 
 def wrong(name: str, what: str) -> VLMCompressError:

@@ -59,7 +59,7 @@ class EncoderView(Protocol):
 
 @dataclass(frozen=True)
 class Merge:
-    """Who joins whom in a batch of B tiles."""
+    """Which token joins which in a batch of B tiles."""
 
     leader: Tensor
     """[B, n] int64: a member of the group that each token belongs to, the same for all members and

@@ -13,7 +13,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.shared.schedules import check_reachable, falling, nearest
 
 VERSION = 1
-"""Of the files that `vlmcompress calibrate` writes."""
+"""Format number of the files that `vlmcompress calibrate` writes."""
 
 _LEAST = 1e-6  # stands for a share of 0, so that scaling reaches every budget
 

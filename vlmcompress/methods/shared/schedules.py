@@ -37,7 +37,7 @@ def one_cut(
 
 
 def falling(counts: Mapping[int, int], tokens: int) -> dict[int, int]:
-    """The same schedule without cuts that change nothing."""
+    """The schedule without the cuts that drop no token."""
     schedule, before = {}, tokens
     for layer, count in sorted(counts.items()):
         if count < before:

@@ -150,7 +150,7 @@ class Merger(EncoderMethod, Reducer):
         return self.constant(range(layers), tokens, keep)
 
     def constant(self, layers: range, tokens: int, keep: int) -> dict[int, int]:
-        """The smallest number per layer that reaches `keep`, at most half of what is left.
+        """The smallest number per layer that reaches `keep`, at most half of the tokens there.
 
         Raises:
             BudgetError: halving in every layer leaves more.
@@ -164,7 +164,7 @@ class Merger(EncoderMethod, Reducer):
         return counts
 
     def check_reachable(self, layers: int, tokens: int, keep: int) -> None:
-        """Halving in each of `layers` layers bounds what is left from below.
+        """Halving in each of `layers` layers bounds the number of tokens from below.
 
         Raises:
             BudgetError: `keep` is below, or above `tokens`.

@@ -1,0 +1,102 @@
+"""The one way into a compressed model: calls are counted there, and cleaned up after."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.hooks.attachments import Attachments
+from vlmcompress.patches.hooks.running import called_inside, codes_of, threads_inside
+
+CALL = "_call_impl"
+"""What `nn.Module.__call__` calls: hooks run inside it, and an interrupt passes them by."""
+
+
+class Entrance:
+    """Wraps what users call: `generate`, forwards of the model and its base, feature calls.
+
+    The outermost of the calls of a thread is the one that counts. It ends in one place, whatever
+    ends it.
+
+    A call that was running when the hooks were put on goes on without them: the bare model began
+    it. So does each forward of a `generate` that the bare model began.
+    """
+
+    def __init__(self, installed: Installed) -> None:
+        self._now, self._shared = installed.now, installed.shared
+        model, base, family = installed.model, installed.base, installed.family
+        self._owners = model, base
+        self._codes = codes_of(model, "generate") | codes_of(base, *family.feature_calls.values())
+
+    def hook(self, attached: Attachments) -> None:
+        """Wrap the forwards; from now on calls come through here."""
+        for owner in self._owners:
+            self.wrap(attached, owner, CALL, None)
+
+    def note_earlier(self) -> None:
+        """Find the calls that run already; everything that is called is wrapped by now."""
+        self._shared.earlier = threads_inside(self._owners, self._codes)
+
+    def wrap(
+        self,
+        attached: Attachments,
+        owner: nn.Module,
+        name: str,
+        inner: Callable[..., Any] | None,
+    ) -> None:
+        """Let a method that users call go through here, then to `inner(original, ...)`."""
+        attached.wrap(owner, name, functools.partial(self._enter, owner, name, inner))
+
+    def _enter(
+        self,
+        owner: nn.Module,
+        name: str,
+        inner: Callable[..., Any] | None,
+        original: Callable[..., Any],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # Compiled code is entered by a call that is not compiled.
+        if torch.compiler.is_compiling():
+            return original(*args, **kwargs)
+        now, shared = self._now, self._shared
+        call = original if inner is None else functools.partial(inner, original)
+        if now.inside:
+            return call(*args, **kwargs)
+        if now.passing:
+            return original(*args, **kwargs)
+        try:
+            if not shared.enter():  # the hooks are gone, or never came
+                return getattr(owner, name)(*args, **kwargs)
+            now.clear()
+            if shared.earlier and self._is_earlier():
+                now.passing = True
+                return original(*args, **kwargs)
+            now.inside = True
+            return call(*args, **kwargs)
+        except BaseException:
+            now.fail()
+            raise
+        finally:
+            try:
+                self._leave()
+            except BaseException:  # an interrupt that came right here
+                self._leave()
+                raise
+
+    def _leave(self) -> None:
+        self._now.clear()
+        self._shared.leave()
+
+    def _is_earlier(self) -> bool:
+        """Whether the running call of this thread began before the hooks were put on."""
+        found = called_inside(self._owners, self._codes, depth=2)
+        if not found:
+            self._shared.forget_earlier()
+        return found

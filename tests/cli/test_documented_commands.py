@@ -1,0 +1,105 @@
+"""Every command that README, docs and `--help` show is run, with fewer questions and rounds."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+import vlmcompress
+from vlmcompress.calibrate import training_questions
+from vlmcompress.cli.ask import ask
+from vlmcompress.cli.calibrate import calibrate
+from vlmcompress.cli.evaluate import evaluate
+from vlmcompress.cli.ls import ls
+from vlmcompress.cli.profile import profile
+
+ROOT = Path(vlmcompress.__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+HELP = {command.__name__: command.__doc__ for command in (ask, ls, calibrate, profile, evaluate)}
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES} | HELP
+COMMAND = re.compile(
+    r"^ *(?:accelerate launch .*)?\bvlmcompress ((?:ask|ls|calibrate|profile|eval) .*)$"
+)
+ELSEWHERE = {"llava-hf/llava-1.5-7b-hf", "my/vlm"}
+"""Models that have to be downloaded; a built-in one stands in."""
+SHORTER = {
+    "ask": ("--max-new-tokens", "1"),
+    "calibrate": ("--limit", "2"),
+    "profile": ("--rounds", "1", "--output-tokens", "1"),
+    "eval": ("--limit", "1"),
+}
+
+
+def commands(text):
+    found = [COMMAND.match(line) for line in text.splitlines()]
+    return [shlex.split(one[1], comments=True) for one in found if one and "..." not in one[1]]
+
+
+def shown(kinds):
+    """Commands of some kinds by the text that shows them, in its order."""
+    found = {name: [c for c in commands(text) if c[0] in kinds] for name, text in TEXTS.items()}
+    return {name: lines for name, lines in found.items() if lines}
+
+
+def run(cli, command):
+    if "contrast" in " ".join(command) or "--check" in command or "--random-weights" in command:
+        return  # tests/test_extending.py, `make gate` and tests/cli/test_profile.py have these
+    # Every method is evaluated by `make accuracy`; that "all" is understood, by tests/eval.
+    stand_ins = {"all": "divprune"} | dict.fromkeys(ELSEWHERE, "tiny-llava")
+    command = [stand_ins.get(word, word) for word in command]
+    name = command[0]
+    if "--limit" in command:
+        at = command.index("--limit")
+        command[at : at + 2] = []
+    if name == "ask" and "--compare" in command:
+        command += ["--repeat", "1"]
+    result = cli(*command, *SHORTER.get(name, ()))
+    assert result.exit_code == 0, f"{shlex.join(command)}: {result.output} {result.exception}"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, clip):
+    """A folder with the files that the commands name."""
+    for number, name in enumerate(("street.jpg", "a.png", "b.png", "street.png")):
+        training_questions(number + 1)[-1].picture.save(tmp_path / name)
+    shutil.copy(clip, tmp_path / "clip.mp4")
+    row = '{"image": "a.png", "question": "what color is the circle ?", "answer": "red"}\n'
+    for name in ("my.jsonl", "mine.jsonl", "asked.jsonl"):
+        (tmp_path / name).write_text(row)
+    (tmp_path / "mine.yaml").write_text("name: mine\ndata: mine.jsonl\nmetric: exact\n")
+    (tmp_path / "vlmcompress").symlink_to(ROOT / "vlmcompress")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", shown({"ask", "ls", "calibrate"}))
+def test_ask_calibrate_and_ls(cli, loaded, folder, source):
+    for command in shown({"ask", "ls", "calibrate"})[source]:
+        run(cli, command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", shown({"profile"}))
+def test_profile(cli, loaded, folder, source):
+    for command in shown({"profile"})[source]:
+        run(cli, command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", shown({"eval"}))
+def test_eval(cli, loaded, folder, source):
+    for command in shown({"eval"})[source]:
+        for name in ("results", "clips", "mine"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        run(cli, command)
+
+
+def test_no_profile_line_asks_for_what_its_own_methods_refuse():
+    """The full line runs above; this is the mistake that README's first one had."""
+    for lines in shown({"profile"}).values():
+        for command in lines:
+            if "fastv" in " ".join(command) and "tiny-llava" in command:
+                budget = command[command.index("--budget") + 1]
+                assert vlmcompress.get_method("fastv").schedule(6, 144, float(budget))

@@ -1,0 +1,18 @@
+"""What is taken where nobody says otherwise, for the commands, the evaluation and the docs.
+
+Nothing is imported here, so that the command line can show these before torch is loaded.
+"""
+
+AUTO = "auto"
+"""As a method: the most accurate one for the model and the budget, see `vlmcompress.auto`."""
+
+METHOD = "divprune"
+BUDGET = "25%"
+"""Of the visual tokens of each image, mean over decoder layers."""
+
+MODEL = "tiny-llava"
+VIDEO_MODEL = "tiny-qwen"
+"""Where there is a video."""
+
+EVAL_BUDGETS = "50%,25%,12.5%"
+"""Of `vlmcompress eval`, which shows how accuracy falls with the budget."""
