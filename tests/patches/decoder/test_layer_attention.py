@@ -64,7 +64,7 @@ class Looking(DecoderMethod):
 
     def score(self, view: Any) -> Tensor:
         n, g = len(view.hidden), torch.Generator().manual_seed(7)
-        row, flow = view.span.row, view.context.flow
+        row, flow = view.span.row, view.context.stages
         columns = flow.chunk_seen().columns[row]
         # Of each column its own, however the slots are shifted.
         mass = torch.rand(1000, generator=g)[columns]
