@@ -14,7 +14,7 @@ import torch
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.cases import Case, cases
 from vlmcompress.eval.run.provenance import of_run
-from vlmcompress.eval.run.runner import Job, Progress, Share, pieces, run
+from vlmcompress.eval.run.runner import Job, Progress, Share, check_budgets, pieces, run
 from vlmcompress.eval.run.store import RUN, Store, begin, read_run_json
 from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.eval.tasks.task import Task
@@ -85,6 +85,14 @@ class Evaluation:
             )
             for task in self.tasks
         ]
+
+    def check(self) -> None:
+        """Ask one question at each budget, before many are asked in vain.
+
+        Raises:
+            VLMCompressError: no method can keep to one of the budgets.
+        """
+        check_budgets(self.model, self.processor, self.jobs)
 
     def carry_out(self, folder: Path, resume: bool, watch: Watch) -> None:
         """Answer what the folder does not hold; every process comes back when all are done.
