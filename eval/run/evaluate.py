@@ -129,7 +129,7 @@ class Evaluation:
         described = {
             task.name: {**task.describe(), "limit": plan.limit_of(task.name)} for task in self.tasks
         }
-        before = {task["name"]: task for task in known["tasks"]}
+        before = {task["name"]: task for task in known.get("tasks", [])}
         return {
             "provenance": of_run(
                 plan.model,
@@ -142,7 +142,7 @@ class Evaluation:
             "budgets": list(plan.budgets),
             "tasks": list((before | described).values()),
             "cases": {
-                name: _union(known["cases"].get(name, []), mine.get(name, []))
+                name: _union(known.get("cases", {}).get(name, []), mine.get(name, []))
                 for name in before | mine
             },
         }
