@@ -19,16 +19,19 @@ from vlmcompress.errors import CompositionError
 from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.patches.call.entrance import Entrance
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.decoder.captured_attention import capture
 from vlmcompress.patches.decoder.continuation import go_on, masking
-from vlmcompress.patches.decoder.layer_attention import CutContext, ranked
+from vlmcompress.patches.decoder.layer_attention import CutContext
 from vlmcompress.patches.decoder.mlp_activations import watch
 from vlmcompress.patches.decoder.prefill import Prefill
+from vlmcompress.patches.decoder.ranking import ranked
 from vlmcompress.patches.encoder.feature_call import FeatureCalls
 from vlmcompress.patches.hooks.arguments import (
     by_name,
     cache_of,
     caches_in,
     carries_images,
+    device_of,
     named_after_first,
 )
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
@@ -47,12 +50,10 @@ class Engine:
     def __init__(self, installed: Installed) -> None:
         self.now, self.shared = installed.now, installed.shared  # refuse to be pickled: first
         self.installed = installed
-        self.planner, self.positions, self.order = (
-            installed.planner,
-            installed.positions,
-            installed.order,
-        )
+        self.planner, self.positions = installed.planner, installed.positions
+        self.order = installed.order
         self.collected = sorted(installed.signals.collected)
+        self.notes = installed.signals.notes
         self._features: FeatureCalls | None = FeatureCalls(installed)
         self._attached = Attachments()
         self._layers_hooked = False
@@ -106,6 +107,8 @@ class Engine:
         attached.after(on.lm, self._after_lm)
         on.signals.hook(attached)
         self._features.hook(attached)  # behind the signals, which see what a layer was given
+        if on.planner.pipeline.decoder and on.family.no_scores is not None:
+            capture(attached, on.layers, on.now)
         watch(on.planner.pipeline.decoder, on.layers, on.now, attached)
         if on.planner.pipeline.decoder or on.positions == "renumber" or on.kinds.masks_made_here:
             self._hook_layers()
@@ -173,9 +176,7 @@ class Engine:
 
     def _after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         trace, solved = self.trace, self.trace.solved
-        if not self.now.inside:
-            return
-        if solved is not None and output is not None and not trace.decode_steps:
+        if self.now.inside and solved is not None and output is not None and not trace.decode_steps:
             trace.add("head", self.now.ended, mark(output.logits.device))
 
     def _before_base(
@@ -260,7 +261,9 @@ class Engine:
         stages, decoder = self.now.stages, self.planner.pipeline.decoder
         assert stages is not None
         assert decoder is not None
-        context = CutContext(number, self._on.layers, stages, hidden)
+        layers = self._on.layers
+        hidden = hidden.to(device_of(layers[number], hidden.device))  # accelerate does so later
+        context = CutContext(number, layers, stages, hidden, self._on.family.no_scores)
         # Nothing waits for the device in the middle of a prefill.
         with self.trace.timed("selection", hidden.device), collected(stages.checks):
             return stages.cut(number, ranked(context, decoder), hidden)

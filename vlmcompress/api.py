@@ -85,6 +85,7 @@ class Compression:
             engaged=any(image.mean < image.before - image.masked for image in images),
             signals=engine.collected,
             reason=reason,
+            notes=list(engine.notes),
             **cost,
         )
 
@@ -189,6 +190,7 @@ def compress(
         pipeline, reason = parse(choice.spec), choice.reason
     pipeline = pipeline.for_stages(family.name, family.stages)
     planner = Planner(pipeline, parsed, len(parts.layers), reason)
+    planner.check(family.largest_image(model))
     grid = family.fixed_grid(model)
     if grid is not None:
         # A budget that cannot be met fails here rather than inside generate().

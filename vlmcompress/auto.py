@@ -131,7 +131,7 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
     grid, stages = family.fixed_grid(model), list(family.stages)
     if grid is None and "encoder" in stages:
         stages.remove("encoder")  # tiles: sizes are not known before the encoder
-    if not _cuts(parts):
+    if "decoder" in stages and not _cuts(parts):
         stages.remove("decoder")
     grid, layers, given = grid or _PICTURE, len(parts.layers), given_by(family, parts.base)
 
@@ -143,6 +143,9 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
         except (BudgetError, CompositionError):
             return False
 
+    if not budget.is_cost:
+        left = min(1.0, budget.amount / (100 if budget.unit == "percent" else len(grid)))
+        return most_accurate(ChoiceInputs(str(budget), left, None, 0.0, stages), fits)
     shape = shape_of(model)
 
     def cost(keep: int) -> Costs:
@@ -153,17 +156,17 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
     behind = before = None
     if budget.unit == "ms":
         before = _TYPICAL
-    elif budget.unit == "flops":
-        behind, before = _shares(budget, len(grid), cost)
     else:
-        behind = min(1.0, budget.amount / (100 if budget.unit == "percent" else len(grid)))
+        behind, before = _shares(budget, len(grid), cost)
     return most_accurate(
         ChoiceInputs(str(budget), behind, before, full.encoder / full.total, stages), fits
     )
 
 
 def _cuts(parts: ModelParts) -> bool:
-    """Whether tokens may be dropped between the decoder's layers."""
+    """Whether tokens may be dropped between the decoder's layers, by their attention."""
+    if parts.family.no_scores is not None:
+        return False
     try:
         kinds = layer_kinds(parts.lm, len(parts.layers), parts.family.masks_in_base)
         kinds.check_cuts()

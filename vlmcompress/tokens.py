@@ -9,6 +9,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from vlmcompress.errors import VLMCompressError
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -20,6 +22,12 @@ class Grid:
     t: int
     h: int
     w: int
+
+    def __post_init__(self) -> None:
+        if min(self.t, self.h, self.w) < 0:
+            raise VLMCompressError(
+                f"a grid has 0 or more tokens along each side, got {self.t}, {self.h}, {self.w}"
+            )
 
     def __len__(self) -> int:
         return self.t * self.h * self.w

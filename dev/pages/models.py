@@ -14,7 +14,7 @@ from dev.pages.readme import ROOT, keep_up
 from vlmcompress.api import ModelInfo, list_models
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.patches.families.registry import FAMILIES
-from vlmcompress.patches.families.table import row_of
+from vlmcompress.patches.families.table import UNSCORED, row_of
 
 PAGE = ROOT / "docs" / "models.md"
 
@@ -74,7 +74,8 @@ def page() -> str:
 
 def _row(info: ModelInfo) -> list[str]:
     early = [stage for stage in info.stages if stage in ("pixels", "encoder")]
-    cuts = "yes" if "decoder" in info.stages else f"no: {row_of(info.name).no_cuts}"
+    cuts = "yes, by the layer before" if info.name in UNSCORED else "yes"
+    cuts = cuts if "decoder" in info.stages else f"no: {row_of(info.name).no_cuts}"
     tower = "tower, text" if info.name in FAMILIES.names() and len(info.signals) > 2 else "text"
     state = info.state if info.reason is None else f"{info.state}: {info.reason}"
     return [

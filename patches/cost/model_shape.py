@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.flops.exact import LayerShape, ModelShape
 from vlmcompress.flops.paper_conventions import experts_of, windows_of
 from vlmcompress.patches.families.parts import ModelParts
@@ -21,9 +22,14 @@ def shape_of(model: nn.Module) -> ModelShape:
     """The sizes of a model of a supported family; it may be on the meta device.
 
     Raises:
-        UnsupportedModelError: no family serves it.
+        UnsupportedModelError: no family serves it, or nothing is known of its vision side.
     """
     parts = ModelParts.of(model)
+    if not parts.towers:
+        raise UnsupportedModelError(
+            f"the FLOPs of a {parts.family.name} model are not known, as its vision tower is not: "
+            'give a budget of tokens, for example 64 or "25%"'
+        )
     tower, projectors = parts.towers[0], parts.family.projectors(parts.base)
     layers, inside = attention_layers(tower), set(tower.modules())
     head = next((m for m in inside if _is_pooler(m)), None)

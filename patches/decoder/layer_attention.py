@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from vlmcompress.errors import UnsupportedCallError, VLMCompressError
-from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 from vlmcompress.ops.score import attention_rows, propagate
-from vlmcompress.patches.sequence.attention_masks import VisibleKeys, inside
+from vlmcompress.patches.hooks.arguments import device_of
+from vlmcompress.patches.sequence.attention_masks import Reach, VisibleKeys, inside
 from vlmcompress.patches.sequence.spans import Span
-from vlmcompress.patches.sequence.stage_layout import StageLayout
+from vlmcompress.patches.sequence.stage_layout import Captured, StageLayout
 from vlmcompress.tokens import Grid
 
 Of = Literal["this", "next", "previous"]
@@ -34,27 +34,36 @@ class CutContext:
     stages: StageLayout
     hidden: Tensor
     """[B, Q, D]: input of `layer`."""
+    no_scores: str | None = None
+    """Why queries and keys cannot be computed here; None where they can."""
     _heads: dict[tuple[str, Of, bool], Tensor] = field(default_factory=dict)
 
     def source(self, of: Of) -> tuple[Any, Tensor]:
         """The layer whose weights are used and the hidden states it is applied to."""
         if of == "previous":
             assert self.stages.stash is not None
-            return self.layers[self.layer - 1], self.stages.stash
+            layer, hidden = self.layers[self.layer - 1], self.stages.stash
+            return layer, hidden.to(device_of(layer, hidden.device))
         step = 1 if of == "next" else 0
         if self.layer + step >= len(self.layers):
             raise UnsupportedCallError(f"there is no layer after decoder layer {self.layer}")
-        return self.layers[self.layer + step], self.hidden
+        layer = self.layers[self.layer + step]
+        return layer, self.hidden.to(device_of(layer, self.hidden.device))
 
     def heads(self, of: Of, name: str, rows: tuple[int, Tensor] | None, rope: bool) -> Tensor:
         """Queries or keys [B, heads, R, hd] of all chunk tokens, or of some in one row."""
+        captured = self._captured(of, rope)
+        if captured is not None:
+            queries = captured.queries if name == "q" else self._own_keys(captured)
+            return queries if rows is None else queries[rows[0] : rows[0] + 1, :, rows[1]]
         layer, hidden = self.source(of)
         cos, sin = self._embeddings(of)
         if rows is not None:
             row, slots = rows
-            hidden = hidden[row : row + 1, slots]
+            hidden = hidden[row : row + 1, slots.to(hidden.device)]
             cos, sin = (
-                x.expand(len(self.hidden), -1, -1)[row : row + 1, slots] for x in (cos, sin)
+                x.expand(len(self.hidden), -1, -1)[row : row + 1, slots.to(x.device)]
+                for x in (cos, sin)
             )
         attention = layer.self_attn
         flat = getattr(attention, f"{name}_proj")(layer.input_layernorm(hidden))
@@ -62,17 +71,17 @@ class CutContext:
         norm = getattr(attention, f"{name}_norm", None)
         heads = (heads if norm is None else norm(heads)).transpose(1, 2)
         if not rope:
-            return heads
+            return heads.to(self.hidden.device)
         # The family's own rotary function, found where its attention class was written.
         rotate: Any = sys.modules[type(attention).__module__]
         cos, sin = cos.to(heads.device), sin.to(heads.device)
         rotated: Tensor = rotate.apply_rotary_pos_emb(heads, heads, cos, sin)[0]
-        return rotated
+        return rotated.to(self.hidden.device)
 
     def chunk_keys(self, of: Of, rope: bool) -> Tensor:
         """[B, Hkv, Q, hd]: keys of the chunk's tokens at the current stage."""
         if ("k", of, rope) not in self._heads:
-            cached = self._cached(of)
+            cached = None if self.no_scores is not None else self._cached(of)
             if of == "previous" and rope and cached is not None:
                 # That layer has run, so its cache ends with the chunk's keys.
                 self._heads["k", of, rope] = cached[:, :, -self.hidden.shape[1] :]
@@ -90,15 +99,20 @@ class CutContext:
         """Keys [B, Hkv, past, hd] of earlier turns, and what they stand for."""
         if self.stages.past == 0:
             return None
+        at, captured = self._number(of), self._captured(of, rope)
+        if captured is not None:
+            keys = captured.keys[:, :, : -self.hidden.shape[1]]
+            seen = self.stages.past_seen(at).last(keys.shape[2])
+            return keys, self.stages.counted(self._kind(of), seen)
         cached = self._cached(of)
         if cached is None or not rope:
             raise UnsupportedCallError(
                 "scoring a new image against an earlier turn needs an unquantised DynamicCache "
                 "and rotated keys"
             )
-        at = self._number(of)
         keys = cached[:, :, : self.stages.past_width(at)]
-        return keys, self.stages.past_seen(at).last(keys.shape[2])
+        seen = self.stages.past_seen(at).last(keys.shape[2])
+        return keys, self.stages.counted(self._kind(of), seen)
 
     def all_keys(self, of: Of, rope: bool, row: int) -> Tensor:
         """[Hkv, P + Q, hd]: keys of earlier turns and of the chunk, in one row of the batch."""
@@ -107,25 +121,57 @@ class CutContext:
 
     def seen(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:
         """[R, P + Q] bool: which of `all_keys` some slots [R] attend to; none where padding."""
-        chunk, window = self.stages.chunk_seen(), self.window(of)
+        kind, reach = self._kind(of), self.reach(of)
+        chunk = self.stages.counted(kind, self.stages.chunk_seen())
+        queries = queries.to(chunk.columns.device)
         given = self.stages.given_masks
-        given = given.get(self._kind(of)) if isinstance(given, Mapping) else given
+        given = given.get(kind) if isinstance(given, Mapping) else given
         given = given[row : row + 1] if given is not None and len(given) > 1 else given
         columns = chunk.columns[row]
-        own = inside(columns[None], given, self.stages.past, window, queries)[0]
+        own = inside(columns[None], given, self.stages.past, reach, queries)[0]
         past = self.past_keys(of, rope)
-        reached = [] if past is None else [past[1].reached(row, columns[queries], window)]
+        reached = [] if past is None else [past[1].reached(row, columns[queries], reach)]
         if chunk.valid is not None:
             own = own & chunk.valid[row]
         seen = torch.cat([*reached, own], 1)
-        return seen if chunk.valid is None else seen & chunk.valid[row, queries, None]
+        captured = self._captured(of, rope)
+        if captured is not None and captured.mask is not None and captured.mask.dim() == 4:
+            seen = seen & _shown(captured.mask, row, queries)[:, -seen.shape[1] :].to(seen.device)
+        seen = seen if chunk.valid is None else seen & chunk.valid[row, queries, None]
+        return seen.to(self.hidden.device)
+
+    def scaling(self, of: Of) -> float:
+        """What products of queries and keys are multiplied with."""
+        captured = self._captured(of, True)
+        found: float = (
+            self.source(of)[0].self_attn.scaling if captured is None else captured.scaling
+        )
+        return found
+
+    def _captured(self, of: Of, rope: bool) -> Captured | None:
+        """What the layer before the cut kept for itself, where computing it anew is no way."""
+        if self.no_scores is None:
+            return None
+        found = self.stages.captured if of == "previous" and rope else None
+        if found is None:
+            raise UnsupportedModelError(
+                f"scores of layer {self._number(of)} ({'with' if rope else 'without'} positions) "
+                f"are not known before layer {self.layer}, as {self.no_scores}: use fastv or "
+                "another method that ranks by the layer before, which must have attention, or a "
+                "projector-stage method"
+            )
+        return found
+
+    def _own_keys(self, captured: Captured) -> Tensor:
+        return captured.keys[:, :, -self.hidden.shape[1] :]
 
     def _cached(self, of: Of) -> Tensor | None:
         """Keys in the cache of the layer that `of` names, if it stores them plainly."""
         layers: list[Any] = self.stages.cache.layers if self.stages.cache is not None else []
         at = self._number(of)
         plain = at < len(layers) and type(layers[at]) is DynamicLayer
-        return layers[at].keys if plain and layers[at].is_initialized else None
+        keys = layers[at].keys if plain and layers[at].is_initialized else None
+        return None if keys is None else keys.to(self.hidden.device)
 
     def _embeddings(self, of: Of) -> tuple[Tensor, Tensor]:
         """cos and sin [B, Q, hd] of the chunk's tokens for the layer that `of` names."""
@@ -135,15 +181,21 @@ class CutContext:
         found: tuple[Tensor, Tensor] = self.stages.arguments.embeddings[kind]
         return found
 
-    def window(self, of: Of) -> int | None:
-        """The window of the layer that `of` names."""
-        return self.stages.kinds.window_of(self._kind(of))
+    def reach(self, of: Of) -> Reach | None:
+        """How far back the layer that `of` names sees."""
+        return self.stages.kinds.reach_of(self._kind(of))
 
     def _kind(self, of: Of) -> str:
         return self.stages.kinds.names[self._number(of)]
 
     def _number(self, of: Of) -> int:
         return self.layer + {"previous": -1, "this": 0, "next": 1}[of]
+
+
+def _shown(mask: Tensor, row: int, queries: Tensor) -> Tensor:
+    """[R, K] bool: what a mask of a layer lets some queries of a row of the batch see."""
+    mine = mask[row if len(mask) > 1 else 0, 0, queries.to(mask.device)]
+    return mine if mine.dtype == torch.bool else mine > torch.finfo(mine.dtype).min / 2
 
 
 @dataclass
@@ -171,15 +223,19 @@ class DecoderLayerView:
 
     @property
     def index(self) -> Tensor:
-        return self.span.index
+        return self._there(self.span.index)
 
     @property
     def visual(self) -> Tensor:
-        return self.span.slots
+        return self._there(self.span.slots)
 
     @property
     def text(self) -> Tensor:
-        return self.context.stages.text[self.span.row]
+        return self._there(self.context.stages.text[self.span.row])
+
+    def _there(self, slots: Tensor) -> Tensor:
+        """Where the layer computes; the layout of the forward stays where the decoder begins."""
+        return slots.to(self.context.hidden.device)
 
     def attention(
         self,
@@ -193,7 +249,7 @@ class DecoderLayerView:
         assert context.stages.last is not None
         queries = context.stages.last[row : row + 1] if rows == "last" else self.text
         q = context.heads(of, "q", (row, queries), rope)[0]
-        scaling = context.source(of)[0].self_attn.scaling
+        scaling = context.scaling(of)
         if keys == "visual":
             return attention_rows(q, context.chunk_keys(of, rope)[row][:, self.visual], scaling)
         seen = context.seen(of, rope, row, queries)
@@ -209,7 +265,7 @@ class DecoderLayerView:
         assert last is not None
         slots = torch.arange(context.hidden.shape[1], device=context.hidden.device)
         # Answers so far hand nothing on: with a cache, the prefill does not know them.
-        mass = mass.to(slots.device) * (slots <= last[row])
+        mass = mass.to(slots.device) * (slots <= self._there(last[row]))
 
         def seen(start: int, stop: int) -> Tensor:
             return context.seen(of, True, row, slots[start:stop])
@@ -217,7 +273,7 @@ class DecoderLayerView:
         found = propagate(
             context.chunk_queries(of)[row],
             context.all_keys(of, True, row),
-            context.source(of)[0].self_attn.scaling,
+            context.scaling(of),
             mass,
             seen,
             temperature=temperature,
@@ -238,40 +294,5 @@ class DecoderLayerView:
                 "activations are those of the layer that just ran, and only for a method whose "
                 f"class says watches = True; got of={of!r}"
             )
-        return fired[self.span.row, rows].detach().float()
-
-
-def ranked(context: CutContext, method: DecoderMethod) -> list[Tensor]:
-    """Per image, ascending places of the tokens to keep among those that survive.
-
-    What only the device knows of them is left to `StageLayout.checks`; the first places stand in
-    for wrong ones until then, so that the forward can go on.
-
-    Raises:
-        VLMCompressError: the method gave another kind of thing, or another number.
-    """
-    return [_kept(context, method, span) for span in context.stages.spans]
-
-
-def _kept(context: CutContext, method: DecoderMethod, span: Span) -> Tensor:
-    alive, schedule = len(span.slots), span.trace.plan.schedule
-    if context.layer not in schedule:
-        return torch.arange(alive, device=context.hidden.device)
-    count = min(schedule[context.layer], alive)
-    kept = method.keep(DecoderLayerView(context, span), count)
-
-    def wrong(given: object) -> VLMCompressError:
-        number = "" if method.adaptive else f"{count} "
-        return VLMCompressError(
-            f"{method.name}: keep must give {number}ascending places of 0 to {alive - 1} (int64) "
-            f"before layer {context.layer}, got {given!r}"
-        )
-
-    places = isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 1
-    if not places or not (len(kept) <= alive if method.adaptive else len(kept) == count):
-        context.stages.checks.settle()  # a mistake of an earlier cut comes first
-        raise wrong(kept.tolist() if isinstance(kept, Tensor) else kept)
-    kept = kept.to(context.hidden.device)
-    good = (kept.diff() > 0).all() & (kept[:1] >= 0).all() & (kept[-1:] < alive).all()
-    context.stages.checks.expect(good, lambda: wrong(kept.tolist()))
-    return kept.where(good, torch.arange(len(kept), device=kept.device))
+        found = fired[self.span.row, rows.to(fired.device)]
+        return self._there(found).detach().float()

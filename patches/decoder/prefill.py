@@ -13,19 +13,19 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.before_projector import EncoderMethod
-from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.ops.gather import axes_first, axes_last, take_all
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.decoder import prompt_rows
 from vlmcompress.patches.decoder.continuation import lay_out
-from vlmcompress.patches.decoder.prompt_rows import check_grid, check_rows, place, questions
 from vlmcompress.patches.decoder.selection import Chosen, choose, some_of
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.call_trace import ImageTrace
-from vlmcompress.patches.sequence.deepstack import follow, merge
+from vlmcompress.patches.sequence.deepstack import added, follow_in_loop, looked_at
 from vlmcompress.patches.sequence.packing import pack, slot_of
-from vlmcompress.patches.sequence.per_token import DEEPSTACK, kept_of
+from vlmcompress.patches.sequence.per_token import kept_of
 from vlmcompress.patches.sequence.placeholders import (
     Located,
     Pieces,
@@ -37,7 +37,7 @@ from vlmcompress.patches.sequence.placeholders import (
 from vlmcompress.patches.sequence.spans import Span
 from vlmcompress.patches.sequence.stage_layout import StageLayout
 from vlmcompress.patches.sequence.survivors import Survivors
-from vlmcompress.patches.signals.signals import ChunkIds, Encoded, survivors_of
+from vlmcompress.patches.signals.signals import ChunkIds, Encoded
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 
@@ -58,6 +58,7 @@ class Prefill:
     ) -> None:
         self.installed, self.encoded, self.kwargs = installed, encoded, kwargs
         self.embeds: Tensor = kwargs["inputs_embeds"]
+        self.checks = Checks()
         self.batch, self.length = self.embeds.shape[:2]
         self.cache = cache_of(kwargs)
         self.past = int(self.cache.get_seq_length()) if self.cache is not None else 0
@@ -70,14 +71,11 @@ class Prefill:
         family = installed.family
         layouts = {modality: found.layouts for modality, found in encoded.items()}
         self.valid = self._chunk_valid()
-        self.unmasked = None if self.valid is None else self.valid.cpu()
-        """The same on the CPU."""
+        everything = torch.ones(self.batch, self.length, dtype=torch.bool)
+        self.unmasked = everything if self.valid is None else self.valid.cpu()
         images = locate(ids, family.placeholders(installed.model), layouts, family.continues)
-        self.images = [
-            image.under(None if self.unmasked is None else self.unmasked[image.row])
-            for image in images
-        ]
-        self.survivors = [self._open_survivors(image) for image in self.images]
+        self.images = [image.under(self.unmasked[image.row]) for image in images]
+        self.survivors = [prompt_rows.open_survivors(image, encoded) for image in self.images]
         """Per image: what a method before the projector left; None without such a method."""
         end = self.length if prompt is None else min(self.length, prompt - self.past)
         self.prompt_end = end
@@ -86,13 +84,6 @@ class Prefill:
             [image.open_layout for image in self.images],
             self._surviving_grids(),
         )
-
-    def _open_survivors(self, image: Located) -> Survivors | None:
-        """Those that the attention mask leaves open."""
-        found = survivors_of(image, self.encoded)
-        if found is None or image.unmasked is None:
-            return found
-        return found.among(image.unmasked, image.layout)
 
     def _surviving_grids(self) -> list[tuple[Grid, ...] | None]:
         return [None if one is None else one.grids for one in self.survivors]
@@ -122,6 +113,10 @@ class Prefill:
 
     def run(self) -> dict[str, Any] | None:
         """Shorten the sequence; None when every token is kept and nothing has to change."""
+        with collected(self.checks):
+            return self._shortened()
+
+    def _shortened(self) -> dict[str, Any] | None:
         kept, reductions = self._select()
         self._record(kept, reductions)
         idle = all(
@@ -131,11 +126,13 @@ class Prefill:
             )
         )
         if idle:
+            self.checks.settle()
             return None
-        embeds = place(self.embeds, self.images, kept, reductions)
+        embeds = prompt_rows.place(self.embeds, self.images, kept, reductions)
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
-        changed = self._inputs(embeds) | self._deepstack(reductions)
+        changed = self._inputs(embeds) | added(self.kwargs, self.images, reductions, self.chunk)
+        changed |= follow_in_loop(self.kwargs, self.images, reductions, self.chunk)
         return kept_of(self.kwargs, self.chunk.index) | changed
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
@@ -144,7 +141,7 @@ class Prefill:
         Where a method keeps another number than was planned, the plan follows.
         """
         done: dict[Pieces, Chosen] = {}
-        checks = Checks()
+        checks = self.checks
         with self.installed.trace.timed("selection", self.embeds.device):
             for number, (image, plan) in enumerate(zip(self.images, self.plans, strict=True)):
                 if image.pieces not in done:  # beams repeat a prompt, and so its choices
@@ -152,7 +149,6 @@ class Prefill:
                 counts = done[image.pieces].counts
                 if counts != tuple(kept for _, kept in plan.parts):
                     self.plans[number] = self.planner.pipeline.revised(plan, counts)
-            checks.settle()
         chosen = [done[image.pieces] for image in self.images]
         return [one.kept for one in chosen], [one.merged for one in chosen]
 
@@ -167,7 +163,7 @@ class Prefill:
         whole = plan.keep >= plan.given and not may_keep_fewer
         if method is None or whole or not len(alive):
             return Chosen(alive, tuple(kept for _, kept in plan.parts))
-        check_grid(method, image, plan)
+        prompt_rows.check_grid(method, image, plan)
         tokens = self._tokens(image)
         grids = image.open_layout.parts if survivors is None else survivors.grids
         method_order = self.installed.order == "method"
@@ -180,8 +176,9 @@ class Prefill:
     def _tokens(self, image: Located) -> VisualTokens:
         """What a method may look at: no token that is gone already, none that is masked."""
         chunk = ChunkIds(self.ids, self.valid, self.prompt_end)
-        tokens = self.installed.signals.tokens(image, self.encoded, self.embeds, chunk)
-        left, survivors = torch.arange(len(image.layout)), survivors_of(image, self.encoded)
+        tokens = self.installed.signals.tokens(image, self.encoded, looked_at(self.kwargs), chunk)
+        survivors = prompt_rows.survivors_of(image, self.encoded)
+        left = torch.arange(len(image.layout))
         if survivors is not None:
             left = survivors.alive
             merges = isinstance(self.planner.pipeline.upstream, EncoderMethod)
@@ -196,7 +193,7 @@ class Prefill:
         trace, layers = self.installed.trace, len(self.installed.layers)
         self.traces = [
             ImageTrace(
-                image.row,
+                image.prompt,
                 image.layout,
                 plan,
                 layers,
@@ -205,6 +202,7 @@ class Prefill:
                 survivors,
                 separators={0: len(image.separators)},
                 masked=len(image.layout) - len(image.open),
+                notes=self.installed.planner.notes(image.open_layout, plan),
             )
             for image, plan, indices, reduction, survivors in zip(
                 self.images, self.plans, kept, reductions, self.survivors, strict=True
@@ -238,7 +236,7 @@ class Prefill:
             closed, separators = close(keep[image.row], were, columns[indices], indices, own)
             self.counts[image.row] -= closed
             self.separators.append(separators)
-        check_rows(self.counts, self.valid)
+        prompt_rows.check_rows(self.counts, self.valid)
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
         if self.installed.order == "method":
@@ -255,9 +253,7 @@ class Prefill:
             self.installed, self.kwargs, self.past, Slots(chunk.index + self.past, chunk.valid)
         )
         slot = slot_of(keep, size)
-        unmasked = torch.ones(self.batch, self.length, dtype=torch.bool)
-        unmasked = unmasked if self.unmasked is None else self.unmasked
-        texts = questions(unmasked[:, : self.prompt_end], self.images, self.plans)
+        texts = prompt_rows.questions(self.unmasked[:, : self.prompt_end], self.images, self.plans)
         stages.text = [slot[row, text.to(device)] for row, (text, _) in enumerate(texts)]
         last = torch.tensor([last for _, last in texts], device=device)
         # Only cuts look at it, and a prompt with cuts does not end with what may be dropped.
@@ -274,6 +270,7 @@ class Prefill:
             stages.spans.append(Span(image.row, slots, indices, separators, trace))
         layers = {layer for plan in self.plans for layer in plan.schedule}
         stages.cuts = tuple(sorted(layers))
+        stages.checks = self.checks  # one wait for all of them, when the layers are done
         self.stages = stages
 
     def _inputs(self, embeds: Tensor) -> dict[str, Any]:
@@ -295,12 +292,3 @@ class Prefill:
             "position_ids": positions,
             "attention_mask": mask,
         }
-
-    def _deepstack(self, reductions: list[Reduction | None]) -> dict[str, Any]:
-        """Features to be added in later layers, for the tokens that are kept."""
-        mask, features = (self.kwargs.get(name) for name in DEEPSTACK)
-        if mask is None or features is None:
-            return {}
-        merged = merge(mask, features, self.images, reductions)
-        mask, features = follow(mask, merged, self.chunk)
-        return dict(zip(DEEPSTACK, (mask, features), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -10,6 +10,8 @@ from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.method import ProjectorMethod
 from vlmcompress.patches.sequence.placeholders import Located
+from vlmcompress.patches.sequence.survivors import Survivors
+from vlmcompress.patches.signals.signals import Encoded
 from vlmcompress.tokens import Reduction
 
 
@@ -95,3 +97,22 @@ def place(
             columns = image.columns.to(embeds.device)[indices]
             embeds[image.row, columns] = reduction.features.to(embeds)
     return embeds
+
+
+def survivors_of(image: Located, encoded: Mapping[str, Encoded]) -> Survivors | None:
+    """What a method before the projector left of an image; None without such a method."""
+    pieces = []
+    for modality, number in image.pieces:
+        found = encoded[modality].survivors
+        if found is None:
+            return None
+        pieces.append(found[number])
+    return pieces[0] if len(pieces) == 1 else Survivors.join(pieces)
+
+
+def open_survivors(image: Located, encoded: Mapping[str, Encoded]) -> Survivors | None:
+    """Those that the attention mask leaves open."""
+    found = survivors_of(image, encoded)
+    if found is None or image.unmasked is None:
+        return found
+    return found.among(image.unmasked, image.layout)

@@ -14,7 +14,7 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import BudgetError, UnsupportedCallError
 from vlmcompress.methods.contracts.answers import indices
 from vlmcompress.methods.contracts.before_projector import PixelSelector, PixelTokens
-from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.patches.encoder.qwen_patches import QwenPatches
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
@@ -93,11 +93,12 @@ class PatchDropping:
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, _Run]:
         patches = QwenPatches.of(self._model, self._family, modality, call)
-        planner.check(patches.layouts)
         pairs = zip(patches.rows, patches.grids, strict=True)
         checks = Checks()
-        kept = [self._select(rows, grid, planner, checks) for rows, grid in pairs]
+        with collected(checks):
+            found = [self._select(rows, grid, planner, checks) for rows, grid in pairs]
         checks.settle()
+        kept = torch.split(torch.cat(found).cpu(), [len(one) for one in found])
         blocks = self._in_tower(modality, call, patches, kept)
         per_block = patches.side**2
         done = _Run(patches.layouts, kept, blocks, blocks.repeat_interleave(per_block))
@@ -109,16 +110,16 @@ class PatchDropping:
 
     @torch.no_grad()
     def _select(self, rows: Tensor, grid: Grid, planner: Planner, checks: Checks) -> Tensor:
-        """[K] int64 on the CPU: the tokens of an image or clip that stay."""
+        """[K] int64: the tokens of an image or clip that stay."""
         name, exact = self._method.name, planner.budget is not None
         count = planner.upstream(grid, grid)
         if count < 1:
             raise BudgetError(f"{name} leaves at least 1 token of a picture ({grid})")
         if exact and count >= len(grid):
-            return torch.arange(len(grid))
+            return torch.arange(len(grid), device=rows.device)
         tokens = PixelTokens(rows.reshape(len(grid), -1).float(), grid)
         found = self._method.select(tokens, count, exact)
-        return indices(name, found, len(grid), count, checks, may_keep_fewer=not exact).cpu()
+        return indices(name, found, len(grid), count, checks, may_keep_fewer=not exact)
 
     def _in_tower(
         self, modality: str, call: Mapping[str, Any], patches: QwenPatches, kept: Sequence[Tensor]

@@ -18,7 +18,7 @@ from vlmcompress.errors import (
     VLMCompressError,
 )
 from vlmcompress.methods.contracts.before_projector import EncoderMethod
-from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.patches.encoder.merge_state import Tiles, TowerView
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
@@ -116,8 +116,6 @@ class PatchMerging:
                 )
         self._check_attention()
         whole = self._family.image_grid_of_tile(self._model, modality, call, self._tile)
-        if whole is not None:
-            planner.check([whole])
         done = _Run(self._counts(planner.upstream(self._tile, whole)))
         self._thread.run = done
         try:
@@ -243,7 +241,7 @@ class PatchMerging:
                 self._method.proportional and tiles.merged,
             )
             count, run.seen = run.counts[number], None
-            with torch.no_grad():
+            with torch.no_grad(), collected(run.checks):
                 merge = self._method.merge(view, count)
                 merge = tiles.checked(self._method.name, merge, count, run.checks)
             hidden = tiles.merge(hidden, merge, count)

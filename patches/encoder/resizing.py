@@ -51,7 +51,6 @@ class Resizing:
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, _Run]:
         patches = QwenPatches.of(self._model, self._family, modality, call)
-        planner.check(patches.layouts)
         shapes = [self._shape(grid, planner) for grid in patches.grids]
         done = _Run(patches.layouts, shapes)
         if shapes == patches.grids:

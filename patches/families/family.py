@@ -53,6 +53,9 @@ class Family:
     deepstack: str | None = None
     """Method of the decoder stack that adds visual features after its first layers, if any."""
 
+    no_scores: str | None = None
+    """Why the attention of a layer cannot be computed from its input; None where it can. The layer
+    before a cut is then watched instead."""
     masks_in_base: bool = False
     """Whether the base model makes the attention masks, because images attend to themselves."""
 
@@ -152,6 +155,11 @@ class Family:
     def fixed_grid(self, model: nn.Module) -> Grid | None:
         """The grid of every image where the family has only one, so that budgets fail early."""
         return None
+
+    def largest_image(self, model: nn.Module) -> int | None:
+        """Tokens of the largest image or clip; None where nothing in the model limits them."""
+        grid = self.fixed_grid(model)
+        return None if grid is None else len(grid)
 
     def image_grid_of_tile(
         self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid

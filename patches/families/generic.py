@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family, _expect
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
-from vlmcompress.patches.families.table import OUT_OF_SCOPE, Row, row_of
+from vlmcompress.patches.families.table import OUT_OF_SCOPE, TESTED, UNSCORED, Row, row_of
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.tokens import Layout
 
@@ -26,6 +26,7 @@ _INSIDE = ("", "model", "decoder")
 """Where the stack of layers is in those."""
 _TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id", "{}_patch_token_id")
 _MODALITIES = ("image", "video")
+_NO_SCORES = "no test found them equal to the attention of its layers"
 _DEEPSTACK = "_deepstack_process"
 
 
@@ -68,6 +69,8 @@ class Generic(Family):
         self.renumbers = not (three_axes or hasattr(base, "get_rope_index"))
         self.deepstack = _DEEPSTACK if hasattr(lm, _DEEPSTACK) else None
         self.stages = ("projector",) if self._row.no_cuts else ("projector", "decoder")
+        compared = self.name in TESTED - UNSCORED
+        self.no_scores = None if compared else _NO_SCORES
         arguments = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
         self._sizes_known = any(name.endswith("grid_thw") for name in arguments)
 
@@ -89,7 +92,9 @@ class Generic(Family):
         return []
 
     def features(self, output: Any) -> Any:
-        found = super().features(output)
+        found, layers = super().features(output), getattr(output, "deepstack_features", None)
+        if found is None and layers:
+            _, found = layers[0]  # the decoder adds all of them in its layers
         return getattr(output, "last_hidden_state", None) if found is None else found
 
     def layouts(

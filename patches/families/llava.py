@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlmcompress.patches.families.family import Family, square
 from vlmcompress.patches.families.vision_encoders import PatchEncoder
+from vlmcompress.patches.hooks.arguments import on_host
 from vlmcompress.tokens import Grid, Layout
 
 
@@ -28,7 +29,7 @@ class Llava(Family):
             return super().layouts(model, modality, features, call)
         # Towers of native resolution (Pixtral) get their sizes in pixels.
         patch = int(model.config.vision_config.patch_size)  # type: ignore[union-attr,arg-type]
-        return [Layout.of(Grid(1, int(h) // patch, int(w) // patch)) for h, w in sizes]
+        return [Layout.of(Grid(1, int(h) // patch, int(w) // patch)) for h, w in on_host(sizes)]
 
     def fixed_grid(self, model: nn.Module) -> Grid | None:
         vision: Any = model.config.vision_config  # type: ignore[union-attr]

@@ -31,6 +31,14 @@ class LlavaNext(Family):
         newline: Any = self.base(model).get_parameter("image_newline")
         return [_with_newlines(tokens, newline, side(model)) for tokens in features]
 
+    def largest_image(self, model: nn.Module) -> int | None:
+        if self.video:
+            return None  # clips may be of any length
+        config: Any = model.config
+        patch = int(config.vision_config.patch_size)
+        tiles = [(h // patch) * (w // patch) for h, w in config.image_grid_pinpoints]
+        return int(side(model) ** 2 + max(tiles))
+
     def image_grid_of_tile(
         self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
     ) -> Grid | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.hooks.arguments import on_host
 from vlmcompress.tokens import Grid, Layout
 
 
@@ -28,4 +29,4 @@ class Mistral3(Family):
                 "features that were encoded beforehand need image_sizes beside them"
             )
         pixels = config.vision_config.patch_size * config.spatial_merge_size
-        return [Layout.of(Grid(1, int(h) // pixels, int(w) // pixels)) for h, w in sizes]
+        return [Layout.of(Grid(1, int(h) // pixels, int(w) // pixels)) for h, w in on_host(sizes)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.patches.families.family import IMAGES_AND_CLIPS, Family
 from vlmcompress.patches.families.vision_encoders_packed import PackedEncoder
+from vlmcompress.patches.hooks.arguments import on_host
 from vlmcompress.tokens import Grid, Layout
 
 
@@ -38,4 +39,4 @@ class Qwen2VL(Family):
             raise UnsupportedCallError(
                 f"features that were encoded beforehand need {modality}_grid_thw beside them"
             )
-        return [Layout.of(Grid(t, h // merge, w // merge)) for t, h, w in rows.tolist()]
+        return [Layout.of(Grid(t, h // merge, w // merge)) for t, h, w in on_host(rows)]

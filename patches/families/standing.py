@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.registry import FAMILIES
-from vlmcompress.patches.families.table import CLIPS, OUT_OF_SCOPE, TESTED, row_of
+from vlmcompress.patches.families.table import BROKEN, CLIPS, OUT_OF_SCOPE, TESTED, row_of
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.version import NEWEST_TRANSFORMERS
 
@@ -35,6 +35,9 @@ def standing_of(name: str) -> Standing:
         return Standing("refused", OUT_OF_SCOPE[name])
     if name not in TESTED:
         return Standing("by structure", "no test of vlmcompress has run on this model type")
+    broken = BROKEN.get((name, transformers.__version__))
+    if broken is not None:
+        return Standing("by structure", broken)
     if Version(transformers.__version__) > Version(NEWEST_TRANSFORMERS):
         newer = f"transformers {transformers.__version__} is newer than {NEWEST_TRANSFORMERS}"
         return Standing("by structure", f"{newer}, the last one that was tested")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.patches.families.vision_encoder import Encoder, signals_of
+from vlmcompress.patches.hooks.arguments import on_host
 from vlmcompress.tokens import Grid
 
 
@@ -40,7 +41,8 @@ class PackedEncoder(Encoder):
     ) -> list[tuple[int, int, int]]:
         """Of the tokens of each image or clip."""
         merge = base.config.vision_config.spatial_merge_size
-        return [(t, h // merge, w // merge) for t, h, w in call[f"{modality}_grid_thw"].tolist()]
+        rows = on_host(call[f"{modality}_grid_thw"])
+        return [(t, h // merge, w // merge) for t, h, w in rows]
 
 
 class WindowEncoder(PackedEncoder):

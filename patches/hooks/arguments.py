@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers.cache_utils import Cache
 
 CACHE_NAMES = ("cache", "past_key_values")
 """What releases of transformers call the KV cache, as an argument and as a field of outputs."""
+
+_ON_HOST: Any = WeakIdKeyDictionary()
+
+
+def on_host(values: Any) -> Any:
+    """A tensor as lists, for which the device is waited for once while it stays as it is."""
+    if not isinstance(values, Tensor):
+        return values
+    if values.device.type == "cpu" or values.is_inference():
+        return values.tolist()
+    known = _ON_HOST.get(values)
+    if known is None or known[0] != values._version:
+        known = _ON_HOST[values] = values._version, values.tolist()
+    return known[1]
+
+
+def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where a module computes; accelerate knows it for weights that rest elsewhere."""
+    placed = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if placed is not None:
+        return torch.device(placed)
+    weights = (weight.device for weight in module.parameters() if not weight.is_meta)
+    return next(weights, otherwise)
 
 
 def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -24,12 +48,8 @@ def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, A
 
 def named_after_first(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a layer by name, but the first, its hidden states."""
-    return {**dict(zip(_names_of(type(module))[1:], args[1:], strict=False)), **kwargs}
-
-
-@functools.cache
-def _names_of(cls: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(cls.forward).parameters)[1:]
+    names = list(inspect.signature(module.forward).parameters)
+    return {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:

@@ -29,6 +29,9 @@ class _Note:
     """The name of an attribute, or a hook."""
     number: int | None = None
     """PyTorch's, of a hook; a deep copy has the same numbers and other hooks."""
+    replaces: bool = False
+    """Whether the instance had that attribute itself, with the value `before`."""
+    before: Any = None
 
 
 class Attachments:
@@ -71,6 +74,11 @@ class Attachments:
         self._note(owner, name)
         object.__setattr__(owner, name, value)
 
+    def replace(self, owner: nn.Module, name: str, value: Any) -> None:
+        """Set an attribute that the instance has, and give its own value back in the end."""
+        self._notes.append(_Note(owner, name, replaces=True, before=vars(owner)[name]))
+        object.__setattr__(owner, name, value)
+
     def wrap(self, owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
         """Let calls of a method of this instance go to `wrapper(original, ...)`.
 
@@ -90,10 +98,12 @@ class Attachments:
         """Take everything off, the last first; harmless when called twice or half done."""
         while self._notes:
             note = self._notes[-1]
-            if isinstance(note.what, str):
-                vars(note.owner).pop(note.what, None)
-            else:
+            if not isinstance(note.what, str):
                 _take_off(note)
+            elif note.replaces:
+                object.__setattr__(note.owner, note.what, note.before)
+            else:
+                vars(note.owner).pop(note.what, None)
             self._notes.pop()
 
     def _note(self, owner: nn.Module, what: str | Callable[..., Any]) -> _Note:

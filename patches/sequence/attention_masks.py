@@ -20,8 +20,34 @@ from vlmcompress.ops.gather import take_pairs
 from vlmcompress.patches.hooks.unsupported import check_attention
 from vlmcompress.patches.sequence.packing import join
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+_INDEXED = "indexed_attention"
+_HYBRID = "hybrid"
+_LIKE = {FULL: FULL, SLIDING: SLIDING, CHUNKED: CHUNKED, _INDEXED: FULL}
+_LIKE |= {_HYBRID: FULL, f"{_HYBRID}_sliding": SLIDING}
+"""Kinds of layers with keys -> what they may attend to. Indexed ones pick keys by themselves out of
+those that their mask shows; hybrid ones have a convolution beside their attention."""
+_REFERENCE = "reference_sliding_attention"
+"""Sees all of the prompt and a window of what was written since: right whatever the prompt lost."""
+_WITHOUT_KEYS = ("linear_attention", "conv", "mamba", "mlp", "moe")
+"""Kinds of layers that carry a state along, or treat each token by itself. Their masks are 2-D."""
 Given = Mapping[str, Tensor | None] | Tensor | None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far back a layer sees that does not see everything."""
+
+    size: int
+    """Tokens of a window, which ends with the token that looks, or of a chunk."""
+    chunks: bool = False
+    """Whether the sequence is cut into chunks, each of which sees only itself."""
+
+    def sees(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Whether tokens at columns `queries` see earlier ones at `keys`, which broadcast."""
+        if self.chunks:
+            return queries // self.size == keys // self.size
+        return queries - keys < self.size
 
 
 @dataclass(frozen=True)
@@ -29,9 +55,9 @@ class LayerKinds:
     """What the layers of a decoder may attend to."""
 
     names: tuple[str, ...]
-    """The kind of each layer."""
-    window: int | None
-    """Tokens that a sliding layer sees, its own among them."""
+    """The kind of each layer, as its configuration calls it."""
+    reaches: Mapping[str, Reach]
+    """Of the kinds that do not see everything."""
     masks_made_here: bool
     """Instead of by the model, which would count distances in the shortened sequence."""
     eager: bool
@@ -40,22 +66,36 @@ class LayerKinds:
     """Whether it takes 2-D masks."""
 
     def check_cuts(self) -> None:
-        """Tokens can be dropped between layers only if it is known what every layer attends to.
+        """Tokens can be dropped between layers only if masks can be made for every layer.
 
         Raises:
-            UnsupportedModelError: some layers are of another kind.
+            UnsupportedModelError: some layers take others than this attention implementation has.
         """
-        allowed = (FULL, SLIDING) if self.masks_made_here else (FULL,)
-        others = set(self.names) - set(allowed)
-        if others:
+        others = set(self.names) - {FULL}
+        if others and not self.masks_made_here:
             raise UnsupportedModelError(
-                f"decoder-stage methods need {' or '.join(allowed)} in every layer, this model has "
-                f"{', '.join(sorted(others))}: use a projector-stage method"
+                f"decoder-stage methods cannot make the masks of {', '.join(sorted(others))} with "
+                "this attention implementation: use a projector-stage method, eager or sdpa"
             )
 
-    def window_of(self, kind: str) -> int | None:
-        """The window of a kind of layer, None where it sees everything."""
-        return self.window if kind == SLIDING else None
+    def reach_of(self, kind: str) -> Reach | None:
+        """How far a kind of layer sees back, None where it sees everything."""
+        return self.reaches.get(kind)
+
+    @property
+    def needs_padding(self) -> bool:
+        """Whether some layers make use of a 2-D mask, beside those made here for others."""
+        return any(name in _WITHOUT_KEYS or name.startswith(_HYBRID) for name in self.names)
+
+
+def has_keys(kind: str) -> bool:
+    """Whether a kind of layer attends to tokens."""
+    return kind not in _WITHOUT_KEYS
+
+
+def picks_keys(kind: str) -> bool:
+    """Whether a kind of layer wants to be shown a mask in every forward, to pick from it."""
+    return kind == _INDEXED
 
 
 def layer_kinds(lm: nn.Module, layers: int, masks_in_base: bool) -> LayerKinds:
@@ -67,7 +107,8 @@ def layer_kinds(lm: nn.Module, layers: int, masks_in_base: bool) -> LayerKinds:
         masks_in_base: the base model makes the masks, because images attend to themselves.
 
     Raises:
-        UnsupportedModelError: that with FlashAttention, which takes no such masks.
+        UnsupportedModelError: that with FlashAttention, which takes no such masks, or a kind of
+            layer that is not known: what it may attend to would be guessed.
     """
     config: Any = lm.config
     attention = check_attention(lm)
@@ -79,8 +120,26 @@ def layer_kinds(lm: nn.Module, layers: int, masks_in_base: bool) -> LayerKinds:
         )
     window = getattr(config, "sliding_window", None)
     names = getattr(config, "layer_types", None) or [FULL if window is None else SLIDING] * layers
-    made_here = (masks_in_base or SLIDING in names) and not flash
-    return LayerKinds(tuple(names[:layers]), window, made_here, attention == "eager", flash)
+    names = tuple(names[:layers])
+    known = (*_LIKE, *_WITHOUT_KEYS, _REFERENCE)
+    unknown = set(names) - set(known)
+    if unknown:
+        raise UnsupportedModelError(
+            f"{type(lm).__name__} has layers of a kind that is not known: "
+            f"{', '.join(sorted(unknown))}; known are {', '.join(known)}"
+        )
+    if flash and CHUNKED in names:
+        raise UnsupportedModelError(
+            f"attention implementation {attention!r} is not supported with {CHUNKED}: use eager, "
+            "sdpa"
+        )
+    made_here = (masks_in_base or bool(set(names) - {FULL, _REFERENCE})) and not flash
+    chunk = getattr(config, "attention_chunk_size", None)
+    reaches = {
+        **{name: Reach(window) for name in names if _LIKE.get(name) == SLIDING and window},
+        **{name: Reach(chunk, chunks=True) for name in names if name == CHUNKED and chunk},
+    }
+    return LayerKinds(names, reaches, made_here, attention == "eager", flash)
 
 
 @dataclass(frozen=True)
@@ -98,10 +157,17 @@ class VisibleKeys:
         valid = None if self.valid is None else self.valid[:, start:]
         return VisibleKeys(self.columns[:, start:], valid)
 
-    def reached(self, row: int, queries: Tensor, window: int | None) -> Tensor:
+    def counted_from(self, first: Tensor) -> VisibleKeys:
+        """The same with columns counted from `first` [B, 1]."""
+        return VisibleKeys(self.columns - first, self.valid)
+
+    def reached(self, row: int, queries: Tensor, reach: Reach | None) -> Tensor:
         """[Q, n] bool: which of them later `queries` [Q] (columns) of one row of the batch see."""
-        distance = queries[:, None] - self.columns[row]
-        seen = torch.ones_like(distance, dtype=torch.bool) if window is None else distance < window
+        own = self.columns[row]
+        if reach is None:
+            seen = torch.ones(len(queries), len(own), dtype=torch.bool, device=own.device)
+        else:
+            seen = reach.sees(queries[:, None], own)
         return seen if self.valid is None else seen & self.valid[row]
 
 
@@ -110,8 +176,9 @@ def build(
     chunk: VisibleKeys,
     given: Tensor | None,
     start: int,
-    window: int | None,
+    reach: Reach | None,
     dtype: Any,
+    always: bool = False,
 ) -> Tensor | None:
     """The mask of one kind of layer, None where plain causal attention does.
 
@@ -121,8 +188,9 @@ def build(
         given: what the model made for the unshortened chunk, [B or 1, 1, Q0, K0] bool or float,
             whose last Q0 columns are the chunk's; None if that would be causal attention.
         start: column of the unshortened chunk's first token.
-        window: of the layer, None where it reaches everything.
+        reach: of the layer, None where it reaches everything.
         dtype: of a float mask, None for bool.
+        always: make one also where plain causal attention does.
 
     Returns:
         [B, 1, Q, P + Q].
@@ -132,12 +200,12 @@ def build(
     valid = join(parts, batch, chunk.columns.device)
     # A query that is alone sees everything; without a past, SDPA knows causality by itself.
     causal = dtype is None and given is None and not cached
-    if valid is None and window is None and (queries == 1 or causal):
+    if valid is None and reach is None and (queries == 1 or causal) and not always:
         return None
     reached = chunk.columns.new_ones(batch, queries, cached, dtype=torch.bool)
-    if window is not None:
-        reached = chunk.columns[:, :, None] - past.columns[:, None] < window
-    allowed = torch.cat([reached, inside(chunk.columns, given, start, window)], 2)
+    if reach is not None:
+        reached = reach.sees(chunk.columns[:, :, None], past.columns[:, None])
+    allowed = torch.cat([reached, inside(chunk.columns, given, start, reach)], 2)
     if valid is not None:
         allowed = allowed & valid[:, None]
     if dtype is None:
@@ -150,7 +218,7 @@ def inside(
     columns: Tensor,
     given: Tensor | None,
     start: int,
-    window: int | None,
+    reach: Reach | None,
     queries: Tensor | None = None,
 ) -> Tensor:
     """What the tokens of a chunk may see of their own chunk, padding aside.
@@ -159,7 +227,7 @@ def inside(
         columns: [B, Q] int64, of the unshortened sequence.
         given: as for `build`.
         start: as for `build`.
-        window: as for `build`.
+        reach: as for `build`.
         queries: [R] int64 places in the chunk: only these rows; None for all.
 
     Returns:
@@ -173,6 +241,6 @@ def inside(
         places = columns - start
         return take_pairs(mask, places[:, queries], places)
     causal = (queries[:, None] >= order).expand(len(columns), -1, -1)
-    if window is None:
+    if reach is None:
         return causal
-    return causal & (columns[:, queries, None] - columns[:, None] < window)
+    return causal & reach.sees(columns[:, queries, None], columns[:, None])

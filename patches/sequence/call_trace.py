@@ -72,8 +72,12 @@ class ImageTrace:
             mean=sum(per_layer) / self.layers,
             separators=tokens_per_layer(self.layers, len(self.layout.separators), self.separators),
             masked=self.masked,
-            notes=list(self.notes),
+            notes=self._masked() + self.notes,
         )
+
+    def _masked(self) -> list[str]:
+        few = f"{self.masked} of its tokens are closed by the attention mask"
+        return [few] if self.masked else []
 
     def _groups(self) -> list[list[int]] | None:
         """Per token the tokens merged into it; None where nothing was merged."""

@@ -1,12 +1,14 @@
 """Visual features that some families add again after the first decoder layers (DeepStack).
 
 They come as one list of rows for all visual tokens of the batch, beside a mask of where those are:
-both have to follow the kept tokens.
+both have to follow the kept tokens. Some decoders add them in a method of their own, others in the
+loop over their layers; for these all features come so, and nothing is in the embeddings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,56 @@ from vlmcompress.ops.gather import take_all
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.tokens import Reduction
+
+DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
+"""Arguments of decoders that are told to add features."""
+_MASK, _FEATURES = "vision_mask", "deepstack_features"
+"""Arguments of decoders that add features in their loop: [B, L, D] bool and layer -> rows."""
+
+
+def added(
+    kwargs: Mapping[str, Any],
+    images: Sequence[Located],
+    reductions: Sequence[Reduction | None],
+    kept: Slots,
+) -> dict[str, Any]:
+    """The arguments `DEEPSTACK`, if the decoder was given any, for the tokens that are kept."""
+    mask, features = (kwargs.get(name) for name in DEEPSTACK)
+    if mask is None or features is None:
+        return {}
+    mask, features = follow(mask, merge(mask, features, images, reductions), kept)
+    return dict(zip(DEEPSTACK, (mask, features), strict=True))
+
+
+def in_loop(arguments: Mapping[str, Any]) -> tuple[Tensor, dict[int, Tensor]] | None:
+    """The mask [B, L] and the features that a decoder adds in its loop, None for others."""
+    mask, features = arguments.get(_MASK), arguments.get(_FEATURES)
+    return None if mask is None or not features else (mask[..., 0], features)
+
+
+def looked_at(arguments: Mapping[str, Any]) -> Tensor:
+    """[B, L, D]: the embeddings with the features that are added first, for methods to look at."""
+    embeds: Tensor = arguments["inputs_embeds"]
+    found = in_loop(arguments)
+    if found is None:
+        return embeds
+    mask, features = found
+    return embeds.masked_scatter(mask[..., None], features[min(features)].to(embeds))
+
+
+def follow_in_loop(
+    arguments: Mapping[str, Any],
+    images: Sequence[Located],
+    reductions: Sequence[Reduction | None],
+    slots: Slots,
+) -> dict[str, Any]:
+    """Those features for the kept slots, and none for others."""
+    found = in_loop(arguments)
+    if found is None:
+        return {}
+    mask, features = found
+    merged = merge(mask, list(features.values()), images, reductions)
+    return {_FEATURES: dict(zip(features, follow(mask, merged, slots)[1], strict=True))}
 
 
 def follow(mask: Tensor, features: Sequence[Tensor], slots: Slots) -> tuple[Tensor, list[Tensor]]:

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlmcompress.ops.gather import take_all
-from vlmcompress.patches.sequence.attention_masks import build
+from vlmcompress.ops.gather import take, take_all
+from vlmcompress.patches.sequence.attention_masks import build, has_keys, picks_keys
 from vlmcompress.patches.sequence.packing import cut_mask
 from vlmcompress.patches.sequence.per_token import PerToken
 
 if TYPE_CHECKING:
     from vlmcompress.patches.sequence.stage_layout import StageLayout
+
+_CONVOLUTION = "conv_mask"
+"""What some layers call the 2-D mask of a convolution beside their attention."""
 
 
 class LayerArguments:
@@ -56,7 +59,9 @@ class LayerArguments:
             steps = torch.arange(hidden.shape[1], device=hidden.device)
             inputs["position_ids"] = steps.expand(len(hidden), -1)
         if kinds.masks_made_here:
-            inputs["attention_mask"] = self._own_mask(layer, hidden.dtype)
+            inputs["attention_mask"] = self._own_mask(layer, given, hidden)
+        if stage and _CONVOLUTION in given:
+            inputs[_CONVOLUTION] = self._padding(hidden)
         if stage == 0:  # the model made masks and rotary for just these slots
             return inputs
         mask = given.get("attention_mask")
@@ -75,19 +80,39 @@ class LayerArguments:
         if stages.rotary is not None:
             kind = stages.kinds.names[layer]
             return {"position_embeddings": stages.rotary(hidden, stages.renumbered(stage), kind)}
-        return {} if cut is None else {"position_embeddings": tuple(take_all(given, cut.index))}
+        return {} if cut is None else {"position_embeddings": _kept(given, cut.index)}
 
-    def _own_mask(self, layer: int, dtype: torch.dtype) -> Tensor | None:
+    def _own_mask(self, layer: int, given: Mapping[str, Any], hidden: Tensor) -> Tensor | None:
         stages = self._stages
         kind, end = stages.kinds.names[layer], stages.past + stages.virtual_width
-        window = stages.kinds.window_of(kind)
+        if not has_keys(kind):
+            return self._padding(hidden)
+        picks, own = picks_keys(kind), given.get("attention_mask")
+        if picks and isinstance(own, Tensor) and own.dim() == 2:
+            found = self._padding(hidden)
+            return hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if found is None else found
+        reach = stages.kinds.reach_of(kind)
         # A window that is wider than the whole sequence is none: plain causal attention is faster.
-        given = stages.given_masks
+        masks = stages.given_masks
         return build(
-            stages.past_seen(layer),
-            stages.chunk_seen(),
-            given.get(kind) if isinstance(given, Mapping) else given,
+            stages.counted(kind, stages.past_seen(layer)),
+            stages.counted(kind, stages.chunk_seen()),
+            masks.get(kind) if isinstance(masks, Mapping) else masks,
             stages.past,
-            window if window is not None and window < end else None,
-            dtype if stages.kinds.eager else None,
+            reach if reach is not None and reach.size < end else None,
+            hidden.dtype if stages.kinds.eager else None,
+            always=picks,
         )
+
+    def _padding(self, hidden: Tensor) -> Tensor | None:
+        """[B, Q] bool: which slots are tokens; None where all are, as in a decode step."""
+        return None if hidden.shape[1] == 1 else self._stages.open()
+
+
+def _kept(rotary: Any, index: Tensor) -> Any:
+    """Rotary embeddings of the kept tokens, a pair or one complex tensor."""
+    if not isinstance(rotary, Tensor):
+        return tuple(take_all(rotary, index))
+    if rotary.is_complex():
+        return torch.view_as_complex(take(torch.view_as_real(rotary), index))
+    return take(rotary, index)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vlmcompress.ops.gather import take
 from vlmcompress.patches.sequence.cache_state import Slots
+from vlmcompress.patches.sequence.deepstack import DEEPSTACK
 
-DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
 _OF_DECODER = ("inputs_embeds", "position_ids", "attention_mask", *DEEPSTACK)
 _OF_LAYER = ("hidden_states", "attention_mask", "position_embeddings")
 

@@ -41,7 +41,8 @@ class Separators:
 
     def only(self, stay: Tensor) -> Separators:
         """Those that `stay` [S] bool."""
-        return Separators(self.at[stay], self.rows[stay])
+        places = stay.nonzero()[:, 0]  # the device is waited for once, not for each of the two
+        return Separators(self.at[places], self.rows[places])
 
     def move(self, place: Tensor) -> Separators:
         """The same, now at `place[at]`."""
@@ -92,6 +93,8 @@ class Located:
     placeholders: Tensor
     """[N + S] int64, on the CPU: the columns of both."""
 
+    prompt: int = 0
+    """Which prompt of the caller the row is of: beams repeat a prompt in several rows."""
     unmasked: Tensor | None = None
     """[M] int64, on the CPU, ascending: visual tokens that the attention mask leaves open; None for
     all. Nobody attends to the others, so that no method sees them and nothing counts them."""
@@ -104,12 +107,12 @@ class Located:
         separators = Separators(placeholders[~visual], rows)
         return cls(row, pieces, 0, layout, placeholders[visual], separators, placeholders)
 
-    def under(self, valid: Tensor | None) -> Located:
-        """The same under an attention mask of its row, [L] bool on the CPU; None closes nothing.
+    def under(self, valid: Tensor) -> Located:
+        """The same under an attention mask of its row, [L] bool on the CPU.
 
         Separators and placeholders are then those that it leaves open.
         """
-        if valid is None or bool(valid[self.placeholders].all()):
+        if bool(valid[self.placeholders].all()):
             return self
         return replace(
             self,
@@ -169,7 +172,8 @@ def locate(
         if row % copies:
             located += [replace(image, row=row) for image in first]
             continue
-        first = _join(line, list(_pieces(row, line, token_of)), continues)
+        pieces = list(_pieces(row, line, token_of))
+        first = [replace(image, prompt=row // copies) for image in _join(line, pieces, continues)]
         located += first
     return located
 

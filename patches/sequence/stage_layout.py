@@ -31,6 +31,19 @@ from vlmcompress.patches.sequence.spans import Span
 Rotary = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class Captured:
+    """What the layer before a cut attended with."""
+
+    queries: Tensor
+    """[B, H, Q, hd] of the chunk's tokens."""
+    keys: Tensor
+    """[B, Hkv, P + Q, hd] of earlier turns and of the chunk."""
+    scaling: float
+    mask: Tensor | None
+    """What it was shown, [B or 1, 1, Q, P + Q] bool or float."""
+
+
 @dataclass
 class StageLayout:
     """One forward of the decoder on a chunk of new tokens after `past` cached ones."""
@@ -72,6 +85,8 @@ class StageLayout:
     nothing. `last_cut` says what of the chunk is kept, `current` whose keys and masks are right."""
     stash: Tensor | None = None
     """Input of the layer before a cut."""
+    captured: Captured | None = None
+    """Of that layer, where its parts have names of their own."""
     fired: Tensor | None = None
     """[B, Q, I]: what the neurons of that layer gave, where the method watches them."""
     _rows: dict[int, Slots] = field(default_factory=dict)
@@ -138,7 +153,7 @@ class StageLayout:
 
         None as well where every layer gets a mask of its own.
         """
-        if self.kinds.masks_made_here:
+        if self.kinds.masks_made_here and not self.kinds.needs_padding:
             return None
         if self.padding is None and not self.has_fillers(0):
             return None
@@ -178,6 +193,13 @@ class StageLayout:
         rows = self.rows(self.current)
         return VisibleKeys(take(self.columns.index, rows.index), self._open(rows))
 
+    def counted(self, kind: str, seen: VisibleKeys) -> VisibleKeys:
+        """The same with columns as a kind of layer counts them: chunks begin with the text."""
+        reach = self.kinds.reach_of(kind)
+        if reach is None or not reach.chunks or self.padding is None:
+            return seen
+        return seen.counted_from((self.padding.cumsum(1) == 0).sum(1, keepdim=True))
+
     def renumbered(self, layer: int) -> Tensor:
         """[B, Q] int64: positions of the chunk at `layer`, counted without gaps."""
         rows = self.rows(layer)
@@ -214,11 +236,15 @@ class StageLayout:
         hidden, entered = take_all([hidden, rows.index], index)
         self._rows[layer] = Slots(entered, valid)
         self.move(slot_of(keep, size), kept)
-        self.stash = self.fired = None  # they are of slots that have moved
+        self.stash = self.fired = self.captured = None  # they are of slots that have moved
         for span in self.spans:
             span.trace.cuts[layer] = span.index
             span.trace.separators[layer] = len(span.separators)
         return hidden
+
+    def open(self) -> Tensor | None:
+        """[B, Q] bool: slots of the chunk at the current stage that are tokens; None for all."""
+        return self._open(self.rows(self.current))
 
     def _open(self, rows: Slots) -> Tensor | None:
         if self.padding is None:

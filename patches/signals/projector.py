@@ -97,11 +97,14 @@ def projections(
 
 def only(projection: Projection, tokens: Tensor | slice) -> Projection:
     """The same for some of the tokens: a mask [N], indices or a slice."""
+    places = tokens
+    if isinstance(tokens, Tensor) and tokens.dtype == torch.bool:
+        places = tokens.nonzero()[:, 0]
 
     def to_tokens(values: Tensor) -> Tensor:
         found = projection.to_tokens(values)
-        # A clone: autograd in `used_by` takes no mask that was made under inference mode.
-        return found[tokens.to(found.device).clone() if isinstance(tokens, Tensor) else tokens]
+        # A clone: autograd in `used_by` takes no indices that were made under inference mode.
+        return found[places.to(found.device).clone() if isinstance(places, Tensor) else places]
 
     return replace(projection, to_tokens=to_tokens)
 

@@ -88,6 +88,8 @@ class Signals:
             if found is None:
                 given -= {"relevance"}
                 self.collected = self._resolved(pipeline, given)
+        self.notes = self._notes(pipeline, processor)
+        """What a report has to say of where they come from."""
         self._thread = PerThread()
         self.mark = object()
         encoding = self.collected & WHILE_ENCODING
@@ -107,6 +109,22 @@ class Signals:
                 f"{', '.join(sorted(given))})"
             )
         return collected
+
+    def _notes(self, pipeline: Pipeline, processor: Any) -> list[str]:
+        notes = []
+        wanted = any("relevance" in need.split("|") for need in pipeline.needs)
+        if wanted and "text" in self.collected:
+            why = "no processor= was given" if processor is None else "no text tower was found"
+            notes.append(
+                f"{self._name} compared the image with the embedded words of the question, not in "
+                f"CLIP's space: {why}"
+            )
+        if processor is None and "text" in self.collected:
+            notes.append(
+                "no processor= was given, so the question is all text after the last picture, "
+                "words of the chat template among it"
+            )
+        return notes
 
     def _find_text_tower(self, processor: Any, tower: Any, demanded: bool) -> TextTower | None:
         """The text tower; None where there is none and a method can do without."""
@@ -256,17 +274,6 @@ class Signals:
                 f"{self._name} needs the question, but prompt {row} has no words beside its images"
             )
         return [places[column] for column in columns], [ids[column] for column in columns]
-
-
-def survivors_of(image: Located, encoded: Mapping[str, Encoded]) -> Survivors | None:
-    """What a method before the projector left of an image; None without such a method."""
-    pieces = []
-    for modality, number in image.pieces:
-        found = encoded[modality].survivors
-        if found is None:
-            return None
-        pieces.append(found[number])
-    return pieces[0] if len(pieces) == 1 else Survivors.join(pieces)
 
 
 def _join(pieces: list[Any], like: Tensor) -> Any:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from vlmcompress.ops.score import attention_received, attention_received_packed, attention_rows
+from vlmcompress.patches.hooks.arguments import on_host
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class AttentionCall:
         q, k = rotate.apply_rotary_pos_emb_vision(
             q.transpose(0, 1), k.transpose(0, 1), *self.kwargs["position_embeddings"]
         )
-        lengths = self.kwargs["cu_seqlens"].diff().tolist()
+        ends = on_host(self.kwargs["cu_seqlens"])
+        lengths = [end - start for start, end in pairwise(ends)]
         return attention_received_packed(
             q.transpose(0, 1), k.transpose(0, 1), self.scaling, lengths
         )

@@ -134,12 +134,45 @@ def test_a_cost_is_no_number_of_tokens(given):
     assert not Budget.parse("25%").is_cost
 
 
-def test_a_budget_above_one_small_image_keeps_it_whole_but_above_all_is_an_error():
+def test_a_count_above_an_image_keeps_it_whole_but_above_every_possible_one_is_an_error():
     planner = Planner(parse("stride"), Budget.parse(100), 4)
     small, large = planner.plan([Grid(1, 6, 6), Grid(1, 12, 12)])
     assert (small.keep, large.keep) == (36, 100)
-    with pytest.raises(BudgetError, match="above the 36 visual tokens of the image"):
-        planner.plan([Grid(1, 6, 6)])
+    (alone,) = planner.plan([Grid(1, 6, 6)])
+    assert alone == small
+    assert "above its 36 tokens: all are kept" in planner.notes(Grid(1, 6, 6), alone)[0]
+    assert not planner.notes(Grid(1, 12, 12), large)
+    planner.check(None)
+    planner.check(100)
+    with pytest.raises(BudgetError, match="above the 99 visual tokens that an image"):
+        planner.check(99)
+
+
+@pytest.mark.parametrize("spec", ["tome", "pitome"])
+def test_a_token_of_each_frame_is_the_least_that_a_tower_leaves(spec):
+    clip = Grid(4, 3, 3)
+    for given in (3, "3%"):
+        planner = Planner(parse(spec), Budget.parse(given), 4)
+        with pytest.raises(BudgetError, match=r"each of 4 frames, .*: give 4 tokens or more"):
+            planner.plan([clip])
+        with pytest.raises(BudgetError, match="each of 4 frames"):
+            planner.upstream(Grid(1, 3, 3), clip)
+    (plan,) = Planner(parse(spec), Budget.parse(4), 4).plan([clip])
+    assert plan.keep == 4
+    (plan,) = Planner(parse(f"{spec}+divprune"), Budget.parse(3), 4).plan([clip])
+    assert plan.keep == 3
+
+
+def test_a_method_that_drops_nothing_says_so():
+    evs = Planner(parse("evs"), None, 4)
+    (plan,) = evs.plan([Grid(1, 3, 3)])
+    assert evs.notes(Grid(1, 3, 3), plan) == [
+        "without a budget evs keeps all tokens of 3x3: give one"
+    ]
+    (plan,) = evs.plan([Grid(8, 3, 3)])
+    assert not evs.notes(Grid(8, 3, 3), plan)
+    full = Planner(parse("full"), None, 4)
+    assert not full.notes(Grid(1, 3, 3), full.plan([Grid(1, 3, 3)])[0])
 
 
 def test_the_paper_s_default_without_a_budget():
@@ -183,10 +216,13 @@ def test_tokens_of_a_clip_per_frame():
 
 def test_per_frame_limits_are_those_of_a_frame():
     planner = Planner(parse("stride"), Budget.parse("26 per frame"), 4)
-    with pytest.raises(BudgetError, match="above the 25 visual tokens of the frame"):
-        planner.plan([Grid(6, 5, 5)])
-    with pytest.raises(BudgetError, match="above the 25 visual tokens of the image"):
-        planner.plan([Grid(1, 5, 5)])
+    for grid in (Grid(6, 5, 5), Grid(1, 5, 5)):
+        (plan,) = planner.plan([grid])
+        assert plan.keep == len(grid)
+        (note,) = planner.notes(grid, plan)
+        assert note == f"the budget of 26 per frame is above its {len(grid)} tokens: all are kept"
+    (plan,) = planner.plan([Grid(6, 6, 6)])
+    assert (plan.keep, planner.notes(Grid(6, 6, 6), plan)) == (156, [])
 
 
 @pytest.mark.parametrize("spec", ["stride", "divprune", "random", "pool"])

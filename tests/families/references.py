@@ -3,7 +3,8 @@
 `masked` closes the keys of dropped tokens in whatever mask each layer is given. It holds where a
 token acts on others through attention only. `staged` takes dropped tokens out of the hidden states
 before the layer that drops them, with masks, rotary embeddings and per-token arguments as the model
-made them for the whole prompt, so it holds for layers that carry a state along, too.
+made them for the whole prompt, so it holds for layers that carry a state along, too. `shortened`
+is for decoders that know no positions and count distances by themselves.
 """
 
 from __future__ import annotations
@@ -78,6 +79,24 @@ def staged(case: Case, report: Any, inputs: Inputs) -> Tensor:
 
     with _before_layers(case, drop):
         return case.logits(inputs, use_cache=False)[:, -1]
+
+
+def shortened(case: Case, report: Any, inputs: Inputs) -> Tensor:
+    """The same where only the projector stage drops, and distances are between kept tokens."""
+    left = kept_columns(case, report, inputs, 0)[0].nonzero()[:, 0]
+    size = inputs["input_ids"].shape
+
+    def drop(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        def cut(value: Any) -> Any:
+            return value[:, left] if torch.is_tensor(value) and value.shape[:2] == size else value
+
+        return args, {name: cut(value) for name, value in kwargs.items()}
+
+    handle = case.parts.lm.register_forward_pre_hook(drop, with_kwargs=True)
+    try:
+        return case.logits(inputs, use_cache=False)[:, -1]
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -1,18 +1,19 @@
 """Every type that transformers lists is tested or listed as out of scope, and refused as that."""
 
 import pytest
-from scope import DOZEN, ELSEWHERE, NOT_YET, TESTED_HERE, VOID
+from scope import DOZEN, ELSEWHERE, TESTED_HERE, VOID
 from shrink import CLASSES, build
 from torch import nn
 
 from vlmcompress.api import compress, list_models
 from vlmcompress.errors import UnsupportedModelError, UntestedModelWarning
+from vlmcompress.patches.engine import engine_of
 from vlmcompress.patches.families.registry import FAMILIES, family_of
-from vlmcompress.patches.families.table import OUT_OF_SCOPE, ROWS, TESTED
+from vlmcompress.patches.families.table import CLIPS, OUT_OF_SCOPE, ROWS, TESTED, UNSCORED
 
 
 def test_every_type_that_transformers_lists_is_known():
-    unknown = sorted(set(CLASSES) - TESTED - OUT_OF_SCOPE.keys() - NOT_YET)
+    unknown = sorted(set(CLASSES) - TESTED - OUT_OF_SCOPE.keys())
     assert not unknown, (
         f"transformers lists {', '.join(unknown)}: add each to TESTED in patches/families/table.py "
         "and run `pytest tests/families -m slow -k NAME` (tests/families/overrides.py and media.py "
@@ -22,9 +23,9 @@ def test_every_type_that_transformers_lists_is_known():
 
 def test_the_tables_agree():
     assert not TESTED & OUT_OF_SCOPE.keys()
-    assert ROWS.keys() <= TESTED
+    assert ROWS.keys() | UNSCORED | CLIPS <= TESTED
     assert set(FAMILIES.names()) <= TESTED
-    assert {name for name, _ in VOID} | ELSEWHERE <= TESTED | NOT_YET
+    assert {name for name, _ in VOID} | ELSEWHERE <= TESTED
     assert len(set(DOZEN) & TESTED) == 12
     assert set(TESTED_HERE) | ELSEWHERE >= TESTED & CLASSES.keys()
 
@@ -60,3 +61,25 @@ def test_an_unknown_type_works_by_structure_with_one_warning(recwarn):
         compress(model, "divprune", budget="50%").remove()
     assert len(found) == 1
     assert found[0].filename == __file__
+
+
+@pytest.mark.parametrize("budget", ["0.5 flops", "100 ms"])
+def test_a_cost_is_refused_where_the_tower_is_not_known(budget):
+    with pytest.raises(UnsupportedModelError, match="FLOPs of a glm4v model are not known"):
+        compress(build("glm4v"), "divprune", budget=budget)
+
+
+def test_auto_works_with_any_type():
+    model = build("qwen3_5")
+    with compress(model, "auto", budget="25%") as c:
+        assert "fastv" not in c.report().method
+    assert engine_of(model) is None
+
+
+@pytest.mark.parametrize("method", ["divprune", "fastv"])
+def test_an_unknown_kind_of_layer_is_refused_at_every_stage(method):
+    model = build("glm4v")
+    model.model.language_model.config.layer_types = ["full_attention", "helical_attention"] * 2
+    with pytest.raises(UnsupportedModelError, match="not known: helical_attention; known are"):
+        compress(model, method, budget="50%")
+    assert engine_of(model) is None

@@ -5,6 +5,7 @@ import torch
 from shown import Layer
 
 from vlmcompress.errors import BudgetError, VLMCompressError
+from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.feather import Feather
 from vlmcompress.tokens import Grid
 
@@ -39,7 +40,7 @@ def high(*places, tokens=36):
     [
         (Feather(), {8: 218 + 81, 16: 26}),
         (Feather(ratio=0.4), {8: 437 + 81, 16: 186}),
-        (Feather(stride=2), {8: 218 + 182, 16: 36}),
+        (Feather(stride=2), {8: 218 + 196, 16: 37}),
     ],
     ids=str,
 )
@@ -96,6 +97,18 @@ def test_against_a_walk_over_the_grid(parts, seed):
     assert Feather(stride=2, fixed=False).keep(view, total).tolist() == sorted(union)
     later = Shown(scores[: len(alive)], parts=parts, index=alive, layer=16)
     assert Feather(stride=2).keep(later, 4).tolist() == sorted(ranked[:4])
+
+
+@pytest.mark.parametrize("grid", [Grid(1, 16, 16), Grid(1, 5, 7), Grid(3, 4, 10)], ids=str)
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_the_fixed_number_has_room_for_the_whole_union(grid, stride):
+    points = grid.t * len(range(0, grid.h, stride)) * len(range(0, grid.w, stride))
+    pipeline = Pipeline.of([Feather(stride=stride)])
+    best = int(len(grid) * 0.3 + 1e-9)
+    assert pipeline.plan(grid, 32, None).schedule[8] == min(len(grid), points + best)
+    # Behind another method, the points that are left in proportion.
+    less = Feather(stride=stride).schedule_on([grid], 32, len(grid) // 2, None)
+    assert less[8] == int(len(grid) // 2 * 0.3 + 1e-9) + -(-points * (len(grid) // 2) // len(grid))
 
 
 def test_equal_scores_keep_the_first():

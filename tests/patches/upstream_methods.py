@@ -33,7 +33,7 @@ class Huddle(EncoderMethod):
         order = score.argsort(dim=1)
         drop = score.shape[1] - view.protected - count
         best = order[:, -1 - view.protected]
-        leader = torch.arange(score.shape[1]).expand(score.shape).clone()
+        leader = torch.arange(score.shape[1], device=score.device).expand(score.shape).clone()
         leader.scatter_(1, order[:, :drop], best[:, None].expand(-1, drop))
         return Merge(leader, view.sizes + view.hidden.float().norm(dim=-1))
 
@@ -68,7 +68,7 @@ class Bright(PixelSelector):
 
     def select(self, tokens: Any, count: int, exact: bool) -> torch.Tensor:
         if not exact:
-            return torch.tensor(self.only, dtype=torch.int64)
+            return torch.tensor(self.only, dtype=torch.int64, device=tokens.pixels.device)
         return tokens.pixels.sum(1).argsort(descending=True)[:count].sort().values
 
 

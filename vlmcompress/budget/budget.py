@@ -14,7 +14,7 @@ from typing import Literal, SupportsFloat
 import numpy as np
 
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods.composition.pipeline import steps
+from vlmcompress.methods.composition.shares import steps
 from vlmcompress.tokens import Grid, Layout
 
 _ALLOWED = (

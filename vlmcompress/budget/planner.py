@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from vlmcompress.budget.budget import Budget
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods.composition.pipeline import ImagePlan, Pipeline, each, steps
+from vlmcompress.methods.composition.pipeline import ImagePlan, Pipeline
+from vlmcompress.methods.composition.shares import each, steps
 from vlmcompress.tokens import Grid, Layout
 
 
@@ -37,15 +38,13 @@ class Planner:
             left: per image, what an upstream method left of each grid of its layout.
 
         Raises:
-            BudgetError: the budget is above the tokens of every image, or out of the method's
-                reach.
+            BudgetError: the budget is out of the method's reach.
         """
         budget = self.budget
         left = [None] * len(layouts) if left is None else left
         pairs = zip(layouts, left, strict=True)
         if budget is None:
             return [self.pipeline.plan(one, self.layers, None, left=grids) for one, grids in pairs]
-        self.check(layouts)
         return [
             self.pipeline.plan(one, self.layers, budget.tokens(one), budget.per_frame, grids)
             for one, grids in pairs
@@ -59,33 +58,52 @@ class Planner:
             whole: the image or clip that it belongs to; None where that is not known yet.
 
         Raises:
-            BudgetError: a number of tokens without knowing of how many.
+            BudgetError: a number of tokens without knowing of how many, or too few of them.
         """
         if self.budget is None:
             return self.pipeline.upstream_count(tile, self.layers, None)
         if whole is not None:
-            share = each(self.budget.tokens(whole), len(tile) / len(whole))
+            total = self.budget.tokens(whole)
+            self.pipeline.check_frames(total, len(whole) // len(tile))
+            share = each(total, len(tile) / len(whole))
             return self.pipeline.upstream_count(tile, self.layers, share)
         if self.budget.unit != "percent":
             raise unknown_size(self.budget)
         return self.pipeline.upstream_count(tile, self.layers, self.budget.tokens(tile))
 
-    def check(self, layouts: Sequence[Layout | Grid]) -> None:
-        """Raise what a call would, before anything is encoded.
+    def check(self, largest: int | None) -> None:
+        """Refuse a count that no image can reach.
+
+        Args:
+            largest: tokens of the largest image that the model takes; None where nothing limits
+                them.
 
         Raises:
-            BudgetError: the budget is above the tokens of every image.
+            BudgetError: the budget is above that.
         """
         budget = self.budget
-        if budget is None or budget.unit != "tokens" or not layouts:
+        if budget is None or budget.unit != "tokens" or largest is None:
             return
-        largest = max(len(one) // (steps(one) if budget.per_frame else 1) for one in layouts)
-        if 0 < largest < budget.amount:
-            whole = "frame" if budget.per_frame and steps(layouts[0]) > 1 else "image"
+        if budget.amount > largest:
             raise BudgetError(
-                f"budget {budget} is above the {largest} visual tokens of the {whole} "
-                f"({layouts[0]}): give 1 to {largest} or a share up to 100%"
+                f"budget {budget} is above the {largest} visual tokens that an image of this model "
+                f"can have: give 1 to {largest} or a share up to 100%"
             )
+
+    def notes(self, layout: Layout | Grid, plan: ImagePlan) -> list[str]:
+        """What a report has to say of the plan of an image."""
+        budget, size = self.budget, len(layout)
+        if not size:
+            return []
+        if budget is None:
+            methods, whole = self.pipeline.methods, plan.keep == size and not plan.schedule
+            if not whole or any(m.adaptive or not m.takes_budget for m in methods):
+                return []
+            return [f"without a budget {self.pipeline.name} keeps all tokens of {layout}: give one"]
+        frames = steps(layout) if budget.per_frame else 1
+        if budget.unit == "tokens" and budget.amount * frames > size:
+            return [f"the budget of {budget} is above its {size} tokens: all are kept"]
+        return []
 
 
 def unknown_size(budget: Budget | None) -> BudgetError:

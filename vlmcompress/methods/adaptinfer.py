@@ -54,6 +54,8 @@ class AdaptInfer(DecoderMethod):
         Nothing is dropped where the budget is above what is there; the code drops one token.
         Counts of relative ratios are rounded once; the code truncates at each cut.
         All text after the last picture weighs, in prompts with several pictures, too.
+        For `lam` below 1 the mean that is mixed in is that of each head; the paper names none.
+        Equal scores go to the lowest index, at every cut.
     """
 
     name: ClassVar[str] = "adaptinfer"

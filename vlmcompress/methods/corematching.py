@@ -13,6 +13,7 @@ from vlmcompress.methods.contracts.layer_view import LayerView
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.methods.shared.schedules import check_cuts, one_cut
+from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.ops.elbow import elbow
 from vlmcompress.ops.select import top_k
 
@@ -73,8 +74,12 @@ class CoreMatching(DecoderMethod):
         asked = firing(view.text[-1:])[0]
         scores = torch.cat([firing(rows) @ asked for rows in torch.split(view.visual, _ROWS)])
         # Once for all blocks: each look waits for the device.
-        if not bool(torch.stack(bounds).isfinite().all()):
-            raise VLMCompressError("corematching: neurons must be finite, got NaN or infinite ones")
+        expect(
+            torch.stack(bounds).isfinite().all(),
+            lambda: VLMCompressError(
+                "corematching: neurons must be finite, got NaN or infinite ones"
+            ),
+        )
         return scores
 
     def keep(self, view: LayerView, count: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.methods.shared.schedules import check_cuts, check_reachable, falling, nearest
 from vlmcompress.ops.ranking import ranks
 from vlmcompress.ops.select import top_k
+from vlmcompress.tokens import Grid
 
 
 class _Union:
@@ -36,8 +38,10 @@ class Feather(DecoderMethod):
 
     Deviations:
         The number kept first is fixed: the grid, then the best of the rest, up to int(n * (1 - R))
-        + n / stride**2. That holds all that the official union holds, which is smaller by the
-        tokens in both. `fixed=False` keeps the union; it goes with no budget.
+        and the points of the grid, ceil(h / stride) * ceil(w / stride). That holds all that the
+        official union holds, which is smaller by the tokens in both. Behind another method the
+        points count in proportion to what it left. `fixed=False` keeps the union; it goes with no
+        budget.
         For a budget R is solved for the nearest mean that whole numbers allow. Below R = 1 the
         grid itself is thinned, the best of it stay.
         The cuts 8 and 16 of 32 layers become L/4 and L/2 for other depths.
@@ -74,7 +78,22 @@ class Feather(DecoderMethod):
             raise VLMCompressError(f"feather: stride must be 1 or more, got {self.stride}")
 
     def schedule(self, layers: int, tokens: int, budget: float | None) -> dict[int, int]:
-        """{first: grid and best, second: best} without cuts that change nothing."""
+        """{first: grid and best, second: best} of a square grid."""
+        side = math.ceil(math.sqrt(tokens) / self.stride)
+        return self._schedule(layers, tokens, budget, min(tokens, side * side))
+
+    def schedule_on(
+        self, grids: Sequence[Grid], layers: int, tokens: int, budget: float | None
+    ) -> dict[int, int]:
+        """{first: grid and best, second: best} of any; of what is left of it, in proportion."""
+        points = sum(g.t * -(-g.h // self.stride) * -(-g.w // self.stride) for g in grids)
+        whole = max(1, sum(map(len, grids)))
+        return self._schedule(layers, tokens, budget, min(tokens, -(-points * tokens // whole)))
+
+    def _schedule(
+        self, layers: int, tokens: int, budget: float | None, points: int
+    ) -> dict[int, int]:
+        """Without cuts that change nothing; the lattice has so many points."""
         cuts = self._cuts(layers)
         check_cuts("feather", cuts, layers)
         if budget is not None and budget >= tokens:
@@ -87,7 +106,7 @@ class Feather(DecoderMethod):
             return {cuts[0]: tokens, cuts[1]: _floor(tokens * (1 - self.ratio) ** 2)}
 
         def keeping(share: float) -> dict[int, int]:
-            first = min(tokens, max(0, _floor(tokens * share) + round(tokens / self.stride**2)))
+            first = min(tokens, max(0, _floor(tokens * share) + points))
             counts = {cuts[0]: first, cuts[1]: _floor(first * max(0.0, share) ** 2)}
             return falling(counts, tokens)
 
@@ -96,7 +115,7 @@ class Feather(DecoderMethod):
         earlier = f"layers={(1, cuts[1])}"
         check_reachable("feather", cuts[0], layers, tokens, budget, earlier)
         # Shares below 0 thin the grid.
-        grid = 1 / self.stride**2
+        grid = points / max(1, tokens)
         return nearest(lambda x: keeping(x * (1 + grid) - grid), layers, tokens, budget)
 
     def score(self, view: LayerView) -> Tensor:

@@ -13,6 +13,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.before_projector import PixelSelector, PixelTokens
 from vlmcompress.methods.contracts.method import share_kept
 from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.ops.select import top_k
 from vlmcompress.tokens import Grid
 
@@ -80,8 +81,10 @@ class PixelPrune(PixelSelector):
         """
         grid, picture = tokens.grid, tokens.pixels.float()
         low, high = picture.aminmax()
-        if not bool(low.isfinite() & high.isfinite()):
-            raise VLMCompressError("pixelprune: pixels must be finite")
+        expect(
+            low.isfinite() & high.isfinite(),
+            lambda: VLMCompressError("pixelprune: pixels must be finite"),
+        )
         if replaces:
             picture = picture.clone()
         found = picture.new_full((len(grid),), math.inf)

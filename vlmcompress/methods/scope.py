@@ -12,6 +12,7 @@ from vlmcompress.methods.contracts.method import Selector
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.saliency import NEED, saliency
 from vlmcompress.ops.coverage import facility_location
+from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.ops.similarity import cosines
 from vlmcompress.tokens import VisualTokens
 
@@ -52,10 +53,12 @@ class Scope(Selector):
     def pick(self, tokens: VisualTokens, count: int) -> Tensor:
         """[count] int64, the highest SCOPE score first."""
         salient = saliency(tokens)
-        if bool((salient < 0).any()):
-            raise VLMCompressError(
+        expect(
+            (salient >= 0).all(),
+            lambda: VLMCompressError(
                 f"scope: attention must be 0 or more, got {float(salient.min()):g}"
-            )
+            ),
+        )
         # Scaled to the largest, so that no power vanishes or overflows for all.
         weights = (salient / salient.max().clamp(min=1e-30)) ** self.alpha
         similar = cosines(tokens.features, tokens.features)

@@ -54,7 +54,7 @@ class TodreSelect(Selector):
         # max_sum always gives one.
         return max_sum(tokens.features, count, self._pivot(tokens), order="picked")[:count]
 
-    def _pivot(self, tokens: VisualTokens) -> int:
+    def _pivot(self, tokens: VisualTokens) -> int | Tensor:
         if tokens.cls_attention is None:
             return int(Random(seed=self.seed).select(tokens, 1))
-        return int(check_signal("cls_attention", tokens.cls_attention, tokens).argmax())
+        return check_signal("cls_attention", tokens.cls_attention, tokens).argmax()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.ops.backend import use_triton
+from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.ops.similarity import MATRIX_BYTES, Cosines, check_norms, directions
 
 _BYTES = 64 * 2**20
@@ -134,10 +135,13 @@ def facility_location(
         found = _lazily(lambda index: across.index_select(0, index), count, factors, max_bytes)
     else:
         found = _step_by_step(similarity, count, factors, max_bytes)
-    if rows and not bool(torch.stack(similarity.aminmax()).isfinite().all()):
-        bad = int((~similarity.isfinite()).sum())
-        raise VLMCompressError(
-            f"similarities must be finite: {bad} of {similarity.numel()} are not"
+    if rows:
+        expect(
+            torch.stack(similarity.aminmax()).isfinite().all(),
+            lambda: VLMCompressError(
+                f"similarities must be finite: {int((~similarity.isfinite()).sum())} of "
+                f"{similarity.numel()} are not"
+            ),
         )
     return found.sort().values if order == "raster" else found
 
@@ -241,8 +245,11 @@ def _some(count: int, tokens: int, op: str) -> int:
 
 def _factors(weights: Tensor | None, rows: Tensor) -> Tensor:
     factors = _per_row("weights", weights, rows)
-    if weights is not None and bool((factors < 0).any()):
-        raise VLMCompressError(f"weights must be 0 or more, got {float(factors.min()):g}")
+    if weights is not None:
+        expect(
+            (factors >= 0).all(),
+            lambda: VLMCompressError(f"weights must be 0 or more, got {float(factors.min()):g}"),
+        )
     return factors
 
 
@@ -250,9 +257,14 @@ def _per_row(name: str, values: Tensor | None, rows: Tensor) -> Tensor:
     if values is None:
         return torch.ones(len(rows), device=rows.device)
     values = values.detach().to(rows.device, torch.float32)
-    if values.shape != rows.shape[:1] or not bool(values.isfinite().all()):
-        raise VLMCompressError(
+
+    def error() -> VLMCompressError:
+        return VLMCompressError(
             f"{name} must be one finite number for each of {len(rows)} tokens, "
             f"got shape {tuple(values.shape)} with {int((~values.isfinite()).sum())} not finite"
         )
+
+    if values.shape != rows.shape[:1]:
+        raise error()
+    expect(values.isfinite().all(), error)
     return values

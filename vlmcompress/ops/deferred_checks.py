@@ -38,9 +38,13 @@ class Checks:
         good, errors, self._good, self._errors = self._good, self._errors, [], []
         if not good:
             return
-        answers = torch.stack([one.to(good[0].device) for one in good]).tolist()
-        for answer, error in zip(answers, errors, strict=True):
-            if not answer:
+        answers: dict[int, bool] = {}
+        for device in {one.device for one in good}:  # one wait for each
+            mine = [number for number, one in enumerate(good) if one.device == device]
+            found = torch.stack([good[number] for number in mine]).tolist()
+            answers.update(zip(mine, found, strict=True))
+        for number, error in enumerate(errors):
+            if not answers[number]:
                 raise error()
 
 
@@ -49,10 +53,16 @@ _collecting: ContextVar[Checks | None] = ContextVar("collecting", default=None)
 
 @contextmanager
 def collected(checks: Checks) -> Iterator[None]:
-    """Let `expect` leave its questions to `checks` during the block, in this thread."""
+    """Let `expect` leave its questions to `checks` during the block, in this thread.
+
+    They are asked before the block lets out another mistake, which may be due to theirs.
+    """
     token = _collecting.set(checks)
     try:
         yield
+    except Exception:
+        checks.settle()
+        raise
     finally:
         _collecting.reset(token)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.ops.ranking import ranks
 from vlmcompress.ops.similarity import unit_rows
 
@@ -39,8 +40,12 @@ def density_peaks(rows: Tensor, neighbours: int = 4) -> Tensor:
         # About their mean, where less cancels. What rounding leaves between duplicates goes.
         rows = rows - rows.mean(dim=0)
         squares = rows.square().sum(dim=-1)
-        if not bool((squares + squares.amax()).isfinite().all()):
-            raise VLMCompressError("density peaks need finite rows, got NaN, infinite or too large")
+        expect(
+            (squares + squares.amax()).isfinite().all(),
+            lambda: VLMCompressError(
+                "density peaks need finite rows, got NaN, infinite or too large"
+            ),
+        )
         sums = squares[:, None] + squares
         apart = torch.sub(sums, 2 * rows @ rows.T).fill_diagonal_(0)
     apart.masked_fill_(apart <= sums.mul_(_DUPLICATE), 0)

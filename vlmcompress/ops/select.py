@@ -113,7 +113,7 @@ def farthest_point(
 def max_sum(
     features: Tensor,
     count: int,
-    pivot: int,
+    pivot: int | Tensor,
     *,
     order: Literal["picked", "raster"] = "raster",
     max_bytes: int = MATRIX_BYTES,
@@ -127,7 +127,7 @@ def max_sum(
     Args:
         features: [N, D] any dtype, compared in float32 (also under autocast).
         count: how many to pick, clamped to [1, N].
-        pivot: the first pick, in 0..N-1.
+        pivot: the first pick, in 0..N-1; a tensor [] is not looked at.
         order: "picked", or "raster" for ascending indices.
         max_bytes: memory for distances: all are computed once where they fit and that is faster.
 
@@ -141,25 +141,26 @@ def max_sum(
     Source: ToDRE, arXiv 2505.18757, Algorithm 1.
     """
     tokens = len(features)
-    if not 0 <= pivot < tokens:
+    if not tokens or (isinstance(pivot, int) and not 0 <= pivot < tokens):
         raise VLMCompressError(f"max_sum needs a pivot among its {tokens} rows, got {pivot}")
     count = _clamp(count, tokens)
     with torch.autocast(features.device.type, enabled=False):
         if 4 * tokens**2 <= max_bytes and use_triton("max_sum", features):
             from vlmcompress.ops._triton.select import max_sum as kernel
 
-            found = kernel(features.detach(), count, pivot)
+            found = kernel(features.detach(), count, int(pivot))
         else:
             found = _least_sum(features, count, pivot, max_bytes)
     return found.sort().values if order == "raster" else found
 
 
-def _least_sum(features: Tensor, count: int, pivot: int, max_bytes: int) -> Tensor:
+def _least_sum(features: Tensor, count: int, pivot: int | Tensor, max_bytes: int) -> Tensor:
     unit, norms = directions(features)
     cosines = Cosines(unit, count, max_bytes)
     # No sum of cosines moves it, and it stays below the inf of picked rows.
     total = torch.where(norms[:, 0] == 0, 1e30, 0.0)
-    pick, picks = torch.tensor([pivot], device=features.device), []
+    pick = torch.as_tensor(pivot, device=features.device).reshape(1)
+    picks = []
     for _ in range(count):
         picks.append(pick)
         total += cosines.to(pick)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.ops.similarity import unit_rows
 
 Probe = Literal["difference", "derivative", "sketch"]
@@ -62,11 +63,13 @@ def sensitivity(
         for some in torch.split(directions, block):
             # The last layer is linear: it is applied once to the slope of the body.
             total += torch.linalg.vector_norm(slopes(body, x, some, step) @ last.T, dim=-1).sum(0)
-    if not bool(total.isfinite().all()):
-        bad = int((~total.isfinite()).sum())
-        raise VLMCompressError(
-            f"the projector must react with finite numbers: {bad} of {len(total)} are not"
-        )
+    expect(
+        total.isfinite().all(),
+        lambda: VLMCompressError(
+            "the projector must react with finite numbers: "
+            f"{int((~total.isfinite()).sum())} of {len(total)} are not"
+        ),
+    )
     return total / len(directions)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 from vlmcompress.errors import BudgetError, CompositionError
+from vlmcompress.methods.composition.shares import each, parts_of, shares_of, steps
 from vlmcompress.methods.contracts.before_projector import EncoderMethod, PixelSelector, Resizer
 from vlmcompress.methods.contracts.method import (
     DecoderMethod,
@@ -168,8 +168,22 @@ class Pipeline:
             return self.upstream.shape(grid, self._upstream_ask(grid, layers, budget))
         if isinstance(self.upstream, PixelSelector):
             return Grid(1, 1, self.upstream_count(grid, layers, budget))
+        self.check_frames(budget, grid.t)
         frame, share = Grid(1, grid.h, grid.w), each(budget, 1 / grid.t)
         return Grid(grid.t, 1, self.upstream_count(frame, layers, share))
+
+    def check_frames(self, budget: float | None, frames: int) -> None:
+        """A vision tower leaves at least a token of each frame, and nothing may come behind it.
+
+        Raises:
+            BudgetError: there are more frames than tokens in the budget.
+        """
+        alone = isinstance(self.upstream, EncoderMethod) and len(self.methods) == 1
+        if alone and budget is not None and budget < frames:
+            raise BudgetError(
+                f"{self.name} leaves at least 1 token of each of {frames} frames, the budget is "
+                f"{budget:g}: give {frames} tokens or more, or combine it with another method"
+            )
 
     def plan(
         self,
@@ -204,34 +218,41 @@ class Pipeline:
                 f"{self.upstream.name} looks at a clip as a whole: give a budget for all of it, "
                 "not per frame"
             )
-        grids, total = _parts(layout, split and self.upstream is None), len(layout)
+        grids, total = parts_of(layout, split and self.upstream is None), len(layout)
         if self.upstream is not None:
             if left is None:
-                shares = _shares(budget, [len(grid) for grid in grids], even=False)
+                shares = shares_of(budget, [len(grid) for grid in grids], even=False)
                 left = [self._left(g, layers, b) for g, b in zip(grids, shares, strict=True)]
             grids = tuple(left)
-            grids = _parts(Layout(grids), split and self.projector is not None)
+            grids = parts_of(Layout(grids), split and self.projector is not None)
         if self.projector is not None and self.projector.across_parts and len(grids) > 1:
             grids = (Grid(1, 1, sum(map(len, grids))),)
         kept = [len(grid) for grid in grids]
         if self.projector is not None:
             ask = None if budget is None else self._before_decoder(total, layers, budget)
-            asked = _shares(ask, kept, even=split)
+            asked = shares_of(ask, kept, even=split)
             kept = [self.projector.keep_count(*one) for one in zip(grids, asked, strict=True)]
-        return self._plan(grids, kept, layers, budget)
+        return self._plan(grids, kept, layers, budget, parts_of(layout))
 
     def revised(self, plan: ImagePlan, kept: Sequence[int]) -> ImagePlan:
         """The plan of an image of which an adaptive method kept other counts, without a budget."""
-        return self._plan([grid for grid, _ in plan.parts], kept, plan.layers, None)
+        grids = [grid for grid, _ in plan.parts]
+        return self._plan(grids, kept, plan.layers, None, grids)
 
     def _plan(
-        self, grids: Sequence[Grid], kept: Sequence[int], layers: int, budget: float | None
+        self,
+        grids: Sequence[Grid],
+        kept: Sequence[int],
+        layers: int,
+        budget: float | None,
+        whole: Sequence[Grid],
     ) -> ImagePlan:
         schedule = {}
         if self.decoder is not None:
             # Behind another method, which meets the budget, content may only take more.
             free = self.decoder.adaptive and len(self.methods) > 1
-            schedule = self.decoder.schedule(layers, sum(kept), None if free else budget)
+            ask = None if free else budget
+            schedule = self.decoder.schedule_on(whole, layers, sum(kept), ask)
         return ImagePlan(tuple(zip(grids, kept, strict=True)), schedule, layers)
 
     def _before_decoder(self, tokens: int, layers: int, budget: float) -> float:
@@ -251,35 +272,3 @@ class Pipeline:
                 raise BudgetError(
                     f"{method.name} {method.summary} and takes no budget, got {budget:g}"
                 )
-
-
-def steps(layout: Layout | Grid) -> int:
-    """Temporal steps of a clip; an image is one, in however many grids it is laid out."""
-    times = [grid.t for grid in _parts(layout)]
-    return sum(times) if max(times, default=1) > 1 else 1
-
-
-def each(budget: float | None, share: float) -> float | None:
-    """The budget of a tile or frame that is `share` of an image: whole tokens, at least one.
-
-    Rounded down, so that equal parts together stay within the budget.
-    """
-    return None if budget is None else max(1, math.floor(budget * share + 1e-9))
-
-
-def _parts(layout: Layout | Grid, split: bool = False) -> tuple[Grid, ...]:
-    """The grids of a layout, or those of its temporal steps."""
-    grids = (layout,) if isinstance(layout, Grid) else layout.parts
-    return tuple(Grid(1, g.h, g.w) for g in grids for _ in range(g.t)) if split else grids
-
-
-def _shares(ask: float | None, sizes: Sequence[int], even: bool) -> Sequence[float | None]:
-    """`ask` tokens over parts of the given sizes, in whole tokens where there are several."""
-    if ask is None:
-        return [None] * len(sizes)
-    if len(sizes) == 1:
-        return [ask]
-    if even:
-        return [round(ask / len(sizes))] * len(sizes)
-    ends = [round(ask * end / sum(sizes)) for end in accumulate(sizes)]
-    return [end - start for start, end in pairwise([0, *ends])]

@@ -144,6 +144,12 @@ class DecoderMethod(Method):
             BudgetError: the mean over layers cannot meet the budget; says the smallest possible.
         """
 
+    def schedule_on(
+        self, grids: Sequence[Grid], layers: int, tokens: int, budget: float | None
+    ) -> dict[int, int]:
+        """The same, for methods whose numbers depend on the grids of the whole image, too."""
+        return self.schedule(layers, tokens, budget)
+
     @abstractmethod
     def score(self, view: LayerView) -> Tensor:
         """[V] one score per surviving visual token of the image; higher is kept."""

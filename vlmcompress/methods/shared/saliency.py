@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.tokens import VisualTokens
 
 NEED = "cls_attention|encoder_attention"
@@ -47,7 +48,11 @@ def check_signal(name: str, values: Tensor, tokens: VisualTokens) -> Tensor:
             f"{name} must be one number for each of {len(tokens.grid)} tokens, "
             f"got shape {tuple(values.shape)}"
         )
-    bad = int((~values.isfinite()).sum())
-    if bad:
-        raise VLMCompressError(f"{name} must be finite: {bad} of {len(values)} values are not")
+    finite = values.isfinite()
+    expect(
+        finite.all(),
+        lambda: VLMCompressError(
+            f"{name} must be finite: {int((~finite).sum())} of {len(values)} values are not"
+        ),
+    )
     return values
