@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from vlmcompress.eval.results.summary import read_run, summarise
 from vlmcompress.eval.run.cases import Case
 from vlmcompress.eval.run.evaluate import Evaluation, Plan, Watch
 from vlmcompress.files import write_json
+from vlmcompress.untrusted import read_json, said
 
 FORMAT = 1
 BEYOND_NOISE = 0.01
@@ -148,16 +148,18 @@ def _name(key: Key) -> str:
 def _read(file: Path) -> dict[str, Any]:
     """Name of a model -> its baselines."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except OSError as error:
         raise VLMCompressError(f"cannot read {str(file)!r}: {error.strerror}") from error
-    except ValueError as error:
-        raise VLMCompressError(f"{str(file)!r} is no JSON file") from error
+    except VLMCompressError as error:
+        raise VLMCompressError(f"{str(file)!r} {said(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise VLMCompressError(
             f"{str(file)!r} is no file of baselines: vlmcompress eval --save-baselines writes one"
         )
     models: dict[str, Any] = content.get("models", {})
+    if not isinstance(models, dict):
+        raise VLMCompressError(f"{str(file)!r} is no file of baselines: its models are no object")
     return models
 
 

@@ -51,6 +51,36 @@ def parse_json(text: str | bytes) -> Any:
     return found
 
 
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds, within the limits. It may have no aliases, which multiply.
+
+    Raises:
+        VLMCompressError: it is not YAML, or beyond a limit.
+        ImportError: PyYAML, of the extra `eval`, is not installed.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.get_event()
+                raise VLMCompressError(f"the alias *{event.anchor}: write the value out")
+            return super().compose_node(parent, index)
+
+    try:
+        found = yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        raise VLMCompressError(f"not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    except VLMCompressError:
+        raise
+    except ValueError as error:  # of a date or a number that there is not
+        raise VLMCompressError(f"not YAML: {error}") from error
+    check_document(found)
+    return found
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file within the limits.
 
@@ -84,13 +114,19 @@ def check_document(found: Any) -> None:
         if count > MAX_VALUES:
             raise VLMCompressError(f"more than {MAX_VALUES} values")
         if isinstance(value, str):
-            _check_text(value)
+            check_text(value)
         elif isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
             raise _too_long()
         elif isinstance(value, dict):
             left += [(one, depth + 1) for pair in value.items() for one in pair]
         elif isinstance(value, list | tuple):
             left += [(one, depth + 1) for one in value]
+
+
+def said(error: VLMCompressError) -> str:
+    """What follows the name of a file: `is not JSON: ...`, `has more than ...`."""
+    text = str(error)
+    return f"is {text}" if text.startswith(("not ", "larger ")) else f"has {text}"
 
 
 def short(value: object) -> str:
@@ -133,8 +169,8 @@ def _start(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> str:
     else:
         inner = ", ".join(_flat(one) for one in value[:8])
     more = ", ..." if len(value) > (4 if isinstance(value, dict) else 8) else ""
-    opening, closing = {"list": "[]", "tuple": "()"}.get(type(value).__name__, "{}")
-    return f"{opening}{inner}{more}{closing}"
+    brackets = {"list": "[]", "tuple": "()"}.get(type(value).__name__, "{}")
+    return f"{brackets[0]}{inner}{more}{brackets[1]}"
 
 
 def _flat(value: object) -> str:
@@ -149,7 +185,8 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
+    """Raise a VLMCompressError about letters that cannot be written."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -77,9 +77,20 @@ def normalize(text: str) -> str:
     return re.sub(r"^(?:a|an|the) ", "", bare)
 
 
+_ALONE = r"(?!\s*(?:,|/|&|\bor\b|\band\b)\s*\(?[A-Za-z]\b\)?(?:\W|$))"
+"""No second letter beside it: "A or B" names none."""
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:,]?")
 _LETTER_FIRST = re.compile(r"\(?([A-Za-z])(?:[.:]|\)[.:]?)\s")
-_LETTER_TOLD = re.compile(r"\banswer(?: is|:)\s*\(?([A-Z])\b", re.IGNORECASE)
+_LETTER_APART = re.compile(r"\(?([A-Z])\)?(?:[^\S\n]*\n|\s+[-\u2013\u2014]\s)")
+_OPTION = re.compile(
+    rf"(?:the )?(?:option|choice|letter)\s*:?\s*\(?([A-Z])\b\)?(?=[^\w\s]|\n|$){_ALONE}", re.I
+)
+_LETTER_TOLD = re.compile(
+    r"(?i:\b(?:answer|option|choice)(?:\s+is|\s*:)\s*(?:(?:the\s+)?(?:option|choice|letter)\s+)?)"
+    rf"\(?([A-Z]\b|[a-z](?=\)?\s*(?:[.,:;!]|$))){_ALONE}"
+)
+_TAGGED = re.compile(r"<answer>(.*?)</answer>|\\boxed\{(?:\\text\{)?(.*?)\}", re.I | re.S)
+_EMPHASIS = re.compile(r"\*\*|__|[*`$]")
 
 
 @dataclass(frozen=True)
@@ -87,9 +98,11 @@ class Choice(Metric):
     """1 if the answer names the right choice.
 
     The whole text of a choice names it (compared as in `exact`); so does its letter, A for the
-    first: "B", "(b).", "B. blue", "B) blue", "The answer is B". Where letter and text disagree, the
-    letter holds. An answer that names none, or mentions a choice in a longer sentence, is wrong;
-    some benchmarks guess there.
+    first: "B", "(b).", "B. blue", "B) blue", "B - blue", "B" on a line of its own before others,
+    "Option B", "The answer is B". Emphasis of Markdown is not looked at, and of an answer with
+    "<answer>B</answer>" or "\\boxed{B}" only that part. Where letter and text disagree, the letter
+    holds. An answer that names none, or several, or mentions a choice in a longer sentence, is
+    wrong; some benchmarks guess there.
     """
 
     wants: ClassVar[str] = "the letter or the text of a choice"
@@ -116,12 +129,29 @@ class Choice(Metric):
 def _pick(text: str, choices: Sequence[str]) -> int | None:
     """Which choice a text names."""
     texts = [normalize(choice) for choice in choices]
-    if normalize(text) in texts:
-        return texts.index(normalize(text))
-    text = text.strip()
-    found = _LETTER.fullmatch(text) or _LETTER_FIRST.match(text) or _LETTER_TOLD.search(text)
-    place = ord(found[1].upper()) - ord("A") if found else len(choices)
+    for form in (text, _bare(text)):
+        if normalize(form) in texts:
+            return texts.index(normalize(form))
+    letters = {letter.upper() for letter in _letters(_bare(text))}
+    place = ord(letters.pop()) - ord("A") if len(letters) == 1 else len(choices)
     return place if place < len(choices) else None
+
+
+def _bare(text: str) -> str:
+    """The part that is marked as the answer, if there is one, without emphasis."""
+    marked = {"".join(pair).strip() for pair in _TAGGED.findall(text)}
+    part = marked.pop() if len(marked) == 1 else text
+    return _EMPHASIS.sub("", part).strip()
+
+
+def _letters(text: str) -> list[str]:
+    """The letters that a text names as its answer; more than one where it contradicts itself."""
+    for form in (_LETTER.fullmatch(text), _LETTER_FIRST.match(text), _LETTER_APART.match(text)):
+        if form:
+            rest = _LETTER.fullmatch(text[form.end() :].strip())
+            return [form[1], *([rest[1]] if rest else [])]
+    option = _OPTION.match(text)
+    return [option[1]] if option else _LETTER_TOLD.findall(text)
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ class Relaxed(Metric):
     """Relaxed accuracy of ChartQA (Masry et al., 2022, arXiv 2203.10244, section 5.1).
 
     Numbers are right within |answer - target| <= `tolerance` |target|, everything else if the text
-    is the same but for case. "5%" is 0.05, as in the code of Pix2Struct, so that "5" is wrong for
-    it; "1,000" is a text. Pix2Struct compares a target of zero as text, too; here it is a number.
+    is the same but for case and a period behind it. "5%" is 0.05, as in the code of Pix2Struct, so
+    that "5" is wrong for it. Pix2Struct compares a target of zero, and "1,000", as text; here they
+    are numbers.
     """
 
     tolerance: float = 0.05
@@ -57,14 +58,25 @@ class Relaxed(Metric):
     def _right(self, answer: str, target: str) -> bool:
         given, wanted = _number(answer), _number(target)
         if given is None or wanted is None:
-            return answer.strip().lower() == target.strip().lower()
+            return _plain(answer) == _plain(target)
         if wanted == 0:
             return given == 0
         return abs(given - wanted) / abs(wanted) <= self.tolerance
 
 
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?%?")
+
+
+def _plain(text: str) -> str:
+    """Lower case, without a sentence's end, unless that is all there is."""
+    text = text.strip().lower()
+    return text.rstrip(".!").rstrip() or text
+
+
 def _number(text: str) -> float | None:
-    text = text.strip()
+    text = _plain(text)
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
     try:
         value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

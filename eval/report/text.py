@@ -30,6 +30,10 @@ _MOST_NAMED = 12
 """In sentences about who is better or no different."""
 
 
+_FEWEST = 6
+"""Questions, fewer of which no paired test finds significant, whatever the answers."""
+
+
 class Warned(NamedTuple):
     """A warning and the task that it is about."""
 
@@ -131,6 +135,12 @@ def _claims(task: Row, found: Row) -> Iterable[str]:
         yield "No method kept to this budget."
     else:
         best, others = found["leaders"][0], found["leaders"][1:]
+        if rows[best]["accuracy"] == 0:
+            yield "No method gave a right answer."
+            return
+        if task["scored"] < _FEWEST:
+            yield f"{task['scored']} questions are too few to tell methods apart."
+            return
         yield f"Best: {best} {with_interval(rows[best])}."
         yield f"Not significantly worse: {_listed(others)}."
         if RANDOM_NAME in found["leaders"]:
@@ -153,6 +163,23 @@ def _listed(names: Sequence[str], most: int | None = None) -> str:
     shown = names[:most]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     return ", ".join(shown) + more if names else "none"
+
+
+def accuracies(task: Row) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """A table for the terminal: budgets, and the accuracy of each method at each of them."""
+    rows = ran(task)
+    budgets = [one["budget"] for one in task["budgets"]]
+    own = any(row["budget"] is None for row in rows if row["method"] not in PROBES)
+    heads = [*budgets, *(["own setting"] if own else [])]
+    found = {(row["method"], row["budget"]): percent(row["accuracy"]) for row in rows}
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        if method in PROBES:
+            cells = [found[method, None]] * len(heads)
+        else:
+            cells = [found.get((method, one), "-") for one in [*budgets, *([None] if own else [])]]
+        lines.append((method, cells))
+    return heads, lines
 
 
 def wording(task: Row) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.cases import Case, cases
 from vlmcompress.eval.run.provenance import of_run
-from vlmcompress.eval.run.runner import Job, Progress, Share, pieces, run
+from vlmcompress.eval.run.runner import Job, Progress, Share, check_budgets, pieces, run
 from vlmcompress.eval.run.store import RUN, Store, begin, read_run_json
 from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.eval.tasks.task import Task
@@ -86,6 +86,14 @@ class Evaluation:
             for task in self.tasks
         ]
 
+    def check(self) -> None:
+        """Ask one question at each budget, before many are asked in vain.
+
+        Raises:
+            VLMCompressError: no method can keep to one of the budgets.
+        """
+        check_budgets(self.model, self.processor, self.jobs)
+
     def carry_out(self, folder: Path, resume: bool, watch: Watch) -> None:
         """Answer what the folder does not hold; every process comes back when all are done.
 
@@ -121,7 +129,7 @@ class Evaluation:
         described = {
             task.name: {**task.describe(), "limit": plan.limit_of(task.name)} for task in self.tasks
         }
-        before = {task["name"]: task for task in known["tasks"]}
+        before = {task["name"]: task for task in known.get("tasks", [])}
         return {
             "provenance": of_run(
                 plan.model,
@@ -134,7 +142,7 @@ class Evaluation:
             "budgets": list(plan.budgets),
             "tasks": list((before | described).values()),
             "cases": {
-                name: _union(known["cases"].get(name, []), mine.get(name, []))
+                name: _union(known.get("cases", {}).get(name, []), mine.get(name, []))
                 for name in before | mine
             },
         }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmcompress.errors import MediaError
+from vlmcompress.errors import MediaError, VLMCompressError
 from vlmcompress.eval.run.answering import Batch, Outcome, answer
 from vlmcompress.eval.run.cases import Case
 from vlmcompress.eval.run.store import ANSWERS, TIMES, Key, Store
@@ -96,6 +96,44 @@ def run(
                 warm_up = place == 0  # of this process, whose first calls take longer
                 store.append(TIMES, [{"batch": piece.number, "warm_up": warm_up, **times}])
             progress(len(piece.samples), f"{piece.task.name}: {case}")
+
+
+def check_budgets(model: Any, processor: Any, jobs: Sequence[Job]) -> None:
+    """Raise unless each budget lets some method answer the first question of each task.
+
+    One is enough: which methods cannot meet a budget is part of the result.
+
+    Raises:
+        VLMCompressError: none can; the message says what the last one said.
+    """
+    for job in jobs:
+        batch = Batch(model, processor, job.samples[:1])
+        for budget in dict.fromkeys(case.budget for case in job.cases if case.budget is not None):
+            at_budget = [case for case in job.cases if case.budget == budget]
+            reason = _why_none(model, processor, batch, at_budget, job.task)
+            if reason is not None:
+                raise VLMCompressError(f"no method can run at budget {budget}: {reason}")
+
+
+def _why_none(
+    model: Any, processor: Any, batch: Batch, at_budget: Sequence[Case], task: Task
+) -> str | None:
+    """What the last case said; None as soon as one runs, or where the question is at fault."""
+    reason = None
+    for case in at_budget:
+        try:
+            inputs = batch.inputs(case)
+        except Exception:
+            return None  # of the question, which is reported with its answer
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                answer(model, processor, inputs, case, max_new_tokens=1)
+        except VLMCompressError as error:
+            reason = str(error)
+        else:
+            return None
+    return reason
 
 
 def _run_case(

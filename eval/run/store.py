@@ -13,9 +13,16 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.extras import needs_eval
 from vlmcompress.eval.run.cases import Case
 from vlmcompress.files import write_json
+from vlmcompress.untrusted import parse_json, read_json
 
 RUN, ANSWERS, TIMES = "run.json", "answers", "times"
 _LOCK = ".lock"
+
+_KEYS = {
+    ANSWERS: {"task", "method", "budget", "index"},
+    TIMES: {"task", "method", "budget", "batch", "warm_up"},
+}
+"""What every line has."""
 
 Key = tuple[str, int, Case]
 """Task, index of the sample, case."""
@@ -74,11 +81,14 @@ def read_lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
                 if not line.endswith("\n"):
                     break
                 try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
+                    found = parse_json(line)
+                except VLMCompressError:
+                    found = None
+                if not isinstance(found, dict) or not _KEYS[name] <= found.keys():
                     raise VLMCompressError(
                         f"{str(path)!r} is damaged at line {number}: remove the line"
-                    ) from None
+                    )
+                yield found
 
 
 def read_run_json(folder: Path) -> dict[str, Any]:
@@ -89,12 +99,28 @@ def read_run_json(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise VLMCompressError(f"folder {str(folder)!r} holds no run: no {RUN}") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, VLMCompressError) as error:
         raise VLMCompressError(f"cannot read {str(path)!r}: {error}") from error
-    return content
+    if not _is_run(content):
+        raise VLMCompressError(
+            f"{str(path)!r} does not describe a run: remove it, or give another --out"
+        )
+    found: dict[str, Any] = content
+    return found
+
+
+def _is_run(content: Any) -> bool:
+    """Whether it has what `begin` and `read_run` look at, each of the right kind."""
+    if not isinstance(content, dict):
+        return False
+    cases, provenance = (content.get(key, {}) for key in ("cases", "provenance"))
+    tasks = content.get("tasks", [])
+    if not (isinstance(cases, dict) and isinstance(provenance, dict) and isinstance(tasks, list)):
+        return False
+    return all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in tasks)
 
 
 _SAME = ("model", "weights_sha256", "dtype", "attention", "batch", "seed")
@@ -164,14 +190,14 @@ def _make(folder: Path) -> None:
 
 def _compare(folder: Path, found: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Raise unless answers of the one may stand beside answers of the other."""
-    before, now = found["provenance"], run["provenance"]
+    before, now = found.get("provenance", {}), run["provenance"]
     for key in _SAME:
         if before.get(key) != now.get(key):
             raise VLMCompressError(
                 f"folder {str(folder)!r} holds another run: {key} {before.get(key)!r} there, "
                 f"{now.get(key)!r} now"
             )
-    known = {task["name"]: task for task in found["tasks"]}
+    known = {task["name"]: task for task in found.get("tasks", [])}
     for task in run["tasks"]:
         if known.get(task["name"], task) != task:
             raise VLMCompressError(

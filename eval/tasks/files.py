@@ -20,6 +20,7 @@ from vlmcompress.eval.tasks.settings import Settings, check_limit, check_name
 from vlmcompress.eval.tasks.task import Media, Sample
 from vlmcompress.media.video import read_video
 from vlmcompress.registry import unknown
+from vlmcompress.untrusted import short
 
 SHORT_PROMPTS = (
     "{question}\nAnswer the question using a single word or phrase.",
@@ -199,13 +200,16 @@ def _task(
 
 def _check_prompt(settings: Settings, prompt: str) -> None:
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
+        fields = [part[1:] for part in string.Formatter().parse(prompt) if part[1] is not None]
     except ValueError as error:
-        raise settings.error(f"prompt {prompt!r}: {error}; write {{{{ for a brace") from error
-    if "question" not in names or not set(names) <= {"question", "choices"}:
+        raise settings.error(f"prompt {short(prompt)}: {error}; write {{{{ for a brace") from error
+    names = {name for name, _, _ in fields}
+    # A width such as {question:>999999999} would be filled up with blanks.
+    plain = not any(style or conversion for _, style, conversion in fields)
+    if "question" not in names or not names <= {"question", "choices"} or not plain:
         raise settings.error(
-            f"prompt {prompt!r} must have {{question}}, may have {{choices}}, and nothing else in "
-            "braces; write {{ and }} for braces"
+            f"prompt {short(prompt)} must have {{question}}, may have {{choices}}, and nothing "
+            "else in braces; write {{ and }} for braces"
         )
 
 

@@ -82,7 +82,9 @@ class WorldTask:
             VLMCompressError: a seed outside `SEEDS`, or more questions than its worlds give.
         """
         if seed not in SEEDS:
-            raise VLMCompressError(f"seed {seed} is out of range: task {self.name!r} takes {SEEDS}")
+            raise VLMCompressError(
+                f"seed {seed} is out of range: task {self.name!r} takes 0 to {SEEDS[-1]}"
+            )
         wanted = DEFAULT_LIMIT if limit is None else check_limit(limit)
         first = HELD_OUT_SEEDS.start + seed * WORLDS_PER_SEED
         found = WORLDS[self.world].questions(tuple(self.kinds), wanted, first)

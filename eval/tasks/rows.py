@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from vlmcompress.errors import MediaError, VLMCompressError
 from vlmcompress.eval.extras import needs_eval
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
+from vlmcompress.untrusted import MAX_LINE, parse_json, refuse_url, short
 
 DATA_SUFFIXES = (".jsonl", ".parquet")
 FIELDS = (
@@ -87,7 +87,9 @@ Record = tuple[str, Mapping[str, Any], Embedded | None]
 def _from_lines(path: Path) -> Iterator[Record]:
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), start=1):
+                if len(line) > MAX_LINE:
+                    raise VLMCompressError(f"{path}, line {number}: longer than {MAX_LINE} letters")
                 if line.strip():
                     where = f"{path}, line {number}"
                     yield where, _object(where, line), None
@@ -99,9 +101,9 @@ def _from_lines(path: Path) -> Iterator[Record]:
 
 def _object(where: str, line: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise VLMCompressError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+        found = parse_json(line)
+    except VLMCompressError as error:
+        raise VLMCompressError(f"{where}: {error}") from error
     if not isinstance(found, dict):
         raise VLMCompressError(f"{where}: expected an object {{...}}, got {line.strip()[:40]}")
     return found
@@ -156,6 +158,7 @@ def _row(
     images: tuple[Callable[[], Image], ...] = ()
     video = None
     if medium == "video":
+        refuse_url(_text(given, "video"))
         video = folder / _text(given, "video")
         check_file(video, "video")
     else:
@@ -181,10 +184,11 @@ def _images(
     """What reads each image of a row: a path, bytes, or the {"bytes", "path"} of `datasets`."""
     if isinstance(found, list) != (field == "images") or found == []:
         wanted = "a list of images" if field == "images" else "one image"
-        raise VLMCompressError(f"field {field!r} must be {wanted}, got {_short(found)}")
+        raise VLMCompressError(f"field {field!r} must be {wanted}, got {short(found)}")
     for number, image in enumerate(_list(found)):
         content = image.get("bytes") or image.get("path") if isinstance(image, dict) else image
         if isinstance(content, str) and content:
+            refuse_url(content)
             check_file(folder / content)
             yield functools.partial(read_image, folder / content)
         elif isinstance(content, bytes) and content and embedded is not None:
@@ -193,7 +197,7 @@ def _images(
         else:
             allowed = "a path" if embedded is None else "a path or bytes"
             raise VLMCompressError(
-                f"field {field!r}: an image must be {allowed}, got {_short(image)}"
+                f"field {field!r}: an image must be {allowed}, got {short(image)}"
             )
 
 
@@ -222,17 +226,12 @@ def _text(given: Mapping[str, Any], field: str) -> str:
         raise VLMCompressError(f"field {field!r} is missing")
     value = given[field]
     if not isinstance(value, str) or not value.strip():
-        raise VLMCompressError(f"field {field!r} must be a text, got {_short(value)}")
+        raise VLMCompressError(f"field {field!r} must be a text, got {short(value)}")
     return value
 
 
 def _texts(given: Mapping[str, Any], field: str) -> tuple[str, ...]:
     value = given[field]
     if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-        raise VLMCompressError(f"field {field!r} must be a list of texts, got {_short(value)}")
+        raise VLMCompressError(f"field {field!r} must be a list of texts, got {short(value)}")
     return tuple(value)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -9,6 +9,7 @@ from typing import Any
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.extras import needs_eval
 from vlmcompress.registry import unknown
+from vlmcompress.untrusted import parse_yaml, read_text, said, short
 
 
 class Settings:
@@ -20,17 +21,16 @@ class Settings:
         Raises:
             VLMCompressError: it is missing, is not YAML, or holds anything but keys and values.
         """
-        with needs_eval():
-            import yaml
         self.path = path
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            with needs_eval():
+                found = parse_yaml(read_text(path))
         except OSError as error:
             raise VLMCompressError(f"cannot read {str(path)!r}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise self.error("the file is not UTF-8 text") from error
-        except yaml.YAMLError as error:
-            raise self.error(f"the file is not YAML: {' '.join(str(error).split())}") from error
+        except VLMCompressError as error:
+            if isinstance(error.__cause__, ImportError):
+                raise
+            raise self.error(f"the file {said(error)}") from error
         if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
             raise self.error("expected lines of the form 'key: value'")
         self._left: dict[str, Any] = found
@@ -58,28 +58,28 @@ class Settings:
         """A text that is not empty. Raises a VLMCompressError, as the following do."""
         value = self._given(key, default)
         if not isinstance(value, str) or not value.strip():
-            raise self.error(f"{key!r} must be a text, got {value!r}")
+            raise self.error(f"{key!r} must be a text, got {short(value)}")
         return value
 
     def number(self, key: str, default: int | None = None) -> int:
         """A whole number from 1."""
         value = self._given(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(f"{key!r} must be a whole number from 1, got {value!r}")
+            raise self.error(f"{key!r} must be a whole number from 1, got {short(value)}")
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of texts that is not empty."""
         value = self._given(key)
         if not isinstance(value, list) or not value or not _all_texts(value):
-            raise self.error(f"{key!r} must be a list of texts, got {value!r}")
+            raise self.error(f"{key!r} must be a list of texts, got {short(value)}")
         return tuple(value)
 
     def table(self, key: str) -> dict[str, str]:
         """Names, each with a text; not empty."""
         value = self._given(key)
         if not isinstance(value, dict) or not value or not _all_texts([*value, *value.values()]):
-            raise self.error(f"{key!r} must be names, each with a text, got {value!r}")
+            raise self.error(f"{key!r} must be names, each with a text, got {short(value)}")
         return value
 
     def finish(self) -> None:

@@ -137,3 +137,14 @@ def test_the_file_works_where_a_method_is_named(cli, loaded, tmp_path):
     model, _ = vlmcompress.load("tiny-llava", device="cpu", dtype="float32")
     with vlmcompress.compress(model, AdaptInfer(str(out)), budget="50%") as handle:
         assert handle.report().budget == "50%"
+
+
+@pytest.mark.parametrize("kind", ["adaptinfer", "gsearch", "embedlens"])
+def test_a_pipe_hears_how_far_it_is(cli, loaded, tmp_path, monkeypatch, kind):
+    """By calls of the model, of which there are never more than said."""
+    monkeypatch.setattr("vlmcompress.cli.progress_bar.EVERY", 0.0)
+    result = cli("calibrate", kind, "--out", tmp_path / "x.json", "--limit", 3, "--batch", 2)
+    assert result.exit_code == 0, result.output
+    shares = [int(line.split("%")[0]) for line in result.stderr.splitlines()]
+    assert shares == sorted(shares)
+    assert 30 <= shares[-1] <= 100

@@ -31,6 +31,7 @@ def refused(refuses):
         (["--limit", "many"], "limit 'many' is neither a count nor like pictures=500,clips=200"),
         (["--limit", "pictures=5,7.5"], "is neither a count nor like"),
         (["--batch", "0"], "a batch is 1 or more, got 0"),
+        (["--model", ""], "the model has no name"),
         (["--model", "tiny-lava"], "unknown model 'tiny-lava': did you mean 'tiny-llava'"),
         (["--save-baselines", "no/folder/b.json"], "there is no folder"),
         (["--check", "b.json", "--limit", "3"], "it takes no --limit"),
@@ -46,7 +47,8 @@ def test_mistakes(refused, unloadable, tmp_path, arguments, pattern):
     ("arguments", "pattern"),
     [
         (["--tasks", "clips"], "takes no videos, as clips asks for"),
-        (["--seed", "100"], "seed 100 is out of range"),
+        (["--seed", "100"], "seed 100 is out of range: task 'pictures' takes 0 to 99$"),
+        (["--budgets", "25%,999"], "no method can run at budget 999: .*144 visual tokens"),
         (["--limit", "100000"], "100000 questions are too many"),
         (["--limit", "clips=5"], "unknown task with a limit 'clips'"),
     ],
@@ -119,3 +121,38 @@ def test_a_missing_package_is_named_before_anything_runs(
     monkeypatch.setitem(sys.modules, name, None)
     words = rf"this part of the evaluation needs {name}: pip install 'vlmcompress\[eval\]'"
     refused(words, "--out", tmp_path / "run")
+
+
+SMALL = ("--limit", 1, "--budgets", "25%", "--tasks", "pictures/color", "--device", "cpu")
+
+
+def test_the_terminal_shows_a_table_and_claims_nothing_of_one_question(
+    cli, loaded, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("vlmcompress.eval.report.plots.draw", lambda results: [])
+    monkeypatch.setattr("vlmcompress.eval.report.examples.examples", lambda *all: [])
+    result = cli("eval", *SMALL, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    table = [
+        line.split() for line in lines if line.startswith(("pictures/color  ", "full", "divprune"))
+    ]
+    assert table[0] == ["pictures/color", "25%"]
+    assert table[1][0] == "full"
+    assert table[1][1] in ("0.0%", "100.0%")
+    assert table[2][0] == "divprune"
+    assert "Best:" not in result.stdout
+    assert "too few to tell" in result.stdout or "No method gave a right answer" in result.stdout
+    assert "fastv at 25%: BudgetError" not in result.stderr
+
+
+def test_who_stops_it_hears_how_to_go_on(cli, loaded, tmp_path, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vlmcompress.eval.run.evaluate.run", stopped)
+    result = cli("eval", *SMALL, "--out", tmp_path / "run")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "with --resume goes on" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

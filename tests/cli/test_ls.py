@@ -41,3 +41,19 @@ def test_usage_errors(cli, arguments):
 
 def test_version(cli):
     assert cli("--version").stdout == f"vlmcompress {vlmcompress.__version__}\n"
+
+
+@pytest.mark.parametrize("what", ["methods", "models"])
+@pytest.mark.parametrize("columns", ["80", "60"])
+def test_a_narrow_terminal_gets_all_of_it_below_each_other(cli, monkeypatch, what, columns):
+    wide = cli("ls", what).stdout
+    monkeypatch.setenv("COLUMNS", columns)
+    narrow = cli("ls", what).stdout
+    assert max(map(len, wide.splitlines())) > 80
+    lines = [line for line in narrow.splitlines() if "/" not in line]  # folders are not cut
+    assert max(map(len, lines)) <= int(columns)
+    for word in ("divprune", "fastv") if what == "methods" else ("llava_next", "gemma3"):
+        assert any(line.startswith(f"{word}  (") for line in narrow.splitlines())
+    if what == "methods":
+        assert "options: ratio=0.098" in narrow
+        assert "paper: arXiv 2503.02175" in narrow

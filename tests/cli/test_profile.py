@@ -1,5 +1,6 @@
 """`vlmcompress profile`: tables, files that are whole or not at all, and mistakes."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -10,8 +11,11 @@ import torch
 from PIL import Image
 
 from vlmcompress.cli import profile_run as profiling
+from vlmcompress.cli.profile_output import show
 from vlmcompress.profiler import random_weights
+from vlmcompress.profiler.measure import Profile, ProfileRow, Saving, Spread, Times
 from vlmcompress.profiler.published_shapes import SHAPES, PublishedShape
+from vlmcompress.profiler.run import RunFacts, Tokens
 from vlmcompress.profiler.stopwatch import STAGES
 
 FAST = ("--rounds", 2, "--output-tokens", 2)
@@ -183,7 +187,9 @@ def test_without_matplotlib(refused, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["matplotlib.figure.Figure.savefig", "pathlib.Path.write_text"])
-def test_a_file_that_cannot_be_written_is_not_there(cli, loaded, tmp_path, monkeypatch, broken):
+def test_a_file_that_cannot_be_written_costs_nothing_but_itself(
+    cli, loaded, tmp_path, monkeypatch, broken
+):
     def fail(*args, **kwargs):
         real = args[1] if "Figure" in broken else args[0]
         if str(tmp_path) not in str(real):
@@ -199,4 +205,50 @@ def test_a_file_that_cannot_be_written_is_not_there(cli, loaded, tmp_path, monke
     result = cli("profile", *FAST, *files)
     assert result.exit_code == 2
     assert "No space left on device" in result.stderr
-    assert not [path for path in tmp_path.iterdir() if "Figure" in broken or path.suffix != ".png"]
+    assert "divprune @ 25%" in result.stdout
+    written = ["p.json"] if "Figure" in broken else ["p.png"]
+    assert [path.name for path in tmp_path.iterdir()] == written
+
+
+def test_eighty_columns_are_enough(cli, loaded, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    methods = "divprune,divprune+fastv(k=3),fastv(k=4)"
+    result = cli("profile", "--method", methods, "--budget", 36, *FAST)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\u2026" not in result.stdout
+    for name in (*STAGES, "quartiles", "achieved", "predicted", "break-even", "KV MB"):
+        assert any(name in line for line in lines if line.startswith(("milliseconds", "saving")))
+    for label in ("divprune @ 36", "divprune+fastv(k=3) @ 36"):
+        assert sum(line.startswith(f"{label} ") for line in lines) >= 2
+    assert "fastv(k=4) @ 36: fastv with its first cut" in result.stdout
+
+
+def test_noise_is_called_so(capsys):
+    times = Times(
+        {"prefill": 1.0}, 1.0, {}, Spread(5.0, 1.0, 9.0), Spread(5.0, 1.0, 9.0), None, 1.0
+    )
+    seen = RunFacts(Tokens(1, 144, 36, 36.0), 1.0, None)
+    saving = Saving(-6.02, -6.02, 0.5, -12.04, 0.1, 3, overlaps=True)
+    known = {
+        "prompt": {"rows": 1, "text": 4, "output_tokens": 2},
+        "attention": {"decoder": "sdpa"},
+        "versions": {"torch": "2", "transformers": "5"},
+        **{"device": "cpu", "cpu": "x", "model": "m", "decoder_layers": 6, "dtype": "float32"},
+        **{"threads": 2, "rounds": 2},
+    }
+    for overlaps in (True, False):
+        own = dataclasses.replace(saving, overlaps=overlaps)
+        show(Profile(known, [ProfileRow("divprune", "36", None, seen, times, own)]))
+        text = capsys.readouterr().out
+        assert ("-602.0%" in text) == (not overlaps)
+        assert ("noise: the quartiles" in text) == overlaps
+
+
+def test_a_pipe_hears_how_far_it_is(cli, loaded, monkeypatch):
+    monkeypatch.setattr("vlmcompress.cli.progress_bar.EVERY", 0.0)
+    result = cli("profile", *FAST)
+    assert "% " not in result.stdout.splitlines()[0]
+    assert "% , " not in result.stderr
+    assert "100%, 0.0 min left" in result.stderr

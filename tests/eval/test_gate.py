@@ -106,14 +106,14 @@ def test_a_file_holds_several_models(tmp_path):
     assert list(content["models"]) == ["tiny-llava", "tiny-qwen"]
     assert content["models"]["tiny-llava"] == baselines_of(RESULTS)
     file.write_text("{")
-    with pytest.raises(VLMCompressError, match="is no JSON file"):
+    with pytest.raises(VLMCompressError, match="is not JSON"):
         save(file, RESULTS)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "is no JSON file"),
+        ("{", "is not JSON"),
         ("[]", "is no file of baselines: vlmcompress eval --save-baselines writes one"),
         ('{"format": 2, "models": {}}', "is no file of baselines"),
         ('{"format": 1, "models": {"tiny-llava": {}}}', "is no file of baselines: KeyError"),

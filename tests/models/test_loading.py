@@ -263,3 +263,14 @@ def test_a_torchvision_that_does_not_import_is_told_first(monkeypatch):
     monkeypatch.setitem(sys.modules, "vlmcompress.models.processors", None)
     with pytest.raises(UnsupportedModelError, match="torchvision is installed but does not import"):
         load("tiny-llava")
+
+
+def test_what_validators_say_is_said_whole(tiny_folder):
+    """Their first line is but a heading."""
+    path = tiny_folder / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["hidden_size"] = "big"
+    path.write_text(json.dumps(config))
+    with pytest.raises(VLMCompressError, match=r"'hidden_size'.* expected int, got str") as caught:
+        load(tiny_folder, device="cpu")
+    assert "\n" not in str(caught.value)

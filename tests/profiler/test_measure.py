@@ -18,7 +18,15 @@ from vlmcompress.patches.decoder import prefill
 from vlmcompress.patches.families.vision_encoders_tiles import TileEncoder
 from vlmcompress.patches.signals.signals import Signals
 from vlmcompress.profiler import machine, measure, stopwatch
-from vlmcompress.profiler.measure import Setting, Spread, achieved, break_even, interleaved, profile
+from vlmcompress.profiler.measure import (
+    WARM_UP,
+    Setting,
+    Spread,
+    achieved,
+    break_even,
+    interleaved,
+    profile,
+)
 from vlmcompress.profiler.run import Runner, RunTimes, Tokens
 from vlmcompress.profiler.stopwatch import Hooks, Stopwatch
 from vlmcompress.tokens import Grid
@@ -269,6 +277,43 @@ def test_a_difference_that_is_none_has_no_share(monkeypatch):
     assert [row.saving.break_even for row in rows] == [None, None]
     assert rows[0].times.per_token is None
     assert achieved(10, 5, 11) is None
+
+
+@pytest.mark.parametrize(
+    ("full", "half", "nothing", "overlaps"),
+    [
+        ([100, 110], [60, 70], [20, 30], [False, False, False]),
+        ([100, 110], [100, 120], [20, 30], [False, False, True]),
+        ([100, 110], [60, 70], [95, 115], [True, True, True]),
+    ],
+)
+def test_a_share_of_times_that_overlap_is_flagged(monkeypatch, full, half, nothing, overlaps):
+    """Also of a method that is not near the full setting, where the two ends are."""
+    turns = {"full": full, "text-only": nothing, "half": half, "none": [1, 1]}
+    calls = dict.fromkeys(turns, 0)
+    times = dict.fromkeys(turns, 50.0)
+    faked(monkeypatch, times)
+    fake = Runner.run
+
+    def run(self, setting):
+        times[setting.label] = turns[setting.label][calls[setting.label] % 2]
+        calls[setting.label] += 1
+        return fake(self, setting)
+
+    monkeypatch.setattr(Runner, "run", run)
+    found, prepare = subject("random llava")
+    seen = []
+    rows = profile(
+        found.model,
+        prepare,
+        to("text-only"),
+        [Setting("half", to("stride", 18), "18"), Setting("none", to("fastv(k=40)", 18), "18")],
+        rounds=2,
+        output_tokens=1,
+        progress=lambda runs, what: seen.append(runs),
+    ).rows
+    assert [row.saving.overlaps for row in rows if row.saving] == overlaps
+    assert sum(seen) == 4 * (WARM_UP + 2)
 
 
 def test_stages_are_means_over_the_middle_half_by_total(monkeypatch):

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from vlmcompress.budget.clock import elapsed
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import write_json
+from vlmcompress.untrusted import read_json
 from vlmcompress.version import __version__
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _folder() -> Path:
 def _read(key: str) -> DecoderTimes | None:
     """What an earlier process measured; None where there is nothing or a damaged file."""
     try:
-        found = json.loads((_folder() / f"{key}.json").read_text())
+        found = read_json(_folder() / f"{key}.json")
         layer = {int(length): float(ms) for length, ms in found["layer"].items()}
         times = DecoderTimes(dict(sorted(layer.items())), float(found["head"]))
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from vlmcompress.eval.worlds.world import KINDS, TRAIN_SEEDS, ask, draw, make_sc
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
 from vlmcompress.prompts import prepare
+from vlmcompress.untrusted import parse_json, read_text, refuse_url, said
 
 _STREAM = 3  # tells the random numbers of these questions from others of the same seed
 
@@ -64,8 +64,8 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Calibrati
     file = Path(path)
     check_file(file, "data file")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(file).splitlines()
+    except (OSError, VLMCompressError) as error:
         raise VLMCompressError(f"data file {str(file)!r} cannot be read: {error}") from error
     found = [
         _parse(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()
@@ -95,13 +95,14 @@ def _picture(asked: CalibrationQuestion) -> Image:
 def _parse(file: Path, number: int, line: str) -> CalibrationQuestion:
     where = f"data file {str(file)!r}, line {number}"
     try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise VLMCompressError(f"{where} is not JSON: {error}") from error
+        entry = parse_json(line)
+    except VLMCompressError as error:
+        raise VLMCompressError(f"{where} {said(error)}") from error
     picture, question = (
         (entry.get("image"), entry.get("question")) if isinstance(entry, dict) else (None, None)
     )
     if not (isinstance(picture, str) and isinstance(question, str) and question.strip()):
         raise VLMCompressError(f'{where} must be like {{"image": "a.png", "question": "what ?"}}')
+    refuse_url(picture)
     check_file(file.parent / picture)
     return CalibrationQuestion(file.parent / picture, question)

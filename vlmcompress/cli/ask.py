@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmcompress import defaults
-from vlmcompress.cli.common import one_line_errors, progress, quiet
+from vlmcompress.cli.common import one_line_errors, progress, quiet, tell
 from vlmcompress.cli.options import (
     Decoder,
     Device,
@@ -23,7 +23,6 @@ from vlmcompress.cli.options import (
 )
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home, whole_file
-from vlmcompress.untrusted import one_line
 
 if TYPE_CHECKING:
     from vlmcompress.cli.ask_request import Request
@@ -132,8 +131,7 @@ def ask(
     overlay = None if overlay is None else at_home(overlay)
     media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
     request = check(media, model, method, budget, option or [], overlay)
-    for note in request.notes:
-        typer.echo(f"note: {one_line(note)}", err=True)
+    tell(request.notes)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)
         with progress("answering"):

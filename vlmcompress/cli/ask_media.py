@@ -16,7 +16,7 @@ from vlmcompress.media.decoders.choice import AUTO, check_decoder
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
 from vlmcompress.media.video import VIDEO_SUFFIXES, Video, check_sampling, read_video
-from vlmcompress.untrusted import MAX_LINE, refuse_url
+from vlmcompress.untrusted import MAX_LINE, check_text, refuse_url
 
 _STDIN = "-"
 
@@ -59,7 +59,7 @@ def name_media(arguments: MediaArguments) -> NamedMedia:
         VLMCompressError: what is wrong and what would be right.
     """
     words, question = _question(arguments)
-    given = [(word, None) for word in words]
+    given: list[tuple[str, str | None]] = [(word, None) for word in words]
     given += [(file, "image") for file in arguments.images]
     given += [(file, "video") for file in arguments.videos]
     if not given:
@@ -106,6 +106,7 @@ def _question(arguments: MediaArguments) -> tuple[list[str], str]:
             raise VLMCompressError(f"no question: the last argument {question!r} is a file")
     if question == _STDIN:
         question = _from_stdin()
+    check_text(question)
     if not question.strip():
         raise VLMCompressError("the question is empty")
     return words, question

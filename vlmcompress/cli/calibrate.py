@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ import typer
 from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
 from vlmcompress.cli.options import Device, Dtype
+from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.files import check_output, whole_file
 
 if TYPE_CHECKING:
@@ -147,6 +150,28 @@ def _asked(
         return training_questions(limit, seed)
 
 
+@contextlib.contextmanager
+def _counted(what: Calibration, model: Any, questions: int, batch: int) -> Iterator[None]:
+    """Show how far it is by counting calls of the model; of how many is known at most."""
+    from vlmcompress.calibrate.adaptinfer import RATIOS
+    from vlmcompress.calibrate.document import depth
+    from vlmcompress.calibrate.gsearch import STEPS
+
+    rounds = {
+        Calibration.embedlens: 1,
+        # The attention, the answers on all tokens, and the shares at two sets of layers.
+        Calibration.adaptinfer: 2 + 2 * len(RATIOS),
+        # The answers on all tokens, and a bisection for each layer but the first.
+        Calibration.gsearch: 1 + (depth(model) - 1) * (STEPS.bit_length() - 1),
+    }[what]
+    with Advance(-(-questions // batch) * rounds) as advance:
+        hook = model.register_forward_hook(lambda *call: advance(1, f"{questions} questions"))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
 def _measure(
     what: Calibration,
     model: str,
@@ -164,7 +189,7 @@ def _measure(
 
     with progress(f"loading {model}"):
         loaded, processor = loading.load(model, device=device, dtype=dtype)
-    with progress(f"asking {model} {len(asked)} questions"):
+    with _counted(what, loaded, len(asked), settings["batch"]):
         if what is Calibration.embedlens:
             origin = f"calibrated on {model} with {len(asked)} pictures: {source}"
             inputs = batches(loaded, processor, asked, settings["batch"])

@@ -6,13 +6,15 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from logging import CRITICAL
 from typing import ParamSpec, TypeVar
 
 import typer
 
+from vlmcompress.cli.progress_bar import EVERY
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.untrusted import one_line
 
@@ -37,11 +39,24 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
+def tell(notes: Iterable[str]) -> None:
+    """Notes that are no errors, one a line on stderr."""
+    for note in notes:
+        typer.echo(f"note: {one_line(note)}", err=True)
+
+
 @contextlib.contextmanager
 def progress(text: str) -> Iterator[None]:
-    """A spinner on stderr while the block runs, where stderr is a terminal."""
+    """A spinner on stderr while the block runs, or a line once it takes long where that is no
+    terminal."""
     if not sys.stderr.isatty():
-        yield
+        told = threading.Timer(EVERY, lambda: typer.echo(f"{text} ...", err=True))
+        told.daemon = True
+        told.start()
+        try:
+            yield
+        finally:
+            told.cancel()
         return
     from rich.console import Console
 

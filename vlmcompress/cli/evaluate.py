@@ -16,7 +16,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
 
 if TYPE_CHECKING:
-    from vlmcompress.eval.run.evaluate import Plan
+    from vlmcompress.eval.run.evaluate import Evaluation, Plan
 
 Model = Annotated[
     str | None,
@@ -127,7 +127,7 @@ def evaluate(
     from vlmcompress.eval.run.evaluate import Plan
 
     plan = Plan(
-        model or defaults.MODEL,
+        defaults.MODEL if model is None else model,
         between_commas(defaults.METHOD if methods is None else methods),
         between_commas(defaults.EVAL_BUDGETS if budgets is None else budgets),
         None if tasks is None else between_commas(tasks),
@@ -170,9 +170,10 @@ def _evaluate(plan: Plan, out: Path, resume: bool, baselines: Path | None) -> No
     with quiet():
         with progress(f"loading {plan.model}"):
             evaluation = Evaluation(plan)
+            evaluation.check()
         # The processes of one `accelerate launch` are one run, of which the first holds the folder.
         with claimed(out) if evaluation.share.rank == 0 else nullcontext():
-            evaluation.carry_out(out, resume, Advance)
+            _carry_out(evaluation, out, resume)
             if evaluation.share.rank > 0:
                 return
             with progress("writing the report"):
@@ -186,13 +187,29 @@ def _evaluate(plan: Plan, out: Path, resume: bool, baselines: Path | None) -> No
     typer.echo(f"report: {out / PAGE}")
 
 
+def _carry_out(evaluation: Evaluation, out: Path, resume: bool) -> None:
+    """Answer the questions; whoever stops that hears how to go on."""
+    from vlmcompress.eval.run.store import RUN
+
+    try:
+        evaluation.carry_out(out, resume, Advance)
+    except KeyboardInterrupt:
+        if evaluation.share.rank == 0 and (out / RUN).exists():
+            typer.echo(f"stopped: the same command with --resume goes on in {out}", err=True)
+        raise
+
+
 def _show(results: dict[str, Any]) -> None:
-    """The warnings, and the best at every budget; the rest stands in the report."""
-    from vlmcompress.eval.report.text import sentences, warnings
+    """The warnings, accuracies, and the best at every budget; the rest stands in the report."""
+    from vlmcompress.cli.tables import numbers
+    from vlmcompress.eval.report.text import accuracies, cannot, sentences, warnings
 
     for task, text in warnings(results):
         typer.echo(f"warning: {task}: {text}", err=True)
     for name, task in results["tasks"].items():
+        numbers(name, *accuracies(task))
+        for line in cannot(task):
+            typer.echo(f"{name}. {line}")
         for heading, claims in sentences(task):
             typer.echo(f"{name}. {heading}. {claims[0]}")
 

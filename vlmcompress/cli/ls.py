@@ -10,9 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from vlmcompress.cli.common import one_line_errors
+from vlmcompress.cli.tables import paragraph, texts
 
 _STATES = """A folder or a Hugging Face id of a type that is not refused works as well. tested: all
 laws hold on this transformers. by structure: what is needed is looked for in the model itself."""
+
+
+_AUTO = "auto takes those that were the most accurate for the model and the budget."
 
 
 class Listing(str, Enum):
@@ -84,21 +88,21 @@ def _methods_text(methods: list[dict[str, Any]]) -> str:
         [
             method["name"],
             "+".join(method["stages"]),
-            ", ".join(f"{name}={value}" for name, value in method["options"].items()) or "-",
             method["summary"],
+            ", ".join(f"{name}={value}" for name, value in method["options"].items()) or "-",
             _with_package(method["paper"], method),
         ]
         for method in methods
     ]
-    table = _table(["method", "stage", "options", "what it does", "paper"], rows)
-    return f"{table}\n\nauto takes those that were the most accurate for the model and the budget."
+    table = texts(["method", "stage", "what it does", "options", "paper"], rows)
+    return f"{table}\n\n{paragraph(_AUTO)}"
 
 
 def _models_text(models: dict[str, list[dict[str, Any]]]) -> str:
-    built_in = _table(
+    built_in = texts(
         ["built in", "folder"], [[model["name"], model["folder"]] for model in models["built_in"]]
     )
-    families = _table(
+    families = texts(
         ["model type", "class", "stages", "media", "state"],
         [
             [
@@ -111,18 +115,9 @@ def _models_text(models: dict[str, list[dict[str, Any]]]) -> str:
             for family in models["families"]
         ],
     )
-    return f"{built_in}\n\n{families}\n\n{_STATES}"
+    return f"{built_in}\n\n{families}\n\n{paragraph(_STATES)}"
 
 
 def _with_package(text: str, entry: dict[str, Any]) -> str:
     """The last cell of a row, with the other package that the row is from."""
     return text if entry["package"] is None else f"{text}, from the package {entry['package']}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns two blanks apart; plain text, so that it can be piped."""
-    widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [head, *rows]
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmcompress import defaults
-from vlmcompress.cli.common import one_line_errors, progress, quiet
+from vlmcompress.cli.common import one_line_errors, quiet
 from vlmcompress.cli.options import Device, Dtype, Fps, Frames, ImageFiles, ModelName, VideoFiles
+from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output, whole_file
 
 if TYPE_CHECKING:
@@ -148,8 +151,7 @@ def profile(
             given = [model, files, image, video, frames, fps]
             shape = RandomShape(random_weights, layers, encoder_layers, visual_tokens, text_tokens)
             prompt = random_prompt(shape, given, device, dtype, attn.value, batch)
-        with progress("measuring"):
-            found = measure(prompt, settings, output_tokens, rounds)
+        found = measure(prompt, settings, output_tokens, rounds)
     _write(found, as_json, plot)
 
 
@@ -164,20 +166,33 @@ def _check_outputs(document: Path | None, plot: Path | None) -> None:
 
 
 def _write(found: Profile, document: Path | None, plot: Path | None) -> None:
+    """Print the result first: a file that cannot be written costs nothing but itself."""
     import json
 
     from vlmcompress.cli.profile_output import show
 
     text = json.dumps(found.to_dict(), indent=1)
+    if str(document) == "-":
+        typer.echo(text)
+    else:
+        show(found)
+    errors: list[VLMCompressError] = []
+    if document is not None and str(document) != "-":
+        with _noted(errors), whole_file(document) as draft:
+            draft.write_text(text + "\n", encoding="utf-8")
     if plot is not None:
         from vlmcompress.profiler.plot import draw
 
-        with whole_file(plot) as draft:
+        with _noted(errors), whole_file(plot) as draft:
             draw(found, draft)
-    if str(document) == "-":
-        typer.echo(text)
-        return
-    if document is not None:
-        with whole_file(document) as draft:
-            draft.write_text(text + "\n", encoding="utf-8")
-    show(found)
+    if errors:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def _noted(errors: list[VLMCompressError]) -> Iterator[None]:
+    """Put an error aside until the other files are written."""
+    try:
+        yield
+    except VLMCompressError as error:
+        errors.append(error)

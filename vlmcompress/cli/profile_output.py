@@ -4,90 +4,81 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from vlmcompress.cli.tables import console, numbers
 from vlmcompress.profiler.measure import Profile, ProfileRow
 from vlmcompress.profiler.stopwatch import STAGES
 
-_WIDTH = 200
-"""Where the output is no terminal."""
+_NOISE = "noise"
+_ABOUT_NOISE = (
+    f"{_NOISE}: the quartiles of the first token overlap those of the full model, or no visual "
+    "token was as slow as all of them, so the runs do not tell what is saved; more --rounds may."
+)
 
 
 def show(found: Profile) -> None:
     """Print a profile as two tables and the conditions."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_WIDTH)
     done = [row for row in found.rows if row.times is not None]
-    console.print(_stage_table(done))
-    console.print(_saving_table(done))
+    _stages(done)
+    _savings(done)
+    out = console()
+    if any(row.saving and row.saving.overlaps for row in done):
+        out.print(_ABOUT_NOISE, markup=False)
     for row in found.rows:
         if row.error is not None:
-            console.print(f"{_label(row)}: {row.error}", markup=False, soft_wrap=True)
-    console.print(_conditions(found.environment), markup=False, soft_wrap=True)
+            out.print(f"{_label(row)}: {row.error}", markup=False)
+    out.print(_conditions(found.environment), markup=False)
 
 
-def _stage_table(rows: list[ProfileRow]) -> Table:
+def _stages(rows: list[ProfileRow]) -> None:
     """Milliseconds of every stage that occurs, per call."""
     occurring = {stage for row in rows if row.times for stage in row.times.stages}
     stages = [stage for stage in STAGES if stage in occurring]
-    table = _table("milliseconds", [*stages, "sum", "total", "per token", "tokens/s"])
+    lines = []
     for row in rows:
         times = row.times
         assert times is not None
         cells = [f"{times.stages[s]:.1f}" if s in times.stages else "-" for s in stages]
         each = "-" if times.per_token is None else f"{times.per_token.median:.2f}"
         total = [f"{sum(times.stages.values()):.1f}", f"{times.total:.1f}"]
-        table.add_row(_label(row), *cells, *total, each, f"{times.tokens_per_second:.1f}")
-    return table
+        lines.append((_label(row), [*cells, *total, each, f"{times.tokens_per_second:.1f}"]))
+    numbers("milliseconds", [*stages, "sum", "total", "per token", "tokens/s"], lines)
 
 
-def _saving_table(rows: list[ProfileRow]) -> Table:
-    columns = (
-        "tokens",
-        "first token",
-        "quartiles",
-        "achieved",
-        "predicted",
-        "of bound",
-        "overhead",
-    )
-    table = _table("saving", [*columns, "break-even", "KV MB", "peak MB"])
+def _savings(rows: list[ProfileRow]) -> None:
+    heads = ["tokens", "first token", "quartiles", "achieved", "predicted", "of bound"]
+    lines = []
     for row in rows:
         seen, times, saving = row.seen, row.times, row.saving
         assert seen is not None
         assert times is not None
         assert saving is not None
-        shares = (saving.achieved, saving.predicted, saving.of_bound, saving.selector_overhead)
         # What the two ends save is 0 and 1 by definition.
         full = row.label == "full"
-        table.add_row(
-            _label(row),
+
+        def share(value: float | None, full: bool = full) -> str:
+            return "-" if full or value is None else f"{value:.1%}"
+
+        def measured(text: str, noise: bool = saving.overlaps and not full) -> str:
+            return _NOISE if noise else text
+
+        cells = [
             f"{seen.tokens.before} > {seen.tokens.mean:.4g}",
             f"{times.ttft.median:.1f} ms",
             f"{times.ttft.low:.1f}-{times.ttft.high:.1f}",
-            *("-" if full else _percent(share) for share in shares),
-            "-" if saving.break_even is None else str(saving.break_even),
+            measured(share(saving.achieved)),
+            share(saving.predicted),
+            measured(share(saving.of_bound)),
+            share(saving.selector_overhead),
+            measured("-" if saving.break_even is None else str(saving.break_even)),
             _mega(seen.kv_bytes),
             _mega(seen.peak_bytes),
-        )
-    return table
-
-
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title, box=None, header_style="bold", pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right")
-    return table
+        ]
+        lines.append((_label(row), cells))
+    numbers("saving", [*heads, "overhead", "break-even", "KV MB", "peak MB"], lines)
 
 
 def _label(row: ProfileRow) -> str:
     return row.label if row.budget is None else f"{row.label} @ {row.budget}"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
 
 
 def _mega(count: int | None) -> str:

@@ -15,14 +15,15 @@ from vlmcompress.budget.budget import Budget
 from vlmcompress.cli.ask_media import MediaArguments
 from vlmcompress.cli.ask_request import Request, check
 from vlmcompress.cli.ask_run import Asker
-from vlmcompress.cli.common import between_commas, progress, silent_libraries
+from vlmcompress.cli.common import between_commas, progress, silent_libraries, tell
+from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.images import read_image
 from vlmcompress.media.video import Video, read_video
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.models import loading
 from vlmcompress.models.names import ASSETS
-from vlmcompress.profiler.measure import Prepare, Profile, Setting, Wrap, profile
+from vlmcompress.profiler.measure import WARM_UP, Prepare, Profile, Setting, Wrap, profile
 from vlmcompress.profiler.published_shapes import configuration
 from vlmcompress.profiler.random_prompts import prompt
 from vlmcompress.profiler.random_weights import build
@@ -111,6 +112,7 @@ def sample_prompt(
         images = [str(_PICTURE)]
     arguments = MediaArguments([*(files or [])], images or [], videos or [], question, frames, fps)
     request = check(arguments, model, None, None, [], None)
+    tell(request.notes)
     with progress(f"loading {request.model}"):
         loaded, processor = loading.load(
             request.model, device=device, dtype=dtype, attn_implementation=attention
@@ -166,7 +168,7 @@ def random_prompt(
 def measure(
     prompt: ProfilePrompt, asked: Sequence[MethodAtBudget], output_tokens: int, rounds: int
 ) -> Profile:
-    """Profile the model in all settings.
+    """Profile the model in all settings, and say on stderr how far it is.
 
     Raises:
         VLMCompressError: the model cannot be profiled.
@@ -176,14 +178,16 @@ def measure(
         return lambda model: compress(model, method, budget, processor=prompt.processor)
 
     settings = [Setting(one.method, wrap(one.method, one.budget), one.budget) for one in asked]
-    found = profile(
-        prompt.model,
-        prompt.prepare,
-        wrap("text-only", None),
-        settings,
-        output_tokens=output_tokens,
-        rounds=rounds,
-    )
+    with Advance((len(settings) + 2) * (WARM_UP + rounds)) as advance:
+        found = profile(
+            prompt.model,
+            prompt.prepare,
+            wrap("text-only", None),
+            settings,
+            output_tokens=output_tokens,
+            rounds=rounds,
+            progress=advance,
+        )
     return Profile({"model": prompt.name, **found.environment}, found.rows)
 
 

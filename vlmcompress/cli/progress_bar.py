@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_EVERY = 30.0
+EVERY = 30.0
 """Seconds between lines where stderr is no terminal."""
 
 
@@ -23,6 +23,15 @@ class Part(Protocol):
     def rank(self) -> int: ...
 
 
+class _Alone:
+    """The only process."""
+
+    rank = 0
+
+
+ALONE: Part = _Alone()
+
+
 class Advance:
     """A bar with the time left on stderr, or now and then a line where that is no terminal.
 
@@ -31,7 +40,7 @@ class Advance:
         part: only the first process shows anything, as if all were as far.
     """
 
-    def __init__(self, steps: int, part: Part) -> None:
+    def __init__(self, steps: int, part: Part = ALONE) -> None:
         self._steps, self._part, self._done = steps, part, 0
         self._started = self._told = time.monotonic()
         self._bar: Progress | None = None
@@ -53,7 +62,7 @@ class Advance:
         self._done += steps
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], advance=steps, description=what)
-        elif self._part.rank == 0 and time.monotonic() - self._told > _EVERY:
+        elif self._part.rank == 0 and time.monotonic() - self._told > EVERY:
             self._told = time.monotonic()
             share = self._done / self._steps
             left = (self._told - self._started) * (1 - share) / share

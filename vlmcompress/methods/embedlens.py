@@ -18,6 +18,7 @@ from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.published_tables import published
 from vlmcompress.ops.nearest_rows import nearest_rows
 from vlmcompress.tokens import Grid, VisualTokens
+from vlmcompress.untrusted import read_json
 
 PUBLISHED = Path(__file__).parent / "data" / "embedlens.json"
 """Name of a model -> its table."""
@@ -47,13 +48,13 @@ class WordTable:
         if name in known:
             return cls.parse(known[name])
         try:
-            return cls.parse(json.loads(Path(name).read_text()))
+            return cls.parse(read_json(Path(name)))
         except OSError:
             raise VLMCompressError(
                 f"embedlens: table {name!r} is neither {' nor '.join(known)} nor a readable "
                 f"file: {_HOW}"
             ) from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise VLMCompressError(
                 f"embedlens: {name} is no table of words ({error}): {_HOW}"
             ) from error

@@ -127,6 +127,8 @@ def _explain(given: str, where: str, error: Exception) -> VLMCompressError:
 
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
+    if reason.endswith(":"):  # a heading, as validators of configurations write them
+        reason = " ".join(lines[:2])
     if "Unrecognized configuration class" in reason:
         return UnsupportedModelError(f"model {given!r} does not answer questions about images")
     if Path(where).is_dir():

@@ -20,6 +20,10 @@ from vlmcompress.profiler.machine import environment
 from vlmcompress.profiler.run import Prepare, RunFacts, Runner, RunTimes, Setting, Tokens, Wrap
 from vlmcompress.profiler.stopwatch import STAGES
 
+WARM_UP = 2
+"""Runs of each setting before it is timed."""
+Progress = Callable[[int, str], None]
+"""Called with runs that are done now, and what was run."""
 _SHARES = ("%", "flops", "ms")
 """Units of budgets that keep more tokens of a longer prompt."""
 
@@ -83,6 +87,9 @@ class Saving:
     """Selection over the prefill of the full setting."""
     break_even: int | None
     """See `break_even`."""
+    overlaps: bool = False
+    """Whether the quartiles of the first token overlap those of the full setting, or those of the
+    full setting and of no visual token each other: the shares are noise then."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ def profile(
     *,
     output_tokens: int = 8,
     rounds: int = 5,
+    progress: Progress = lambda runs, what: None,
 ) -> Profile:
     """Run the bare model, the one without visual tokens and `settings` in turn, and compare.
 
@@ -132,6 +140,8 @@ def profile(
         settings: to be compared.
         output_tokens: of each row. The end-of-text token is suppressed, so there are no fewer.
         rounds: timed runs of each setting.
+        progress: hears of runs that are done, `WARM_UP` and `rounds` of each setting; of one that
+            refuses all at once.
 
     Raises:
         VLMCompressError: the bare model or `nothing` fails, the prompt has no visual token, or a
@@ -144,14 +154,23 @@ def profile(
     blank, full = Setting("text-only", nothing), Setting("full")
     looks: list[RunFacts | str] = [runner.look(blank)]
     looks.insert(0, runner.look(full))
+    progress(2 * WARM_UP, "warm-up")
     for setting in settings:
         try:
             looks.append(runner.look(setting))
+            progress(WARM_UP, "warm-up")
         except VLMCompressError as error:
             looks.append(str(error))
+            progress(WARM_UP + rounds, setting.label)
     pairs = list(zip([full, blank, *settings], looks, strict=True))
     able = [(setting, seen) for setting, seen in pairs if isinstance(seen, RunFacts)]
-    samples = interleaved(lambda one: runner.run(one)[0], [setting for setting, _ in able], rounds)
+
+    def run(setting: Setting) -> RunTimes:
+        times, _ = runner.run(setting)
+        progress(1, setting.label)
+        return times
+
+    samples = interleaved(run, [setting for setting, _ in able], rounds)
     measured = iter(_rows(able, [_times(s, output_tokens, runner.batch) for s in samples]))
     rows = [
         ProfileRow(setting.label, setting.budget, seen) if isinstance(seen, str) else next(measured)
@@ -225,12 +244,18 @@ def _rows(able: Sequence[tuple[Setting, RunFacts]], times: Sequence[Times]) -> l
             of_bound=done / predicted if done is not None and predicted else None,
             selector_overhead=selection / full.spread["prefill"].median,
             break_even=break_even(seen.tokens, selection, slope, share),
+            overlaps=_overlap(full.ttft, nothing.ttft)
+            or (mine is not full and _overlap(full.ttft, mine.ttft)),
         )
 
     return [
         ProfileRow(setting.label, setting.budget, None, seen, mine, saving(setting, seen, mine))
         for (setting, seen), mine in zip(able, times, strict=True)
     ]
+
+
+def _overlap(one: Spread, other: Spread) -> bool:
+    return one.low <= other.high and other.low <= one.high
 
 
 def _times(samples: Sequence[RunTimes], output_tokens: int, batch: int) -> Times:

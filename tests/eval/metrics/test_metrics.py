@@ -65,6 +65,41 @@ COLORS = ("red", "dark blue", "green")
         ("the answer is B", True),
         ("Answer: (B) because", True),
         ("B. red", True),
+        ("**B**", True),
+        ("**B.** dark blue", True),
+        ("Answer: **B**", True),
+        ("**Answer:** B", True),
+        ("Option B", True),
+        ("option B.", True),
+        ("Option B: dark blue", True),
+        ("The correct option is B.", True),
+        ("The answer is option B", True),
+        (r"\boxed{B}", True),
+        (r"A is tempting, but $\boxed{\text{B}}$", True),
+        ("<answer>B</answer>", True),
+        ("Let me see. A ?\n<answer> (B) </answer>", True),
+        ("<answer>dark blue</answer>", True),
+        ("**Dark blue**", True),
+        ("B - green", True),
+        ("B \u2013 dark blue", True),
+        ("B\n\nExplanation: A is not blue.", True),
+        ("answer: b", True),
+        ("**A**", False),
+        ("Option A", False),
+        ("Option B is wrong", False),
+        ("option better", False),
+        ("A or B", False),
+        ("B or A", False),
+        ("B, A", False),
+        ("B. A", False),
+        ("Answer: B or A", False),
+        ("The answer is A. No, the answer is B", False),
+        (r"\boxed{A}", False),
+        (r"\boxed{A} \boxed{B}", False),
+        ("<answer>A</answer><answer>B</answer>", False),
+        ("The answer is blue", False),
+        ("B-movies are dark", False),
+        ("Better\n\nB", False),
         ("A", False),
         ("C. dark blue", False),
         ("red", False),
@@ -78,6 +113,12 @@ COLORS = ("red", "dark blue", "green")
 def test_choice_reads_letters_and_texts(answer, right):
     assert score("choice", answer, "B", choices=COLORS) == right
     assert score("choice", answer, "dark blue", choices=COLORS) == right
+
+
+def test_an_article_behind_the_answer_is_no_letter():
+    """The word "a" is not the first choice."""
+    assert score("choice", "the answer is a red circle", "A", choices=COLORS) == 0
+    assert score("choice", "the answer is a.", "A", choices=COLORS) == 1
 
 
 def test_choice_that_is_a_letter_goes_by_its_text():

@@ -15,8 +15,10 @@ from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.methods.registry import COMPOSITIONS, METHODS
 from vlmcompress.registry import unknown
+from vlmcompress.untrusted import short
 
 _EXAMPLE = 'write for example "divprune", "divprune+fastv" or "divprune(ratio=0.1)+fastv(k=3)"'
+_LONGEST = 10_000
 _NOTHING = frozenset({"none", "no", "off", "null", "nothing", "baseline", "vanilla", "original"})
 """What people call a model that is left alone."""
 _PART = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
@@ -37,6 +39,8 @@ def parse(spec: str | Method | Sequence[Method], /, **options: Any) -> Pipeline:
         VLMCompressError: a malformed spec, or a value of the wrong type or out of range.
     """
     if isinstance(spec, str):
+        if len(spec) > _LONGEST:
+            raise VLMCompressError(f"the method has more than {_LONGEST} letters: {_EXAMPLE}")
         parts = [part for text in split(spec, "+") for part in _read(text)]
     else:
         methods = [spec] if isinstance(spec, Method) else spec
@@ -115,7 +119,7 @@ def _read(text: str) -> list[_Part]:
     """A part such as "fastv(k=3)"; several for the name of a composition."""
     match = _PART.fullmatch(text)
     if match is None:
-        raise VLMCompressError(f"cannot read the method {text.strip()!r}: {_EXAMPLE}")
+        raise VLMCompressError(f"cannot read the method {short(text.strip())}: {_EXAMPLE}")
     options = _literals(match[2] or "", text)
     if match[1] in COMPOSITIONS:
         parts = [part for name in split(COMPOSITIONS[match[1]], "+") for part in _read(name)]
@@ -140,7 +144,7 @@ def _read(text: str) -> list[_Part]:
 
 
 def _literals(arguments: str, text: str) -> dict[str, Any]:
-    malformed = VLMCompressError(f"cannot read the options of {text.strip()!r}: {_EXAMPLE}")
+    malformed = VLMCompressError(f"cannot read the options of {short(text.strip())}: {_EXAMPLE}")
     try:
         call = ast.parse(f"_({arguments})", mode="eval").body
         # "a=1)(b=2" parses too, as a call of a call.

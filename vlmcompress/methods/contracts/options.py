@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.method import Method
+from vlmcompress.untrusted import short
 
 
 def check_types(method: type[Method], values: Mapping[str, object]) -> None:
@@ -23,7 +24,7 @@ def check_types(method: type[Method], values: Mapping[str, object]) -> None:
         if field.name in values and not _fits(values[field.name], hints[field.name]):
             raise VLMCompressError(
                 f"{method.name}: {field.name} must be {_describe(hints[field.name])}, "
-                f"got {values[field.name]!r}"
+                f"got {short(values[field.name])}"
             )
 
 
@@ -68,11 +69,16 @@ def _fits(value: object, hint: Any) -> bool:
         return value in args
     if origin is tuple and args[1:] == (...,):
         return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
-    if isinstance(value, bool) and hint in (int, float):
+    if hint in (int, float) and (isinstance(value, bool) or _is_huge(value)):
         return False
     if hint is float:
         return isinstance(value, int | float)
     return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _is_huge(value: object) -> bool:
+    """An integer that neither a tensor nor a float can hold."""
+    return isinstance(value, int) and abs(value) >= 2**63
 
 
 def _describe(hint: Any) -> str:

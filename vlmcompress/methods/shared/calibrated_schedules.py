@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.shared.schedules import check_reachable, falling, nearest
+from vlmcompress.untrusted import read_json, short
 
 VERSION = 1
 """Format number of the files that `vlmcompress calibrate` writes."""
@@ -52,11 +51,11 @@ class Calibrated:
         """
         how = f"write one for your model with `vlmcompress calibrate {kind}`"
         try:
-            found: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = read_json(Path(path))
             if found["kind"] != kind:
-                raise ValueError(f"its kind is {found['kind']!r}, not {kind!r}")
+                raise ValueError(f"its kind is {short(found['kind'])}, not {kind!r}")
             if found["version"] != VERSION:
-                raise ValueError(f"its version is {found['version']!r}, not {VERSION}")
+                raise ValueError(f"its version is {short(found['version'])}, not {VERSION}")
             shares = tuple(float(share) for share in found["shares"])
             kappa = found.get("kappa")
             return cls(shares, None if kappa is None else float(kappa))
