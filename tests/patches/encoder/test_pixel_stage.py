@@ -16,7 +16,7 @@ from transformers.vision_utils import get_vision_window_index
 from upstream_methods import Bright, Shrink
 
 from vlmcompress.api import compress
-from vlmcompress.errors import BudgetError, CompositionError, UnsupportedCallError, VLMCompressError
+from vlmcompress.errors import CompositionError, UnsupportedCallError, VLMCompressError
 from vlmcompress.methods.downsample import Downsample
 from vlmcompress.methods.pixelprune import PixelPrune
 from vlmcompress.patches.families.tower_layers import attention_layers
@@ -270,11 +270,12 @@ def test_what_describes_the_larger_picture_is_refused():
         encode(subject, inputs | {"image_cu_seqlens": torch.tensor([0, 144])})
 
 
-def test_budgets_are_checked_for_the_largest_picture_of_a_call():
+def test_a_count_above_a_picture_keeps_all_of_it():
     subject = _built.setdefault(NAMES[0], SUBJECTS[NAMES[0]]())
     _, inputs = pictures(subject, [(6, 6), (2, 2)])
     with compress(subject.model, Bright(), budget=9):
         features = encode(subject, inputs).pooler_output
         assert [int(f.any(1).sum()) for f in features] == [9, 4]
-    with compress(subject.model, Bright(), budget=37), pytest.raises(BudgetError, match="above"):
-        encode(subject, inputs)
+    with compress(subject.model, Bright(), budget=37):
+        features = encode(subject, inputs).pooler_output
+        assert [int(f.any(1).sum()) for f in features] == [36, 4]

@@ -60,6 +60,7 @@ def subject_of(name: str, size: tuple[int, int]) -> Subject:
     )
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("method", ["divprune", "pool", "fastv", "divprune+fastv"])
 @pytest.mark.parametrize("size", list(SIZES.values()), ids=list(SIZES))
 @pytest.mark.parametrize("name", list(FAMILY))
