@@ -65,8 +65,8 @@ MUTATIONS = (
     Mutation(
         "skipped undo",
         "patches/hooks/attachments.py",
-        "            handle.remove()",
-        "            handle.id",
+        "            hooks.pop(number, None)",
+        "            hooks.get(number)",
         ("tests/patches/test_engine.py", "-k", "law_5"),
     ),
     Mutation(
@@ -78,14 +78,14 @@ MUTATIONS = (
     ),
     Mutation(
         "ungathered rotary",
-        "patches/sequence/stage_layout.py",
-        'tuple(take_all(given["position_embeddings"], cut.index))',
-        'tuple(x[:, : cut.index.shape[1]] for x in given["position_embeddings"])',
+        "patches/sequence/layer_arguments.py",
+        "tuple(take_all(given, cut.index))",
+        "tuple(x[:, : cut.index.shape[1]] for x in given)",
         (LAWS, "-k", "law_2"),
     ),
     Mutation(
         "wrong row",
-        "patches/decoder/prefill.py",
+        "patches/decoder/prompt_rows.py",
         "embeds[image.row, columns] = ",
         "embeds[0, columns] = ",
         (LAWS, "-k", "law_2"),
@@ -107,8 +107,8 @@ MUTATIONS = (
     Mutation(
         "wrong ranking layer",
         "patches/decoder/layer_attention.py",
-        "return self.layers[self.layer - 1], ",
-        "return self.layers[self.layer], ",
+        "= self.layers[self.layer - 1], self.stages.stash",
+        "= self.layers[self.layer], self.stages.stash",
         (LAWS, "-k", "law_6"),
     ),
     Mutation(

@@ -18,7 +18,7 @@ from vlmcompress.eval.results.summary import read_run, summarise
 from vlmcompress.eval.run.cases import Case
 from vlmcompress.eval.run.evaluate import Evaluation, Plan, Watch
 from vlmcompress.files import write_json
-from vlmcompress.untrusted import read_json, said
+from vlmcompress.files.untrusted import read_json, said
 
 FORMAT = 1
 BEYOND_NOISE = 0.01

@@ -248,8 +248,8 @@ class Engine:
             stages.start_stage(number)
         changed = stages.arguments.of(number, kwargs, hidden)
         followed = stages.arguments.follow(kwargs)
-        if number + 1 in stages.cuts:
-            stages.stash = hidden
+        if self._on.family.no_scores is None:
+            stages.earlier.remember(number, hidden, stages.arguments.embeddings)
         if changed is None and hidden is given and followed is kwargs:
             return None
         if args:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from vlmcompress.errors import PlugInError, UnknownNameError, VLMCompressError
-from vlmcompress.untrusted import short
+from vlmcompress.files.untrusted import short
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

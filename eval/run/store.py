@@ -13,7 +13,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.extras import needs_eval
 from vlmcompress.eval.run.cases import Case
 from vlmcompress.files import write_json
-from vlmcompress.untrusted import parse_json, read_json
+from vlmcompress.files.untrusted import parse_json, read_json
 
 RUN, ANSWERS, TIMES = "run.json", "answers", "times"
 _LOCK = ".lock"

@@ -18,9 +18,9 @@ from vlmcompress.eval.metrics.metrics import METRICS, Metric
 from vlmcompress.eval.tasks.rows import DATA_SUFFIXES, FIELDS, Row, read_rows
 from vlmcompress.eval.tasks.settings import Settings, check_limit, check_name
 from vlmcompress.eval.tasks.task import Media, Sample
+from vlmcompress.files.untrusted import short
 from vlmcompress.media.video import read_video
 from vlmcompress.registry import unknown
-from vlmcompress.untrusted import short
 
 SHORT_PROMPTS = (
     "{question}\nAnswer the question using a single word or phrase.",

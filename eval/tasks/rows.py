@@ -13,9 +13,9 @@ from PIL.Image import Image
 
 from vlmcompress.errors import MediaError, VLMCompressError
 from vlmcompress.eval.extras import needs_eval
+from vlmcompress.files.untrusted import MAX_LINE, parse_json, refuse_url, short
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
-from vlmcompress.untrusted import MAX_LINE, parse_json, refuse_url, short
 
 DATA_SUFFIXES = (".jsonl", ".parquet")
 FIELDS = (

@@ -8,8 +8,8 @@ from typing import Any
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.extras import needs_eval
+from vlmcompress.files.untrusted import parse_yaml, read_text, said, short
 from vlmcompress.registry import unknown
-from vlmcompress.untrusted import parse_yaml, read_text, said, short
 
 
 class Settings:

@@ -30,7 +30,8 @@ class Entrance:
     def __init__(self, installed: Installed) -> None:
         self._now, self._shared = installed.now, installed.shared
         model, base, family = installed.model, installed.base, installed.family
-        self._owners = model, base
+        # Some base models are what users hold.
+        self._owners = (model,) if base is model else (model, base)
         self._codes = codes_of(model, "generate") | codes_of(base, *family.feature_calls.values())
 
     def hook(self, attached: Attachments) -> None:

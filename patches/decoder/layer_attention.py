@@ -40,15 +40,10 @@ class CutContext:
 
     def source(self, of: Of) -> tuple[Any, Tensor]:
         """The layer whose weights are used and the hidden states it is applied to."""
-        if of == "previous":
-            assert self.stages.stash is not None
-            layer, hidden = self.layers[self.layer - 1], self.stages.stash
-            return layer, hidden.to(device_of(layer, hidden.device))
-        step = 1 if of == "next" else 0
-        if self.layer + step >= len(self.layers):
-            raise UnsupportedCallError(f"there is no layer after decoder layer {self.layer}")
-        layer = self.layers[self.layer + step]
-        return layer, self.hidden.to(device_of(layer, self.hidden.device))
+        number = self.number(of)
+        layer, ran = self.layers[number], number < self.layer
+        hidden = self.stages.earlier.inputs[number][0] if ran else self.hidden
+        return layer, hidden.to(device_of(layer, hidden.device))
 
     def heads(self, of: Of, name: str, rows: tuple[int, Tensor] | None, rope: bool) -> Tensor:
         """Queries or keys [B, heads, R, hd] of all chunk tokens, or of some in one row."""
@@ -82,8 +77,10 @@ class CutContext:
         """[B, Hkv, Q, hd]: keys of the chunk's tokens at the current stage."""
         if ("k", of, rope) not in self._heads:
             cached = None if self.no_scores is not None else self._cached(of)
-            if of == "previous" and rope and cached is not None:
-                # That layer has run, so its cache ends with the chunk's keys.
+            number = self.number(of)
+            ran = number < self.layer and not any(number < c < self.layer for c in self.stages.cuts)
+            if ran and rope and cached is not None:
+                # That layer has run on just these tokens, so its cache ends with their keys.
                 self._heads["k", of, rope] = cached[:, :, -self.hidden.shape[1] :]
             else:
                 self._heads["k", of, rope] = self.heads(of, "k", None, rope)
@@ -99,7 +96,7 @@ class CutContext:
         """Keys [B, Hkv, past, hd] of earlier turns, and what they stand for."""
         if self.stages.past == 0:
             return None
-        at, captured = self._number(of), self._captured(of, rope)
+        at, captured = self.number(of), self._captured(of, rope)
         if captured is not None:
             keys = captured.keys[:, :, : -self.hidden.shape[1]]
             seen = self.stages.past_seen(at).last(keys.shape[2])
@@ -152,10 +149,11 @@ class CutContext:
         """What the layer before the cut kept for itself, where computing it anew is no way."""
         if self.no_scores is None:
             return None
-        found = self.stages.captured if of == "previous" and rope else None
+        nearest = of == "previous" and self.number(of) == self.layer - 1
+        found = self.stages.captured if nearest and rope else None
         if found is None:
             raise UnsupportedModelError(
-                f"scores of layer {self._number(of)} ({'with' if rope else 'without'} positions) "
+                f"scores of layer {self.number(of)} ({'with' if rope else 'without'} positions) "
                 f"are not known before layer {self.layer}, as {self.no_scores}: use fastv or "
                 "another method that ranks by the layer before, which must have attention, or a "
                 "projector-stage method"
@@ -168,14 +166,17 @@ class CutContext:
     def _cached(self, of: Of) -> Tensor | None:
         """Keys in the cache of the layer that `of` names, if it stores them plainly."""
         layers: list[Any] = self.stages.cache.layers if self.stages.cache is not None else []
-        at = self._number(of)
+        at = self.number(of)
         plain = at < len(layers) and type(layers[at]) is DynamicLayer
         keys = layers[at].keys if plain and layers[at].is_initialized else None
         return None if keys is None else keys.to(self.hidden.device)
 
     def _embeddings(self, of: Of) -> tuple[Tensor, Tensor]:
         """cos and sin [B, Q, hd] of the chunk's tokens for the layer that `of` names."""
-        kind = self._kind(of)
+        kind, number = self._kind(of), self.number(of)
+        if number < self.layer:
+            cos, sin = self.stages.earlier.inputs[number][1:]
+            return cos, sin
         if kind not in self.stages.arguments.embeddings:
             raise UnsupportedCallError(f"no layer before {self.layer} is of the kind {kind}")
         found: tuple[Tensor, Tensor] = self.stages.arguments.embeddings[kind]
@@ -186,10 +187,19 @@ class CutContext:
         return self.stages.kinds.reach_of(self._kind(of))
 
     def _kind(self, of: Of) -> str:
-        return self.stages.kinds.names[self._number(of)]
+        return self.stages.kinds.names[self.number(of)]
 
-    def _number(self, of: Of) -> int:
-        return self.layer + {"previous": -1, "this": 0, "next": 1}[of]
+    def number(self, of: Of) -> int:
+        """The layer that `of` names; where it sees a window only, the nearest full one before it.
+
+        Raises:
+            UnsupportedCallError: there is no such layer.
+        """
+        number = self.layer + {"previous": -1, "this": 0, "next": 1}[of]
+        if number >= len(self.layers):
+            raise UnsupportedCallError(f"there is no layer after decoder layer {self.layer}")
+        # What a layer kept for itself is known of the layer before the cut only.
+        return number if self.no_scores is not None else self.stages.kinds.ranks_in(number)
 
 
 def _shown(mask: Tensor, row: int, queries: Tensor) -> Tensor:
@@ -252,6 +262,7 @@ class DecoderLayerView:
         scaling = context.scaling(of)
         if keys == "visual":
             return attention_rows(q, context.chunk_keys(of, rope)[row][:, self.visual], scaling)
+        self._look(of)
         seen = context.seen(of, rope, row, queries)
         weights = attention_rows(q, context.all_keys(of, rope, row), scaling, seen)
         # Earlier turns take part in the softmax; only this chunk's columns are returned.
@@ -260,6 +271,7 @@ class DecoderLayerView:
     def propagate(
         self, mass: Tensor, *, temperature: float = 1.0, of: Literal["this", "previous"] = "this"
     ) -> Tensor:
+        self._look(of)
         row, context = self.span.row, self.context
         last = context.stages.last
         assert last is not None
@@ -279,6 +291,18 @@ class DecoderLayerView:
             temperature=temperature,
         )
         return found[..., -len(slots) :]
+
+    def _look(self, of: Of) -> None:
+        """Tell the report where a window ends behind the image and no full layer comes before."""
+        reach, trace = self.context.reach(of), self.span.trace
+        if reach is None or self.span.reach < reach.size:
+            return
+        note = (
+            f"before decoder layer {self.layer} it was ranked in layer {self.context.number(of)}, "
+            f"which sees {reach.size} tokens back, and the image begins {self.span.reach} back: "
+            "tokens further away count as 0, and no full layer comes before"
+        )
+        trace.notes += [note] if note not in trace.notes else []
 
     def keys(self, *, rope: bool = True, of: Of = "this") -> Tensor:
         return self.context.chunk_keys(of, rope)[self.span.row].detach().float()

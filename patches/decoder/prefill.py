@@ -267,7 +267,9 @@ class Prefill:
             slots = slot[image.row, columns[indices.sort().values]]
             separators = placed.move(slot[image.row])
             trace.separators[0] = len(separators)
-            stages.spans.append(Span(image.row, slots, indices, separators, trace))
+            first = int(image.columns[image.open[0]]) if len(image.open) else 0
+            reach = texts[image.row][1] - first
+            stages.spans.append(Span(image.row, slots, indices, separators, trace, reach))
         layers = {layer for plan in self.plans for layer in plan.schedule}
         stages.cuts = tuple(sorted(layers))
         stages.checks = self.checks  # one wait for all of them, when the layers are done

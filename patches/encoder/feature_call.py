@@ -155,7 +155,7 @@ class FeatureCalls:
                 return output
             if method is not None:
                 encoded = method.put_back(done, modality, call, output, encoded)
-        note(output, encoded)
+        note(installed.family.features(output), encoded)
         installed.now.encoded[modality] = installed.now.noted[modality] = encoded
         return output
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family, _expect
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
-from vlmcompress.patches.families.table import OUT_OF_SCOPE, TESTED, UNSCORED, Row, row_of
+from vlmcompress.patches.families.table import CLIPS, OUT_OF_SCOPE, TESTED, UNSCORED, Row, row_of
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.tokens import Layout
 
@@ -62,7 +62,8 @@ class Generic(Family):
         self._base_path, base = _find_base(model)
         self.text_module = _find_decoder(base)
         self._tokens, self.feature_calls = _find_calls(base, config)
-        self.video = "video" in self.feature_calls
+        untested = self.name in TESTED - CLIPS
+        self.video = "video" in self.feature_calls and not untested
         self.masks_in_base = _makes_masks(base)
         lm: Any = base.get_submodule(self.text_module)
         three_axes = "mrope" in str(getattr(lm.config, "rope_parameters", None))

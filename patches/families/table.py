@@ -64,7 +64,13 @@ BROKEN = {
 }
 """Type and release of transformers that cannot run it."""
 
-CLIPS = frozenset(_names("internvl smolvlm"))
+CLIPS = frozenset(
+    _names("""
+    cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 hy_v4_vl
+    hyperclovax_vision_v2 lfm3_vl minimax_m3_vl qwen2_5_omni_thinker qwen3_5 qwen3_5_moe
+    qwen3_omni_moe_thinker qwen4_exp
+    """)
+)
 """Those of them whose clips were tested."""
 
 _CROSS = "its decoder looks at pictures through cross-attention, so no token stands for a picture"

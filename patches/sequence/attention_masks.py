@@ -82,6 +82,20 @@ class LayerKinds:
         """How far a kind of layer sees back, None where it sees everything."""
         return self.reaches.get(kind)
 
+    def ranks_in(self, layer: int) -> int:
+        """The nearest layer, `layer` or one before it, that sees all tokens.
+
+        A sliding layer gives images behind its window no attention: nothing can be ranked there.
+        It depends on nothing but the model, or a prompt would be ranked otherwise in a batch with
+        a longer one. `layer` itself where no layer before it is full.
+        """
+        full = [
+            number
+            for number, name in enumerate(self.names[: layer + 1])
+            if self.reach_of(name) is None and has_keys(name)
+        ]
+        return max(full, default=layer)
+
     @property
     def needs_padding(self) -> bool:
         """Whether some layers make use of a 2-D mask, beside those made here for others."""

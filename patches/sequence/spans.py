@@ -22,6 +22,8 @@ class Span:
     separators: Separators
     """At slots of the current stage."""
     trace: ImageTrace
+    reach: int = 0
+    """Columns from its first token to the last of the prompt."""
 
     def move(self, slot: Tensor, places: Tensor) -> None:
         """Keep the tokens at `places`; `slot` [Q] gives every old slot of the row its new one."""

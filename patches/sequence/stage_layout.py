@@ -23,6 +23,7 @@ from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.gather import take, take_all
 from vlmcompress.patches.sequence.attention_masks import Given, LayerKinds, VisibleKeys
 from vlmcompress.patches.sequence.cache_state import CacheState, Slots
+from vlmcompress.patches.sequence.earlier_inputs import EarlierInputs
 from vlmcompress.patches.sequence.layer_arguments import LayerArguments
 from vlmcompress.patches.sequence.packing import both, pack, slot_of
 from vlmcompress.patches.sequence.placeholders import close
@@ -83,10 +84,8 @@ class StageLayout:
     """The layer at which the running stage began; not always the last cut, for a stage also begins
     where an *earlier* turn cut: from there on the cache holds fewer keys, though this forward drops
     nothing. `last_cut` says what of the chunk is kept, `current` whose keys and masks are right."""
-    stash: Tensor | None = None
-    """Input of the layer before a cut."""
     captured: Captured | None = None
-    """Of that layer, where its parts have names of their own."""
+    """What the layer before a cut attended with, where its parts have names of their own."""
     fired: Tensor | None = None
     """[B, Q, I]: what the neurons of that layer gave, where the method watches them."""
     _rows: dict[int, Slots] = field(default_factory=dict)
@@ -213,15 +212,12 @@ class StageLayout:
         return (before + steps.cumsum(1) - 1).clamp_min(0)
 
     def cut(self, layer: int, kept: list[Tensor], hidden: Tensor) -> Tensor:
-        """Drop tokens of the spans before `layer`.
+        """Drop tokens of the spans before `layer`; gives hidden states [B, Q', D] of the others.
 
         Args:
             layer: the first layer without them.
             kept: per span, ascending places [count] among its surviving tokens.
             hidden: [B, Q, D] at the current stage.
-
-        Returns:
-            [B, Q', D] hidden states of the kept tokens.
         """
         rows = self.rows(self.current)
         opened = self._open(rows)
@@ -236,7 +232,8 @@ class StageLayout:
         hidden, entered = take_all([hidden, rows.index], index)
         self._rows[layer] = Slots(entered, valid)
         self.move(slot_of(keep, size), kept)
-        self.stash = self.fired = self.captured = None  # they are of slots that have moved
+        self.earlier.cut(layer, index)
+        self.fired = self.captured = None  # they are of slots that have moved
         for span in self.spans:
             span.trace.cuts[layer] = span.index
             span.trace.separators[layer] = len(span.separators)
@@ -245,6 +242,11 @@ class StageLayout:
     def open(self) -> Tensor | None:
         """[B, Q] bool: slots of the chunk at the current stage that are tokens; None for all."""
         return self._open(self.rows(self.current))
+
+    @cached_property
+    def earlier(self) -> EarlierInputs:
+        """What has entered layers in which a later cut ranks."""
+        return EarlierInputs(self.kinds, self.cuts)
 
     def _open(self, rows: Slots) -> Tensor | None:
         if self.padding is None:
@@ -268,9 +270,8 @@ class StageLayout:
         """What the cache must remember after this forward."""
         if not self.spans and self.state is not None:  # nothing dropped: all stages grow alike
             return self.state.grown(self.width)
-        starts = {0, *self._rows, *(self.state.stages if self.state else ())}
         prompt = {}
-        for start in sorted(starts):
+        for start in sorted({0, *self._rows, *(self.state.stages if self.state else ())}):
             slots = self.keys(start)
             end = slots.index.shape[1] - self.generated
             valid = None if slots.valid is None else slots.valid[:, :end]

@@ -16,15 +16,15 @@ which would be copied and saved along with it.
 """
 
 
-def note(output: Any, known: object) -> None:
-    """Let `known_of` give `known` for this output of a feature call while its tensors live."""
-    for number, features in enumerate(_tensors(output)):
-        _KNOWN[features] = known, number
+def note(features: Any, known: object) -> None:
+    """Let `known_of` give `known` for these features of a call while their tensors live."""
+    for number, one in enumerate(_tensors(features)):
+        _KNOWN[one] = known, number
 
 
-def known_of(output: Any) -> Any:
-    """What was noted of the call that gave all tensors of an output in this order, else None."""
-    found = [_KNOWN.get(features) for features in _tensors(output)]
+def known_of(features: Any) -> Any:
+    """What was noted of the call that gave all these tensors in this order, else None."""
+    found = [_KNOWN.get(one) for one in _tensors(features)]
     known = found[0][0] if found and found[0] is not None else None
     for number, one in enumerate(found):
         if one is None or one[0] is not known or one[1] != number:
@@ -32,6 +32,5 @@ def known_of(output: Any) -> Any:
     return known
 
 
-def _tensors(output: Any) -> Sequence[Tensor]:
-    features = output.pooler_output
+def _tensors(features: Any) -> Sequence[Tensor]:
     return [features] if isinstance(features, Tensor) else features

@@ -202,7 +202,7 @@ class Signals:
             features = self._parts.family.features(output)
             if features is None:
                 continue
-            known: Encoded | None = known_of(output) or noted.get(modality)
+            known: Encoded | None = known_of(features) or noted.get(modality)
             if self._tower is not None and (known is None or known.by is not self.mark):
                 raise UnsupportedCallError(
                     f"{self._name} needs {', '.join(sorted(self.collected & WHILE_ENCODING))}: "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from shrink import CLASSES
 
-from vlmcompress.patches.families.table import TESTED, row_of
+from vlmcompress.patches.families.registry import FAMILIES
+from vlmcompress.patches.families.table import CLIPS, TESTED, row_of
 
 DOZEN = (
     "llava",
@@ -42,3 +43,5 @@ ELSEWHERE = {"llava_next", "llava_next_video", "llava_onevision"}
 """Their separators are known, so tests/patches/test_laws.py has oracles of their own for them."""
 TESTED_HERE = [name for name in CLASSES if name in TESTED and name not in ELSEWHERE]
 CUTS = {name for name in TESTED_HERE if row_of(name).no_cuts is None}
+CLIPS_HERE = [name for name in CLASSES if name in CLIPS and name not in FAMILIES.names()]
+"""Those with an adapter of their own have their clips in tests/patches."""

@@ -66,8 +66,8 @@ class Subject:
         ids = words(3)
         for _ in range(images):
             ids += self.image() + words(2)
-        pixels = torch.randn(images, *self.pixel_shape, generator=g)
-        return ids + words(text), pixels.to(self.model.dtype)
+        ids += words(text)
+        return ids, torch.randn(images, *self.pixel_shape, generator=g).to(self.model.dtype)
 
     def batch(self, *prompts: Prompt) -> dict[str, torch.Tensor]:
         """Inputs of a batch, padded on the left."""

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from kv_cache import cache_in, cached
+from mechanisms import MECHANISMS
 from oracle import BOTH, DECODER, TOLERANCE, budget, oracle
 
 from vlmcompress.api import compress
 from vlmcompress.errors import UnsupportedCallError
+
+pytestmark = pytest.mark.pairs(subject=MECHANISMS)
 
 METHODS = ["divprune", "random", "tome(stage='projector')", "text-only", *DECODER, *BOTH]
 CLOSED = ["one image", "the last image", "all images", "parts of images"]

@@ -190,9 +190,6 @@ _REFUSED = {
         inputs_embeds=s.model.get_input_embeddings()(i["input_ids"]),
         pixel_values=i["pixel_values"],
     ),
-    "prompt ending in an image": lambda s, i: s.model(
-        input_ids=i["input_ids"][:, :39], pixel_values=i["pixel_values"]
-    ),
 }
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from vlmcompress.budget.clock import elapsed
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import write_json
-from vlmcompress.untrusted import read_json
+from vlmcompress.files.untrusted import read_json
 from vlmcompress.version import __version__
 
 if TYPE_CHECKING:

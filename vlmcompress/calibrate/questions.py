@@ -12,10 +12,10 @@ from PIL.Image import Image
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.worlds.world import KINDS, TRAIN_SEEDS, ask, draw, make_scene
+from vlmcompress.files.untrusted import parse_json, read_text, refuse_url, said
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
 from vlmcompress.prompts import prepare
-from vlmcompress.untrusted import parse_json, read_text, refuse_url, said
 
 _STREAM = 3  # tells the random numbers of these questions from others of the same seed
 

@@ -12,11 +12,11 @@ from PIL import Image
 from vlmcompress.cli.common import silent_libraries
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home
+from vlmcompress.files.untrusted import MAX_LINE, check_text, refuse_url
 from vlmcompress.media.decoders.choice import AUTO, check_decoder
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
 from vlmcompress.media.video import VIDEO_SUFFIXES, Video, check_sampling, read_video
-from vlmcompress.untrusted import MAX_LINE, check_text, refuse_url
 
 _STDIN = "-"
 

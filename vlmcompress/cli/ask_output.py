@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlmcompress.files.untrusted import visible
 from vlmcompress.media.video import Video
 from vlmcompress.report.report import by_medium, frame_counts
-from vlmcompress.untrusted import visible
 
 if TYPE_CHECKING:
     from vlmcompress.cli.ask_request import Request

@@ -16,7 +16,7 @@ import typer
 
 from vlmcompress.cli.progress_bar import EVERY
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.untrusted import one_line
+from vlmcompress.files.untrusted import one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files.untrusted import read_json
 from vlmcompress.methods.contracts.method import Selector, share_kept
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.published_tables import published
 from vlmcompress.ops.nearest_rows import nearest_rows
 from vlmcompress.tokens import Grid, VisualTokens
-from vlmcompress.untrusted import read_json
 
 PUBLISHED = Path(__file__).parent / "data" / "embedlens.json"
 """Name of a model -> its table."""

@@ -97,7 +97,7 @@ def test_the_first_mistake_is_told_and_leaves_nothing_behind():
             with pytest.raises(VLMCompressError, match=r"before layer 2, got \[0, 2, 99\]$"):
                 last_logits(subject, inputs)
             assert len(method.asked) == cuts
-            assert c._engine.now.flow is c._engine.now.call is None
+            assert c._engine.now.stages is c._engine.now.call is None
         assert torch.equal(last_logits(subject, inputs), expected)
 
 

@@ -64,18 +64,18 @@ class Looking(DecoderMethod):
 
     def score(self, view: Any) -> Tensor:
         n, g = len(view.hidden), torch.Generator().manual_seed(7)
-        row, flow = view.span.row, view.context.flow
-        columns = flow.chunk_seen().columns[row]
+        row, stages = view.span.row, view.context.stages
+        columns = stages.chunk_seen().columns[row]
         # Of each column its own, however the slots are shifted.
         mass = torch.rand(1000, generator=g)[columns]
         self.found.append(
             {
                 "layer": view.layer,
-                "flow": flow,
+                "stages": stages,
                 "depth": view.depth,
                 "row": row,
                 "columns": columns,
-                "valid": flow.chunk_seen().valid,
+                "valid": stages.chunk_seen().valid,
                 "mass": mass,
                 "hidden": view.hidden,
                 "activations": view.activations(torch.arange(n)),
@@ -169,7 +169,7 @@ def test_the_view_shows_what_the_bare_model_computes(shown):
     for found in method.found:
         check_passed(shown, report, inputs, found, report.images)
         # What only a cut needs is let go of.
-        assert found["flow"].fired is found["flow"].stash is None
+        assert found["stages"].fired is None
     assert {found["layer"] for found in method.found} == {2, 4}
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import TOLERANCE, last_logits, left, oracle
+from bare import last_logits
+from oracle import TOLERANCE, left, oracle
 from subject_models import CLIP, IMAGE, LLAMA, QWEN2, SIGLIP, VIDEO, build
 from subjects import Subject
 

@@ -255,7 +255,7 @@ def test_the_first_of_several_that_the_model_gives_is_collected(vision, needs, c
         collected = {need.partition("|")[0] for need in needs}
     with compress(model, method, budget=4) as c:
         model(**subject.batch(subject.prompt(1, 1)))
-        assert c._engine.signals.collected == collected
+        assert c._engine.installed.signals.collected == collected
     assert given(shown[0]) == collected
 
 

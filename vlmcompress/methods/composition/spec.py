@@ -10,12 +10,12 @@ from typing import Any
 
 from vlmcompress.defaults import AUTO
 from vlmcompress.errors import CompositionError, UnknownNameError, VLMCompressError
+from vlmcompress.files.untrusted import short
 from vlmcompress.methods import Method
 from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.methods.registry import COMPOSITIONS, METHODS
 from vlmcompress.registry import unknown
-from vlmcompress.untrusted import short
 
 _EXAMPLE = 'write for example "divprune", "divprune+fastv" or "divprune(ratio=0.1)+fastv(k=3)"'
 _LONGEST = 10_000

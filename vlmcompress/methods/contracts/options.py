@@ -9,8 +9,8 @@ from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files.untrusted import short
 from vlmcompress.methods.contracts.method import Method
-from vlmcompress.untrusted import short
 
 
 def check_types(method: type[Method], values: Mapping[str, object]) -> None:

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files.untrusted import read_json, short
 from vlmcompress.methods.shared.schedules import check_reachable, falling, nearest
-from vlmcompress.untrusted import read_json, short
 
 VERSION = 1
 """Format number of the files that `vlmcompress calibrate` writes."""

@@ -7,13 +7,13 @@ import time
 import pytest
 from task_files import add_pictures
 
-from vlmcompress import untrusted
 from vlmcompress.calibrate import read_questions
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.gate import compare
 from vlmcompress.eval.results.read import read_run
 from vlmcompress.eval.run.store import ANSWERS, Store, begin, read_lines, read_run_json
 from vlmcompress.eval.tasks.registry import load_tasks
+from vlmcompress.files import untrusted
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.registry import METHODS
 
