@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vlmcompress.files.untrusted import visible
 from vlmcompress.report.light import EDGE, PAGE, dimmed
-from vlmcompress.untrusted import visible
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+"""What Pillow has by itself, with FreeType and without."""
 
 _SIZE, _LINE, _MARGIN = 15, 21, 2
 _SWATCH = (30, 16)
@@ -58,7 +61,7 @@ def _swatch(page: Image.Image, pen: ImageDraw.ImageDraw, share: float, at: tuple
     pen.rectangle((*at, *corner), fill=(red, green, blue), outline=outline)
 
 
-def _legend_rows(font: ImageFont.FreeTypeFont, room: int) -> list[list[tuple[float, str]]]:
+def _legend_rows(font: Font, room: int) -> list[list[tuple[float, str]]]:
     """The entries in as many rows as they need."""
     rows: list[list[tuple[float, str]]] = [[]]
     left = room
@@ -71,11 +74,11 @@ def _legend_rows(font: ImageFont.FreeTypeFont, room: int) -> list[list[tuple[flo
     return rows
 
 
-def _entry_width(words: str, font: ImageFont.FreeTypeFont) -> int:
+def _entry_width(words: str, font: Font) -> int:
     return _SWATCH[0] + 6 + round(font.getlength(words)) + 16
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+def _wrapped(text: str, font: Font, room: int) -> list[str]:
     """Lines that fit; words are cut only where one alone is too long."""
     lines = [""]
     for word in text.split():
@@ -90,7 +93,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
     return lines
 
 
-def _parts(word: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+def _parts(word: str, font: Font, room: int) -> list[str]:
     parts = [""]
     for letter in word:
         if parts[-1] and font.getlength(parts[-1] + letter) > room:
@@ -101,7 +104,7 @@ def _parts(word: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
     return parts
 
 
-def _shortened(line: str, font: ImageFont.FreeTypeFont, room: int) -> str:
+def _shortened(line: str, font: Font, room: int) -> str:
     while line and font.getlength(f"{line} ...") > room:
         line = line[:-1]
     return f"{line} ..."

@@ -21,4 +21,7 @@ def dimmed(
         reached: [H, W, 1] share of the layers.
     """
     light, color = _DROPPED + (1 - _DROPPED) * reached, (1 + reached) / 2
-    return light * (color * pixels + (1 - color) * pixels.mean(axis=2, keepdims=True))
+    shown: npt.NDArray[np.float64] = light * (
+        color * pixels + (1 - color) * pixels.mean(axis=2, keepdims=True)
+    )
+    return shown
