@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from vlmcompress.eval.extras import needs_eval
+from vlmcompress.eval.report.heat_map import heat_map
 from vlmcompress.eval.report.text import (
     COMPARED,
     Row,
-    methods_at,
     probes,
     ran,
     shown_budget,
@@ -31,6 +31,13 @@ _MOST = 5
 """Methods in color besides the baselines."""
 _STRONG = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#e377c2")
 _BASELINE = ("#000000", "#8c564b", "#ff7f0e", "#17becf", "#bcbd22")
+_FURTHER = 1.6
+"""Times as many tokens at the end of a line as at that of the last: between two budgets."""
+_STYLES: dict[str, dict[str, Any]] = {
+    "pool": {"linewidth": 3.6, "alpha": 0.55, "marker": "s", "markersize": 7},
+    "downsample": {"linewidth": 1.2, "linestyle": (0, (4, 2)), "marker": "v", "markersize": 4},
+}
+"""Of baselines that give almost the same: one is a wide band, so that both are seen."""
 _REST = "0.82"
 _MARKERS = {FULL: "*", TEXT_ONLY: "X"}
 
@@ -84,7 +91,7 @@ def _of_task(name: str, task: Row) -> Iterator[Picture]:
         name,
         file_name(name, "kinds"),
         f"{name}: accuracy by kind of question at {shown['budget']}",
-        _png(_heat_map(name, task, shown)),
+        _png(heat_map(name, task, shown)),
     )
 
 
@@ -123,7 +130,8 @@ def _against_tokens(name: str, task: Row, lines: Mapping[str, Sequence[Row]]) ->
     colored = colors(lines)
     for method, rows in lines.items():
         x = [max(row["tokens"]["kept"], 0.5) for row in rows]
-        _curve(axes, x, rows, colored.get(method), method in COMPARED)
+        style = _STYLES.get(method, {"linestyle": "--"} if method in COMPARED else {})
+        _curve(axes, x, rows, colored.get(method), style)
     _bounds(axes, task)
     axes.set_xscale("log", base=2)
     ticks = sorted({one["target"] for one in task["budgets"] if one["target"]} | {task["tokens"]})
@@ -147,16 +155,18 @@ def _title(name: str, task: Row, lines: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _curve(
-    axes: Any, x: Sequence[float], rows: Sequence[Row], color: str | None, dashed: bool
+    axes: Any,
+    x: Sequence[float],
+    rows: Sequence[Row],
+    color: str | None,
+    style: Mapping[str, Any],
 ) -> None:
     y = [100 * row["accuracy"] for row in rows]
     if color is None:
         axes.plot(x, y, color=_REST, linewidth=0.8, marker=".", markersize=3, zorder=1)
         return
     low, high = zip(*(row["interval"] for row in rows), strict=True)
-    axes.plot(
-        x, y, color=color, linestyle="--" if dashed else "-", marker="o", markersize=3.5, zorder=3
-    )
+    axes.plot(x, y, color=color, zorder=3, **{"marker": "o", "markersize": 3.5, **style})
     if len(x) > 1:
         axes.fill_between(
             x, 100 * np.array(low), 100 * np.array(high), color=color, alpha=0.1, linewidth=0
@@ -183,9 +193,27 @@ def _bounds(axes: Any, task: Row) -> None:
 def _label_ends(
     axes: Any, ends: Mapping[str, float], places: Mapping[str, float], colored: Mapping[str, str]
 ) -> None:
-    """Names beside the right ends of their lines, moved apart where they would overlap."""
+    """Names beside the right ends of their lines, moved apart where they would overlap.
+
+    A line that ends further left has its name there: a leader across the picture would look as if
+    the curve went on.
+    """
     low, high = axes.get_ylim()
-    order = sorted(ends, key=lambda method: ends[method])
+    last = min(places.values(), default=0.0)
+    for method in (one for one in ends if places[one] > _FURTHER * last):
+        axes.annotate(
+            f"{method} ends here",
+            (places[method], ends[method]),
+            xytext=(5, 9),
+            textcoords="offset points",
+            color=colored[method],
+            fontsize=8.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            zorder=5,
+        )
+    order = sorted(
+        (m for m in ends if places[m] <= _FURTHER * last), key=lambda method: ends[method]
+    )
     heights = spread([ends[method] for method in order], 0.042 * (high - low))
     for method, height in zip(order, heights, strict=True):
         axes.annotate(
@@ -263,33 +291,6 @@ def _timed(axes: Any, rows: Sequence[Row], color: str, label: str, marker: str =
         elinewidth=0.5,
         zorder=3,
     )
-
-
-def _heat_map(name: str, task: Row, shown: Row) -> Figure:
-    rows = [*probes(task), *methods_at(task, shown["budget"])]
-    kinds = list(task["kinds"])
-    values = np.array([[100 * row["by_kind"][kind]["accuracy"] for kind in kinds] for row in rows])
-    values = np.column_stack([[100 * row["accuracy"] for row in rows], values])
-    figure = Figure(figsize=(2.6 + 0.85 * (len(kinds) + 1), 1.4 + 0.24 * len(rows)))
-    figure.set_layout_engine("constrained")
-    axes = figure.subplots()
-    axes.imshow(values, cmap="YlGnBu", vmin=0, vmax=100, aspect="auto")
-    for place, line in enumerate(values):
-        for column, value in enumerate(line):
-            color = "white" if value > 55 else "black"
-            axes.text(
-                column, place, f"{value:.0f}", ha="center", va="center", color=color, fontsize=8
-            )
-    names = ["all", *(f"{kind}\n({task['kinds'][kind]})" for kind in kinds)]
-    axes.set_xticks(range(len(names)), names, fontsize=8)
-    axes.xaxis.tick_top()
-    axes.set_yticks(range(len(rows)), [row["method"] for row in rows], fontsize=8)
-    axes.tick_params(length=0)
-    axes.axvline(0.5, color="white", linewidth=3)
-    axes.axhline(len(probes(task)) - 0.5, color="white", linewidth=3)
-    axes.spines[:].set_visible(False)
-    axes.set_title(f"{name}: accuracy by kind at {shown['budget']}, %", fontsize=10, loc="left")
-    return figure
 
 
 def _plain(axes: Any) -> None:

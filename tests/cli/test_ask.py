@@ -203,6 +203,19 @@ def test_overlay(cli, loaded, sample, tmp_path, name):
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_an_overlay_names_method_question_and_answer(cli, loaded, sample, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "vlmcompress.report.footer.with_footer", lambda page, texts: said.extend(texts) or page
+    )
+    document = ask(cli, sample, QUESTION, "--budget", 36, "--overlay", tmp_path / "x.png")
+    assert said == [
+        "tiny-llava, divprune at 36",
+        f"question: {QUESTION}",
+        f"answer: {document['answer']}",
+    ]
+
+
 def test_overlay_of_several_images_shows_what_was_kept(cli, loaded, picture, sample, tmp_path):
     out = tmp_path / "kept.png"
     reduced = ("--budget", 20, "--compare", "--repeat", 1)

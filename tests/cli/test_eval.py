@@ -138,6 +138,7 @@ def test_the_terminal_shows_a_table_and_claims_nothing_of_one_question(
     table = [
         line.split() for line in lines if line.startswith(("pictures/color  ", "full", "divprune"))
     ]
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
     assert table[0] == ["pictures/color", "25%"]
     assert table[1][0] == "full"
     assert table[1][1] in ("0.0%", "100.0%")

@@ -163,8 +163,15 @@ def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> 
 
 
 def _draw(path: Path, request: Request, run: AskRun, asker: Asker) -> None:
+    from vlmcompress.report.footer import with_footer
     from vlmcompress.report.overlay import draw
 
-    picture = draw(request.media, run.report.images, asker.processor)
+    at_budget = f" at {request.budget}" if request.budget else ""
+    about = [
+        f"{request.model}, {run.report.method}{at_budget}",
+        f"question: {request.question}",
+        f"answer: {run.answer or '(empty)'}",
+    ]
+    picture = with_footer(draw(request.media, run.report.images, asker.processor), about)
     with whole_file(path) as draft:
         picture.save(draft)

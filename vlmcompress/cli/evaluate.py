@@ -201,7 +201,7 @@ def _carry_out(evaluation: Evaluation, out: Path, resume: bool) -> None:
 
 def _show(results: dict[str, Any]) -> None:
     """The warnings, accuracies, and the best at every budget; the rest stands in the report."""
-    from vlmcompress.cli.tables import numbers
+    from vlmcompress.cli.tables import numbers, paragraph
     from vlmcompress.eval.report.text import accuracies, cannot, sentences, warnings
 
     for task, text in warnings(results):
@@ -209,9 +209,9 @@ def _show(results: dict[str, Any]) -> None:
     for name, task in results["tasks"].items():
         numbers(name, *accuracies(task))
         for line in cannot(task):
-            typer.echo(f"{name}. {line}")
+            typer.echo(paragraph(f"{name}. {line}"))
         for heading, claims in sentences(task):
-            typer.echo(f"{name}. {heading}. {claims[0]}")
+            typer.echo(paragraph(f"{name}. {heading}. {claims[0]}"))
 
 
 def _check(file: Path, device: str | None) -> None:

@@ -66,7 +66,9 @@ def texts(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def paragraph(text: str) -> str:
-    """A text in lines that fit."""
+    """A text in lines that fit; as it is where nobody says how wide the output is."""
+    if width() == _PIPED:
+        return text
     return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, width()))
 
 

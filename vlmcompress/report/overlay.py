@@ -15,16 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.video import Video
+from vlmcompress.report.light import EDGE, PAGE, dimmed
 from vlmcompress.report.report import ImageReport, by_medium
 
-_DROPPED = 0.4
-"""Brightness of a patch that never enters the decoder; 1 is the image itself."""
 _LARGEST = 1600
 _PADDING = (96, 96, 96)
 _UNSEEN = (58, 58, 64)
-_EDGE = (255, 200, 40)
 _ANCHOR = (80, 220, 255)
-_PAGE = (255, 255, 255)
 _GAP, _CAPTION = 12, 26
 _SHEET = 1600
 """Width of a sheet of tiles at most; tiles shrink where there are many."""
@@ -177,7 +174,7 @@ def _captioned(
     rows = [range(k, min(k + columns, len(panels))) for k in range(0, len(panels), columns)]
     height = max(panel.height for panel in panels) + _CAPTION
     widths = [sum(panels[k].width for k in row) + _GAP * (len(row) - 1) for row in rows]
-    page = Image.new("RGB", (max(widths), height * len(rows)), _PAGE)
+    page = Image.new("RGB", (max(widths), height * len(rows)), PAGE)
     pen = ImageDraw.Draw(page)
     for number, row in enumerate(rows):
         left = 0
@@ -261,14 +258,11 @@ def _dim(
     pixels = np.asarray(canvas, dtype=np.float64)
     height, width, _ = pixels.shape
     strength = np.repeat(np.repeat(reached, np.diff(ys), 0), np.diff(xs), 1)[..., None]
-    light = _DROPPED + (1 - _DROPPED) * strength
     inside = pixels[ys[0] : ys[-1], xs[0] : xs[-1]]
-    grey = inside.mean(axis=2, keepdims=True)
     down, right = np.mgrid[:height, :width]
     stripes = np.where((down + right) // 6 % 2 == 0, 1.0, 0.8)[..., None]
     out = (pixels.mean(axis=2, keepdims=True) * 0.15 + np.array(_UNSEEN)) * stripes
-    color = (1 + strength) / 2
-    out[ys[0] : ys[-1], xs[0] : xs[-1]] = light * (color * inside + (1 - color) * grey)
+    out[ys[0] : ys[-1], xs[0] : xs[-1]] = dimmed(inside, strength)
     return Image.fromarray(out.clip(0, 255).astype(np.uint8))
 
 
@@ -293,6 +287,6 @@ def _edges(
             here = padded[row + 1, column + 1]
             x, y = min(xs[column], xs[-1] - 1), min(ys[row], ys[-1] - 1)
             if column < columns and here != padded[row, column + 1]:
-                pen.line((x, y, xs[column + 1], y), fill=_EDGE)
+                pen.line((x, y, xs[column + 1], y), fill=EDGE)
             if row < rows and here != padded[row + 1, column]:
-                pen.line((x, y, x, ys[row + 1]), fill=_EDGE)
+                pen.line((x, y, x, ys[row + 1]), fill=EDGE)

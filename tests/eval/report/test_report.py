@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -351,3 +352,32 @@ def test_examples_divide_the_methods_and_show_what_is_kept(tmp_path):
     assert names[-2:] == ["pictures_example1.png", "pictures_example2.png"]
     assert "pictures_example1.png" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "report.html").read_text().count("data:image/png") == 5
+
+
+@pytest.mark.parametrize(("model", "name"), [("tiny-llava", "pictures"), ("tiny-qwen", "clips")])
+def test_a_line_that_ends_early_is_named_where_it_ends(model, name):
+    """A leader across the picture would look as if the curve rose to the top."""
+    file = Path(__file__).parents[3] / "docs" / "eval" / model / "results.json"
+    task = json.loads(file.read_text())["tasks"][name]
+    figure = report_plots._against_tokens(name, task, report_plots._lines(task))
+    (axes,) = figure.axes
+    leaders = [text for text in axes.texts if getattr(text, "arrow_patch", None) is not None]
+    last = min(text.xy[0] for text in leaders)
+    assert "fastv" not in [text.get_text() for text in leaders]
+    assert all(text.xy[0] < 1.6 * last for text in leaders)
+    (early,) = (text for text in axes.texts if text.get_text() == "fastv ends here")
+    assert early.xy[0] > 1.6 * last
+    assert early.arrow_patch is None
+
+
+def test_pool_is_seen_below_downsample():
+    file = Path(__file__).parents[3] / "docs" / "eval" / "tiny-llava" / "results.json"
+    task = json.loads(file.read_text())["tasks"]["pictures"]
+    lines = report_plots._lines(task)
+    color = report_plots.colors(lines)
+    (axes,) = report_plots._against_tokens("pictures", task, lines).axes
+    drawn = {line.get_color(): line for line in axes.lines}
+    pool, downsample = (drawn[color[method]] for method in ("pool", "downsample"))
+    assert pool.get_linewidth() > 2 * downsample.get_linewidth()
+    assert pool.get_markersize() > downsample.get_markersize()
+    assert axes.lines.index(pool) < axes.lines.index(downsample)
