@@ -166,6 +166,7 @@ def test_a_separator_that_is_taken_for_a_token_is_caught(check, break_family, on
     assert "are the same for any picture" in failed(document)[SEPARATORS]
 
 
+@pytest.mark.slow
 def test_a_separator_that_is_always_dropped_is_caught(check, break_family, onevision_folder):
     class Broken(LlavaOnevision):
         def layouts(self, model, modality, features, call):
@@ -180,6 +181,7 @@ def test_a_separator_that_is_always_dropped_is_caught(check, break_family, onevi
     assert SEPARATORS in failed(document)
 
 
+@pytest.mark.slow
 def test_something_that_stays_behind_is_caught(check, monkeypatch, tiny_llava):
     from vlmcompress.patches.engine import Engine
 
@@ -198,6 +200,7 @@ def test_something_that_stays_behind_is_caught(check, monkeypatch, tiny_llava):
     assert set(failed(document)) == {UNDO}
 
 
+@pytest.mark.slow
 def test_what_the_bare_model_does_not_keep_is_void(check, monkeypatch, tiny_llava):
     model, _ = tiny_llava
     generate = type(model).generate
@@ -253,9 +256,9 @@ def test_mistakes_are_one_line(monkeypatch, arguments, words):
 
 def test_a_model_must_be_ready(tiny_llava):
     model, processor = tiny_llava
-    with vlmcompress.compress(model, "divprune", 36):
-        with pytest.raises(VLMCompressError, match="is compressed"):
-            vlmcompress.check(model, processor)
+    compressed = vlmcompress.compress(model, "divprune", 36)
+    with compressed, pytest.raises(VLMCompressError, match="is compressed"):
+        vlmcompress.check(model, processor)
     try:
         model.train()
         with pytest.raises(VLMCompressError, match="training mode"):
