@@ -94,7 +94,8 @@ def models() -> str:
         "PaliGemma: [docs/models.md](docs/models.md) tells for each of them where tokens can be "
         "dropped. Types that are not listed there are tried by their structure, with a warning, or "
         "refused with the reason; `vlmcompress check MODEL` proves them on your weights "
-        f"([what it asks](docs/check.md)).\n\nBuilt in, for trying things out without a download: {names}."
+        "([what it asks](docs/check.md)).\n\n"
+        f"Built in, for trying things out without a download: {names}."
     )
 
 

@@ -44,7 +44,7 @@ def check(
     """Check on a model that dropping visual tokens changes nothing but that they are gone.
 
     The cheap laws that the tests of vlmcompress ask of tiny models. What the bare model does not
-    keep itself is void. Takes some fifty forwards of one or two prompts.
+    keep itself is void. Takes about a hundred forwards of one or two prompts, half of them short.
 
     Args:
         model: of a supported family, in evaluation mode, not compressed.
