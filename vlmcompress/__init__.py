@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vlmcompress.budget.budget import Budget
     from vlmcompress.errors import VLMCompressError
     from vlmcompress.flops.paper_conventions import DecoderShape, kv_bytes, prefill_flops
+    from vlmcompress.laws.check import check
+    from vlmcompress.laws.report import CheckReport
     from vlmcompress.media.video import Video, read_video
     from vlmcompress.methods import get_method, list_methods, register_method
     from vlmcompress.models.loading import load
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budget",
+    "CheckReport",
     "Compression",
     "DecoderShape",
     "Grid",
@@ -36,6 +39,7 @@ __all__ = [
     "Video",
     "VisualTokens",
     "__version__",
+    "check",
     "compress",
     "get_method",
     "kv_bytes",
@@ -49,6 +53,7 @@ __all__ = [
 
 _HOME = {
     "Budget": "budget.budget",
+    "CheckReport": "laws.report",
     "Compression": "api",
     "DecoderShape": "flops.paper_conventions",
     "Grid": "tokens",
@@ -58,6 +63,7 @@ _HOME = {
     "VLMCompressError": "errors",
     "Video": "media.video",
     "VisualTokens": "tokens",
+    "check": "laws.check",
     "compress": "api",
     "get_method": "methods",
     "kv_bytes": "flops.paper_conventions",

@@ -247,8 +247,8 @@ def _warn_untested(name: str) -> None:
     standing = standing_of(name)
     if standing.state != "tested":
         warnings.warn(
-            f"{name} works by its structure but is not tested ({standing.reason}): compare a few "
-            "answers with those of the plain model",
+            f"{name} works by its structure but is not tested ({standing.reason}): "
+            "`vlmcompress check MODEL` proves it on your weights",
             UntestedModelWarning,
             stacklevel=3,
         )

@@ -31,6 +31,7 @@ for the transformers that is installed.
   removing leaves nothing behind. What the bare model does not keep itself is not asked.
 - *by structure*: nothing of the type is known beforehand. All that is needed is looked for in the
   model; what is missing, and layers of an unknown kind, are refused; `compress` warns once.
+  `vlmcompress check MODEL` asks these laws of your own weights: [what it asks](check.md).
 - *refused*: with the reason given here.
 
 Methods that need signals of the vision tower, act before the projector, or take a budget as FLOPs

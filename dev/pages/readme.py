@@ -93,7 +93,9 @@ def models() -> str:
         "model, among them Qwen3.5, Gemma 4, GLM-4.6V, Qwen3-Omni, MiniCPM-V, Molmo2 and "
         "PaliGemma: [docs/models.md](docs/models.md) tells for each of them where tokens can be "
         "dropped. Types that are not listed there are tried by their structure, with a warning, or "
-        f"refused with the reason.\n\nBuilt in, for trying things out without a download: {names}."
+        "refused with the reason; `vlmcompress check MODEL` proves them on your weights "
+        "([what it asks](docs/check.md)).\n\n"
+        f"Built in, for trying things out without a download: {names}."
     )
 
 

@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 from bare import last_logits
-from snapshots import snapshot
 from subject_models import SUBJECTS
 
 from vlmcompress.api import compress
@@ -16,6 +15,7 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.budget.search import different_shares, largest_share
 from vlmcompress.errors import BudgetError, UnsupportedCallError
 from vlmcompress.flops.exact import first_token
+from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.registry import family_of

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from snapshots import snapshot
 
 import vlmcompress
 from vlmcompress.api import Compression
 from vlmcompress.errors import CompositionError, VLMCompressError
+from vlmcompress.laws.snapshots import snapshot
 
 OURS = os.path.dirname(vlmcompress.__file__)
 WITHIN = ("api.py", "patches/engine.py", "patches/call/", "patches/hooks/", "feature_call.py")

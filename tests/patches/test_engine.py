@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from kv_cache import cache_in, cached
-from snapshots import snapshot
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from vlmcompress.api import Compression, compress, list_models
@@ -20,6 +19,7 @@ from vlmcompress.errors import (
     UnsupportedModelError,
     VLMCompressError,
 )
+from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import get_method
 from vlmcompress.version import NEWEST_TRANSFORMERS
 

@@ -10,12 +10,12 @@ import torch
 from bare import bare, last_logits
 from oracle import TOLERANCE
 from shown import told
-from snapshots import snapshot
 from subject_models import SUBJECTS
 from tiers import rotation
 
 from vlmcompress.api import compress
 from vlmcompress.errors import BudgetError, VLMCompressError
+from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import DecoderMethod, Selector, get_method
 from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.methods.registry import METHODS

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 import torch
-from snapshots import snapshot
 from subject_models import SUBJECTS
 
 from vlmcompress import compress
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.flops.exact import first_token
+from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.patches import engine
 from vlmcompress.patches.cost.model_shape import shape_of
 from vlmcompress.patches.cost.workload import load_of

@@ -1,4 +1,4 @@
-"""The command line: `vlmcompress ask`, `ls`, `calibrate`, `profile` and `eval`.
+"""The command line: `vlmcompress ask`, `ls`, `check`, `calibrate`, `profile` and `eval`.
 
 Only typer is imported here and in the modules of the commands; torch and transformers come when a
 command runs.
@@ -13,6 +13,7 @@ import typer
 
 from vlmcompress.cli.ask import ask
 from vlmcompress.cli.calibrate import calibrate
+from vlmcompress.cli.check import check
 from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls
 from vlmcompress.cli.profile import profile
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(ls)
+app.command()(check)
 app.command()(calibrate)
 app.command()(profile)
 app.command("eval")(evaluate)

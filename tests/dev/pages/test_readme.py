@@ -187,7 +187,7 @@ def test_the_python_example(monkeypatch, capsys):
 def test_the_commands_parse():
     """Every `vlmcompress` line is made of options that exist."""
     lines = re.findall(r"^vlmcompress (\w+)(.*?)(?:\s#.*)?$", TEXT, re.MULTILINE)
-    assert {name for name, _ in lines} == {"ask", "calibrate", "eval", "ls", "profile"}
+    assert {name for name, _ in lines} == {"ask", "calibrate", "check", "eval", "ls", "profile"}
     for name, rest in lines:
         command = typer.main.get_command(app).commands[name]
         known = {flag for parameter in command.params for flag in parameter.opts}

@@ -10,7 +10,6 @@ import torch
 from bare import last_logits
 from bare_tower import running_towers
 from oracle import TOLERANCE, oracle, second_turn
-from snapshots import snapshot
 from subject_models import SUBJECTS
 from upstream_methods import Bright, Huddle, Shrink, remember
 
@@ -22,6 +21,7 @@ from vlmcompress.errors import (
     UnsupportedModelError,
     VLMCompressError,
 )
+from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import get_method
 from vlmcompress.methods.contracts.before_projector import Merge
 from vlmcompress.methods.divprune import DivPrune
