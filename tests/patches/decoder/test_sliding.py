@@ -58,7 +58,7 @@ def test_the_full_layer_before_ranks_what_is_left(gemma, method, images, positio
         weights = (weights / weights.sum(-1, keepdim=True)).mean(1)
         for image, columns, alive, kept in zip(report.images, places, before, now, strict=True):
             assert kept == best(weights[image.row], columns, alive, len(kept))
-            assert kept != list(range(len(kept)))
+            assert weights[image.row, columns[alive]].std() > 1e-6
             left[image.row, columns[sorted(set(alive) - set(kept))]] = 0
         before = now
 
