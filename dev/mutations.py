@@ -79,8 +79,8 @@ MUTATIONS = (
     Mutation(
         "ungathered rotary",
         "patches/sequence/layer_arguments.py",
-        "tuple(take_all(given, cut.index))",
-        "tuple(x[:, : cut.index.shape[1]] for x in given)",
+        "return tuple(take_all(rotary, index))",
+        "return tuple(x[:, : index.shape[1]] for x in rotary)",
         (LAWS, "-k", "law_2"),
     ),
     Mutation(
@@ -107,8 +107,8 @@ MUTATIONS = (
     Mutation(
         "wrong ranking layer",
         "patches/decoder/layer_attention.py",
-        "= self.layers[self.layer - 1], self.stages.stash",
-        "= self.layers[self.layer], self.stages.stash",
+        "layer, ran = self.layers[number], number < self.layer",
+        "layer, ran = self.layers[self.layer], number < self.layer",
         (LAWS, "-k", "law_6"),
     ),
     Mutation(

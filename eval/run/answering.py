@@ -83,7 +83,7 @@ def run(
     model: Any = handle.model
     found = generate(model, processor, inputs, **generation)
     report = handle.report()
-    before, mean, images = _tokens(report, len(found.texts), generation.get("num_beams") or 1)
+    before, mean, images = _tokens(report, len(found.texts))
     return Outcome(
         found.texts,
         before,
@@ -105,14 +105,13 @@ def _one_frame(media: Media) -> Media:
     ]
 
 
-def _tokens(report: Report, rows: int, beams: int) -> tuple[list[int], list[float], list[int]]:
-    """Tokens before, mean kept, and images, of each row; of several beams the first counts."""
+def _tokens(report: Report, rows: int) -> tuple[list[int], list[float], list[int]]:
+    """Tokens before, mean kept, and images, of each row."""
     before, mean, images = [0] * rows, [0.0] * rows, [0] * rows
     for image in report.images:
-        row = image.row // beams
-        before[row] += image.before
-        mean[row] += image.mean
-        images[row] += 1
+        before[image.row] += image.before
+        mean[image.row] += image.mean
+        images[image.row] += 1
     return before, mean, images
 
 

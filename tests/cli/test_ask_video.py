@@ -214,8 +214,11 @@ def test_too_many_frames(fails, unloadable, tmp_path):
     fails("1000 of 1000 frames are asked for, the limit is 768", long, "what ?", "--frames", 1000)
 
 
-def test_budget_above_a_frame(fails, loaded, clip):
-    fails("visual tokens of the frame", clip, "what ?", "--budget", "1000 per frame")
+def test_a_budget_above_a_frame_keeps_it_whole_and_says_so(cli, loaded, clip):
+    found = cli("ask", clip, "what ?", "--budget", "1000 per frame", "--model", "tiny-qwen")
+    assert found.exit_code == 0, found.output
+    assert "tokens     144 -> 144" in found.stdout
+    assert re.search(r"^note       .*1000", found.stdout, re.MULTILINE)
 
 
 def test_a_damaged_file_is_one_line_though_libraries_talk(tmp_path, clip):

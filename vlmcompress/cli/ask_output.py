@@ -56,6 +56,8 @@ def as_text(request: Request, runs: Sequence[AskRun]) -> str:
     report = reduced.report
     lines += [] if report.reason is None else [f"method     {report.method}: {report.reason}"]
     lines += _tokens(request, reduced)
+    notes = [note for image in report.images for note in image.notes] + report.notes
+    lines += [f"note       {visible(note)}" for note in dict.fromkeys(notes)]
     lines += [] if report.asked is None else [f"cost       {report.cost}"]
     return "\n".join([*lines, "", *_times(runs)])
 

@@ -72,7 +72,7 @@ def test_settings_are_read_as_harnesses_give_them():
         ({"pretrained": "tiny-llava"}, "method= is missing.*method=none"),
         ({"pretrained": "x", "metod": "none"}, "'metod': did you mean 'method'"),
         ({"pretrained": "x", "method": "divprun"}, "did you mean 'divprune'"),
-        ({"pretrained": "x", "method": "divprune", "budget": 0.5}, "budget '0.5'"),
+        ({"pretrained": "x", "method": "divprune", "budget": 2.5}, "budget '2.5'"),
         ({"pretrained": "x", "method": "none", "frames": 8, "fps": 2}, "both given"),
     ],
 )

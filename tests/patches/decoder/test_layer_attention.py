@@ -100,16 +100,25 @@ def real(found: dict[str, Any]) -> Tensor:
 
 def graph(attention: Tensor, found: dict[str, Any], temperature: float) -> Tensor:
     """[H, n, L] attention of the chunk's rows, sharpened as the softmax of a temperature is."""
-    rows = attention[found["row"]][:, found["columns"][real(found)]]
+    columns = found["columns"][real(found)]
+    rows = attention[found["row"]][:, columns]
+    # A layer before an earlier cut saw tokens that are gone, which take no part any more.
+    gone = torch.arange(rows.shape[-1]) >= columns.min()
+    rows = rows.masked_fill(gone.index_fill(0, columns, False), 0)
     sharp: Tensor = (rows.clamp_min(1e-38).log() / temperature).softmax(-1)
     return sharp.masked_fill(rows == 0, 0)
+
+
+def ranked_in(subject: Any, layer: int) -> int:
+    """The nearest layer, this or one before it, that sees all tokens, if there is one."""
+    return max((n for n in range(layer + 1) if not subject.slides(n)), default=layer)
 
 
 def check_passed(subject: Any, report: Any, whole: Any, found: Any, images: Any) -> None:
     """Mass that moved once over the graph lies where eager attention puts it."""
     slots = real(found)
     for of, temperature in found["passed"]:
-        layer = found["layer"] - (of == "previous")
+        layer = ranked_in(subject, found["layer"] - (of == "previous"))
         attention = oracle(report, subject, whole, layer, images)
         expected = found["mass"][slots] @ graph(attention, found, temperature)
         passed = found["passed"][of, temperature]
@@ -137,7 +146,7 @@ def bare_states(subject: Any, inputs: Any) -> dict[str, Tensor]:
         ),
     ]
     for layer, of in ((1, "previous"), (2, "this")):
-        attention = subject.lm.layers[layer].self_attn
+        attention = subject.lm.layers[ranked_in(subject, layer)].self_attn
         last = getattr(attention, "k_norm", attention.k_proj)
         handles.append(
             last.register_forward_hook(lambda *call, of=of: states.update({of: side(call[-1])}))
