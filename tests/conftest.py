@@ -39,7 +39,11 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
-    """On the pinned transformers, the newest, nothing may use what a next release takes away."""
+    """On the pinned transformers, the newest, nothing may use what a next release takes away.
+
+    And no test depends on how wide the terminal is that happens to run it.
+    """
+    os.environ.pop("COLUMNS", None)
     if f"transformers=={transformers.__version__}" in PINS.read_text().replace(";", "\n").split():
         config.addinivalue_line("filterwarnings", "error::FutureWarning")
         config.addinivalue_line("filterwarnings", "error::DeprecationWarning:transformers")

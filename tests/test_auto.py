@@ -160,11 +160,11 @@ def test_tiles_and_windows_are_taken_into_account(monkeypatch):
 
     monkeypatch.setattr(auto, "most_accurate", most_accurate)
     one = SUBJECTS["random llava-next"]()
-    for budget in ("25%", 144, "0.9 flops", "0.01 flops", "90 ms"):
+    for budget in ("25%", 72, "0.9 flops", "0.01 flops", "90 ms"):
         with compress(one.model, "auto", budget=budget):
             pass
     assert (seen["25%"].behind, seen["25%"].before) == (0.25, None)
-    assert (seen["144"].behind, seen["144"].before) == (0.25, None)
+    assert (seen["72"].behind, seen["72"].before) == (0.125, None)
     assert (seen["90 ms"].behind, seen["90 ms"].before) == (None, 0.25)
     with compress(SUBJECTS["tiny-qwen"]().model, "auto", budget="0.8 flops"):
         pass
@@ -172,7 +172,7 @@ def test_tiles_and_windows_are_taken_into_account(monkeypatch):
     assert set(seen.pop("0.8 flops").stages) == set(QWEN)
     assert all(set(case.stages) == {"projector", "decoder"} for case in seen.values())
     assert seen["0.01 flops"].behind is None
-    assert 0 < seen["25%"].encoder < 1
+    assert 0 < seen["0.9 flops"].encoder < 1
 
 
 def test_signals_that_a_model_lacks(monkeypatch, tiny_llava):

@@ -13,9 +13,8 @@ from vlmcompress.models import loading
 
 
 @pytest.fixture
-def cli(monkeypatch):
+def cli():
     """Call the command line with some arguments; stdout and stderr come back apart."""
-    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it
     return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
 
 

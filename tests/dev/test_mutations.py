@@ -40,6 +40,7 @@ def mutated(old, new, *tests):
     return Mutation("it", "one.py", old, new, ("tests/test_one.py", *tests))
 
 
+@pytest.mark.slow
 def test_killed_survived_and_neither(checkout):
     killed = mutated("= 1,", "= 5,", "-k", "value")
     assert mutations.noticed(killed, checkout) == "tests/test_one.py::test_value"

@@ -74,6 +74,7 @@ def test_a_folder_takes_one_run_at_a_time(tmp_path):
     check_free(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_second_of_two_evals_on_one_folder_ends_with_one_line_and_code_2(tmp_path):
     command = [sys.executable, "-m", "vlmcompress", "eval", "--out", str(tmp_path / "run")]
     with claimed(tmp_path / "run"):

@@ -125,6 +125,7 @@ def test_a_wrong_placeholder_is_caught(check, break_family):
     assert failed(document)[NOTICED] == "no token was dropped"
 
 
+@pytest.mark.slow
 def test_pictures_in_a_wrong_order_are_caught(check, break_family, tmp_path):
     class Broken(Qwen2_5VL):
         def layouts(self, model, modality, features, call):
@@ -137,6 +138,7 @@ def test_pictures_in_a_wrong_order_are_caught(check, break_family, tmp_path):
     assert FOUND in failed(document)
 
 
+@pytest.mark.slow
 def test_features_in_a_wrong_order_are_caught(check, break_family, tmp_path):
     class Broken(Qwen2_5VL):
         """Takes columns for rows."""
@@ -228,6 +230,7 @@ def test_logits_that_are_no_numbers_fail():
     assert (result.state, result.figure, result.reason) == ("FAILS", None, "not a number")
 
 
+@pytest.mark.slow
 def test_other_positions_are_caught(check, monkeypatch):
     renumbered = functools.partial(vlmcompress.compress, positions="renumber")
     monkeypatch.setattr(subject, "compress", renumbered)

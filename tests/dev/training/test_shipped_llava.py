@@ -77,6 +77,7 @@ def test_it_answers_held_out_questions_and_needs_the_picture(tiny_llava, asked):
     assert accuracy(tiny_llava, asked, "random(seed=0)", "25%")["all"] <= full - 0.1
 
 
+@pytest.mark.slow
 def test_background_does_not_tell_the_answer(tiny_llava):
     """Without the patches of objects the model is left to guess."""
     model, processor = tiny_llava

@@ -1,5 +1,7 @@
 """Schedules of decoder methods against every other of their family."""
 
+import math
+
 import pytest
 
 from vlmcompress.errors import BudgetError
@@ -50,9 +52,10 @@ def test_no_fall_of_aim_is_nearer_to_the_budget(last, tokens):
 
 def by_share(tokens, stride):
     """Every schedule of FEATHER that some share makes, on a fine grid of shares."""
+    points = min(tokens, math.ceil(math.sqrt(tokens) / stride) ** 2)
     for step in range(-4000, 4001):
         share = step / 4000
-        first = min(tokens, max(0, (tokens * step) // 4000 + round(tokens / stride**2)))
+        first = min(tokens, max(0, (tokens * step) // 4000 + points))
         yield {3: first, 6: min(first, int(first * max(0, share) ** 2 + 1e-9))}
 
 
