@@ -41,6 +41,9 @@ def standing_of(name: str) -> Standing:
     if Version(transformers.__version__) > Version(NEWEST_TRANSFORMERS):
         newer = f"transformers {transformers.__version__} is newer than {NEWEST_TRANSFORMERS}"
         return Standing("by structure", f"{newer}, the last one that was tested")
+    if name not in FAMILIES.names() and transformers.__version__ != NEWEST_TRANSFORMERS:
+        where = f"on transformers {NEWEST_TRANSFORMERS}, this is {transformers.__version__}"
+        return Standing("by structure", f"it was tested {where}")
     return Standing("tested")
 
 
