@@ -72,6 +72,7 @@ def test_links_point_to_the_top_folders(name):
     assert link.resolve() == ROOT / name
 
 
+@pytest.mark.slow
 def test_no_top_level_patches_or_eval_is_loaded():
     code = (
         "import sys, vlmcompress, vlmcompress.eval\n"

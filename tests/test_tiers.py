@@ -110,13 +110,19 @@ def test_pairs(rows, columns, mean, kind, made):
 def test_turns(number, made):
     pass
 
+@pytest.mark.rotating(axis="number", by="made", count=2, kind=["x"])
+@pytest.mark.parametrize("kind", ["x", "y"])
+@pytest.mark.parametrize("number", range(5))
+def test_some_turns(number, kind, made):
+    pass
+
 @pytest.mark.slow
 def test_slow():
     pass
 """
 
 
-@pytest.mark.parametrize(("options", "counts"), [([], (6, 5, 0)), (["--full"], (24, 10, 1))])
+@pytest.mark.parametrize(("options", "counts"), [([], (6, 5, 4, 0)), (["--full"], (24, 10, 20, 1))])
 def test_what_pytest_collects(tmp_path, options, counts):
     (tmp_path / "test_it.py").write_text(COLLECTED)
     (tmp_path / "conftest.py").write_text(
@@ -133,7 +139,7 @@ def test_what_pytest_collects(tmp_path, options, counts):
         text=True,
         check=False,
     )
-    names = ("test_pairs", "test_turns", "test_slow")
+    names = ("test_pairs", "test_turns", "test_some_turns", "test_slow")
     assert tuple(done.stdout.count(f"::{name}") for name in names) == counts, done.stdout
 
 

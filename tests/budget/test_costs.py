@@ -129,6 +129,7 @@ def costs_of(name, spec):
     return {share: cost(one.model, spec, share, *batch) for share in shares}
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("asked", [0.95, 0.75, 0.6])
 @pytest.mark.parametrize(("name", "spec"), PAIRS)
 def test_a_token_more_would_cost_more_than_was_asked(name, spec, asked):

@@ -76,7 +76,7 @@ def name_of(value: Any) -> str:
 ONE = [(name, *method) for name in SUBJECTS for method in methods(name)]
 
 
-@pytest.mark.parametrize(("name", "method", "budget"), thinned(ONE, 14), ids=name_of)
+@pytest.mark.parametrize(("name", "method", "budget"), thinned(ONE, 23), ids=name_of)
 def test_one_device(name, method, budget):
     subject, ids, images = on_cpu(name, method, budget)
     with Pretended() as gpu:
@@ -107,7 +107,7 @@ TWO = [
 ]
 
 
-@pytest.mark.parametrize(("name", "method", "budget", "split"), thinned(TWO, 37), ids=name_of)
+@pytest.mark.parametrize(("name", "method", "budget", "split"), thinned(TWO, 73), ids=name_of)
 def test_two_devices(name, method, budget, split):
     check_halves(name, method, budget, split)
 
@@ -117,7 +117,7 @@ BORDERS = [("random llava", m, "60%", str(n)) for n in (2, 3, 4) for m in [*CUTT
 BORDERS += [("random gemma3", "fastv", "60%", "2"), ("random qwen3-vl", "pyramiddrop", "60%", "1")]
 
 
-@pytest.mark.parametrize(("name", "method", "budget", "split"), thinned(BORDERS, 3), ids=name_of)
+@pytest.mark.parametrize(("name", "method", "budget", "split"), thinned(BORDERS, 7), ids=name_of)
 def test_a_cut_before_the_first_layer_of_the_next_device(name, method, budget, split):
     check_halves(name, method, budget, split)
 

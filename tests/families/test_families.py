@@ -110,6 +110,7 @@ def test_keeping_all_tokens_changes_not_one_bit(case):
     assert not c.report().engaged
 
 
+@pytest.mark.rotating(axis="method", by="case", count=1)
 @pytest.mark.parametrize("method", METHODS)
 def test_dropping_equals_never_having_had_the_tokens(case, method):
     with reduced(case, method) as c:
@@ -123,6 +124,7 @@ def test_dropping_equals_never_having_had_the_tokens(case, method):
     assert (short - case.bare[:, -1]).abs().max() > 10 * TOLERANCE
 
 
+@pytest.mark.rotating(axis="method", by="case", count=1)
 @pytest.mark.parametrize("method", METHODS)
 def test_dropping_in_a_padded_batch_equals_masking(case, method):
     if not maskable(case):
@@ -135,6 +137,7 @@ def test_dropping_in_a_padded_batch_equals_masking(case, method):
     assert (short - case.bare_both[:, -1]).abs().amax(1).min() > 10 * TOLERANCE
 
 
+@pytest.mark.rotating(axis="method", by="case", count=1)
 @pytest.mark.parametrize("method", ["bare", *METHODS])
 def test_generating_with_a_cache_equals_recomputing_every_step(case, method):
     if is_void(case, "cached"):
@@ -145,6 +148,7 @@ def test_generating_with_a_cache_equals_recomputing_every_step(case, method):
     assert apart(cached.logits, again.logits) < TOLERANCE
 
 
+@pytest.mark.rotating(axis="method", by="case", count=1)
 @pytest.mark.parametrize("method", ["bare", *METHODS])
 def test_a_padded_batch_equals_its_members(case, method):
     if is_void(case, "batch"):
@@ -174,6 +178,7 @@ def test_scores_are_the_attention_of_the_layer_before_the_cut(case):
     assert (method.shown[-1] - weights[0, :, -1:]).abs().max() < 1e-5
 
 
+@pytest.mark.rotating(axis="method", by="case", count=1)
 @pytest.mark.parametrize("method", ["divprune", "cut"])
 def test_removing_leaves_nothing_behind(case, method):
     before = _state(case)

@@ -6,8 +6,8 @@ enough for a run of minutes:
 - `slow`: the test takes more than three seconds, so that it is left to `--full`.
 - `pairs(**only)`: every pair of values of two axes is met, instead of every combination. Where an
   axis is named, only the given values of it count.
-- `rotating(axis, by, count)`: every value of `by` meets `count` values of `axis`, spread over all
-  of them; the next value of `by` meets those before these, so that all have their turn.
+- `rotating(axis, by, count, **only)`: every value of `by` meets `count` values of `axis`, spread
+  over all of them; the next value of `by` meets those before these, so that all have their turn.
 """
 
 from __future__ import annotations
@@ -41,15 +41,22 @@ def share(items: Sequence[Any], text: str) -> Sequence[Any]:
 
 def _enough(test: list[Any]) -> list[Any]:
     """The sets of parameters of one test function that its markers ask for."""
-    pairs = test[0].get_closest_marker("pairs")
-    if pairs is not None and hasattr(test[0], "callspec"):
+    if not hasattr(test[0], "callspec"):
+        return test
+    rotating, pairs = (test[0].get_closest_marker(name) for name in ("rotating", "pairs"))
+    if rotating is not None:  # of one test, while `pairs` may be said of its whole file
+        axis, by, count, only = _asked(**rotating.kwargs)
+        test = [item for item in test if _counts(item.callspec.params, only)]
+        chosen = rotation([_told_apart(item) for item in test], axis, by, count)
+        return [test[place] for place in chosen]
+    if pairs is not None:
         test = [item for item in test if _counts(item.callspec.params, pairs.kwargs)]
         return [test[place] for place in covering([_told_apart(item) for item in test])]
-    rotating = test[0].get_closest_marker("rotating")
-    if rotating is not None:
-        chosen = rotation([_told_apart(item) for item in test], **rotating.kwargs)
-        return [test[place] for place in chosen]
     return test
+
+
+def _asked(axis: str, by: str, count: int, **only: Any) -> tuple[str, str, int, Any]:
+    return axis, by, count, only
 
 
 def _told_apart(item: Any) -> Values:

@@ -69,6 +69,7 @@ def test_the_reference_shows_each_frame_once(kind, shown):
         assert len(seen) == 48 if not kind.startswith(("cut", "trimmed")) else 20 < len(seen) < 48
 
 
+@pytest.mark.rotating(axis="decoder", by="kind", count=1)
 def test_any_frames_are_those_of_decoding_in_order(kind, decoder, corpus, shown):
     expected = shown[kind]
     allowed = {"decord": FOR_DECORD, "torchcodec": FOR_TORCHCODEC}.get(decoder, set(KINDS))

@@ -63,6 +63,7 @@ def test_adaptive_windows(grid, shape, width, dtype, device, small_blocks, monke
     both(monkeypatch, small_blocks, window, features, grid, shape)
 
 
+@pytest.mark.rotating(axis="dtype", by="axes", count=1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("grid", "axes"),

@@ -107,6 +107,7 @@ def test_large_logits_do_not_overflow(device):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.rotating(axis="dtype", by="tokens", count=1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("tokens", "width", "block"), [(1, 1, 16), (7, 40, 16), (63, 16, 16), (130, 20, 64)]
@@ -124,6 +125,7 @@ def test_received(tokens, width, block, dtype, device):
         close(found.view(2, 2, tokens).mean(1), expected)
 
 
+@pytest.mark.rotating(axis="dtype", by="lengths", count=1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "lengths",

@@ -81,6 +81,7 @@ def test_law_2_dropping_equals_masking(subject, method, which, rows):
     assert (short - oracle(report, subject, inputs)).abs().max() < TOLERANCE
 
 
+@pytest.mark.rotating(axis="method", by="subject", count=1, subject=MECHANISMS)
 @pytest.mark.parametrize("which", CLOSED)
 @pytest.mark.parametrize("method", METHODS)
 def test_law_1_and_3_keeping_all_changes_nothing_and_the_cache_equals_recomputing(

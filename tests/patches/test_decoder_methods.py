@@ -54,6 +54,7 @@ def test_dropping_equals_masking_in_a_padded_batch(model, case):
     assert (short - bare).abs().max() > 100 * TOLERANCE
 
 
+@pytest.mark.rotating(axis="model", by="case", count=1)
 def test_generating_with_a_cache_equals_recomputing_every_step(model, case):
     method, budget = case
     inputs = model.batch(model.prompt(1, 3, text=4), model.prompt(2, 4, text=9))
@@ -62,6 +63,7 @@ def test_generating_with_a_cache_equals_recomputing_every_step(model, case):
         assert torch.equal(cached, model.generate(inputs, use_cache=False))
 
 
+@pytest.mark.rotating(axis="model", by="case", count=1)
 def test_a_batch_equals_its_members(model, case):
     method, budget = case
     prompts = [model.prompt(1, 3, text=4), model.prompt(2, 4, text=9), model.prompt(0, 5)]

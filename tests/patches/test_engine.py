@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from kv_cache import cache_in, cached
+from mechanisms import MECHANISMS
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from vlmcompress.api import Compression, compress, list_models
@@ -24,6 +25,7 @@ from vlmcompress.methods import get_method
 from vlmcompress.version import NEWEST_TRANSFORMERS
 
 
+@pytest.mark.pairs(subject=MECHANISMS)
 def test_law_5_removing_equals_never_having_been_there(subject):
     inputs = subject.batch(subject.prompt(1, 1), subject.prompt(2, 2))
     ids = subject.generate(inputs)  # transformers installs its own lazy hooks on a first call
@@ -40,6 +42,7 @@ def test_law_5_removing_equals_never_having_been_there(subject):
     assert snapshot(subject.model) == before
 
 
+@pytest.mark.pairs(subject=MECHANISMS)
 def test_law_5_an_exception_inside_generate_restores_the_model(subject):
     inputs = subject.batch(subject.prompt(1, 1))
     ids = subject.generate(inputs)
@@ -218,6 +221,7 @@ def test_cropping_into_the_shortened_prompt_is_refused(random_subject):
             cache.crop(-10)
 
 
+@pytest.mark.rotating(axis="method", by="subject", count=1)
 @pytest.mark.parametrize("method", ["divprune", "fastv", "divprune+fastv"])
 def test_tokens_are_physically_gone_from_the_cache_of_every_layer(subject, method):
     inputs = subject.batch(subject.prompt(2, 1))

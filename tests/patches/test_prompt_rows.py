@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mechanisms import MECHANISMS
 from oracle import TOLERANCE, every_row
 from subject_models import llava_next
 from subjects import BidirectionalSubject
@@ -20,7 +21,7 @@ def ending(subject, images, seed):
     return ids[: ends[-1] + 1], pixels
 
 
-@pytest.mark.rotating(axis="method", by="subject", count=1)
+@pytest.mark.rotating(axis="method", by="subject", count=1, subject=MECHANISMS)
 @pytest.mark.parametrize("method", ["divprune", "stride", "pool", "text-only"])
 def test_a_prompt_may_end_with_its_image_where_nothing_asks_what_follows(subject, method):
     inputs = subject.batch(ending(subject, 1, 3), subject.prompt(2, 4), ending(subject, 2, 5))

@@ -424,6 +424,7 @@ def test_the_cache_is_measured():
     assert [row.seen.kv_bytes for row in rows] == [2 * per_token * count for count in expected]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
 def test_peak_memory_is_what_a_block_holds_at_most():
     """In a process of its own, where nothing else is freed meanwhile."""

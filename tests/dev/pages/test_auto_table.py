@@ -59,6 +59,7 @@ def names(listed):
     return [one["method"] for one in listed]
 
 
+@pytest.mark.slow
 def test_the_most_accurate_of_what_may_be_taken_comes_first(results):
     found = document(results)
     assert list(found) == ["origin", "pixels", "encoder", "behind"]
@@ -70,6 +71,7 @@ def test_the_most_accurate_of_what_may_be_taken_comes_first(results):
     assert names(found["pixels"]["25%"]) == ["pixelprune", "downsample"]
 
 
+@pytest.mark.slow
 def test_figures_count_all_answers_together(results):
     found = {one["method"]: one for one in document(results)["behind"]["25%"]}
     scope = found["scope"]
@@ -90,6 +92,7 @@ def test_only_shares_that_all_tasks_have(results, tmp_path):
     assert list(document({"tiny-llava": tables["tiny-llava"]})["behind"]) == ["25%", "50%"]
 
 
+@pytest.mark.slow
 def test_a_method_that_a_family_lets_in_elsewhere(results):
     """Shrinking the picture acts on pixels in one family, behind the projector in the other."""
     task = results["tiny-llava"]["tasks"]["pictures"]
@@ -100,6 +103,7 @@ def test_a_method_that_a_family_lets_in_elsewhere(results):
     assert auto_table.acts_at(parse("divprune+fastv"), "llava") == {"projector", "decoder"}
 
 
+@pytest.mark.slow
 def test_what_it_takes_in_a_task_is_what_ran_there(results, monkeypatch):
     monkeypatch.setattr(auto, "_tables", lambda: document(results))
     task = results["tiny-llava"]["tasks"]["pictures"]
@@ -109,6 +113,7 @@ def test_what_it_takes_in_a_task_is_what_ran_there(results, monkeypatch):
     assert len(methods_at(task, "25%")) > 5
 
 
+@pytest.mark.slow
 def test_a_run_of_auto_itself_is_passed_over(results):
     task = results["tiny-llava"]["tasks"]["pictures"]
     rows = [{**row, "method": "auto"} for row in task["cases"] if row["method"] == "scope"]
@@ -116,6 +121,7 @@ def test_a_run_of_auto_itself_is_passed_over(results):
     assert "auto" not in names(figures([("llava", {**task, "cases": cases})], "25%", ["projector"]))
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_file(results, monkeypatch, tmp_path):
     monkeypatch.setattr(committed, "all_results", lambda: results)
     monkeypatch.setattr(sys, "argv", ["auto_table", "--out", str(tmp_path / "auto.json")])

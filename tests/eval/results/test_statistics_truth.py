@@ -16,6 +16,10 @@ from vlmcompress.eval.results.statistics import (
     wording_gap,
 )
 
+# Simulations, a quarter of a minute together; test_statistics.py checks the same by hand.
+pytestmark = pytest.mark.slow
+
+
 RESAMPLES = 999
 SETS = 400
 LEAST = 5e-5

@@ -128,6 +128,7 @@ def cli_eval():
     return lambda *arguments: CliRunner().invoke(app, ["eval", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_short_run_from_the_command_line_writes_its_report(tmp_path, cli_eval):
     """The quickest run that there is, in this process."""
     folder = tmp_path / "run"

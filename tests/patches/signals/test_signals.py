@@ -9,6 +9,7 @@ import pytest
 import torch
 from bare_tower import Bare, look_at, mix, running_towers
 from looker import every_layer, looker, per_image
+from mechanisms import MECHANISMS
 from subject_models import (
     CLIP,
     IMAGE,
@@ -93,7 +94,7 @@ def test_a_forward_gives_what_eager_attention_gives(subject, batch, monkeypatch)
     check(subject, shown, look_at(subject, batch, monkeypatch))
 
 
-@pytest.mark.rotating(axis="beams", by="subject", count=1)
+@pytest.mark.rotating(axis="beams", by="subject", count=1, subject=MECHANISMS)
 @pytest.mark.parametrize("beams", [1, 2], ids=["greedy", "beams"])
 def test_generate_gives_the_same_once_for_each_image(subject, monkeypatch, beams):
     if beams > 1 and not subject.repeats:
