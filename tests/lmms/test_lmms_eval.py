@@ -233,7 +233,7 @@ def test_what_it_cannot_do_is_said():
     for wrong, message in [
         ("pretrained=tiny-llava,metod=none", "did you mean 'method'"),
         ("pretrained=tiny-llava", "method= is missing"),
-        ("pretrained=tiny-llava,method=divprune,budget=0.5", "budget '0.5'"),
+        ("pretrained=tiny-llava,method=divprune,budget=2.5", "budget '2.5'"),
     ]:
         with pytest.raises(VLMCompressError, match=message):
             make(wrong)
