@@ -20,9 +20,10 @@ from vlmcompress.cli.options import (
     ModelName,
     Options,
     VideoFiles,
+    path_option,
 )
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.files import at_home, whole_file
+from vlmcompress.files import whole_file
 
 if TYPE_CHECKING:
     from vlmcompress.cli.ask_request import Request
@@ -83,7 +84,7 @@ Repeat = Annotated[
 ]
 Overlay = Annotated[
     Path | None,
-    typer.Option(help="Write the pictures with dropped patches dimmed to this file."),
+    path_option(help="Write the pictures with dropped patches dimmed to this file."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -128,7 +129,6 @@ def ask(
 
     if repeat is not None and not compare:
         raise VLMCompressError("--repeat is for --compare, which is not given")
-    overlay = None if overlay is None else at_home(overlay)
     media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
     request = check(media, model, method, budget, option or [], overlay)
     tell(request.notes)

@@ -34,8 +34,8 @@ class AskRun:
     answer: str
     report: Report
     milliseconds: dict[str, float]
-    """The report's stages, `other`, then `total`: all of `generate`. Medians where there were
-    several; `other` is what the stages leave of the total."""
+    """The report's stages, `other`, then `total`: all of `generate`. `other` is what the stages
+    leave of the total, so that they add up to it."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: what `--compare` sets side by side."""
@@ -90,7 +90,8 @@ class Asker:
         """Answer in each setting, after a warm-up, in turn and `repeat` times.
 
         Returns:
-            One run for each setting with the medians of its times.
+            For each setting the run with the median total, of an even number the faster one of the
+            two in the middle. Medians of each stage, of several runs, would not add up.
         """
         for setting in settings:
             self.run(setting)
@@ -99,13 +100,12 @@ class Asker:
 
 
 def _median(runs: list[AskRun]) -> AskRun:
-    stages = runs[0].milliseconds
-    times = {stage: statistics.median(run.milliseconds[stage] for run in runs) for stage in stages}
-    return AskRun(runs[0].setting, runs[0].answer, runs[0].report, _with_other(times))
+    middle = statistics.median_low(run.milliseconds["total"] for run in runs)
+    return next(run for run in runs if run.milliseconds["total"] == middle)
 
 
 def _with_other(times: dict[str, float]) -> dict[str, float]:
     """Times with `other` before `total`: sampling, embedding and whatever else takes its time."""
-    stages = {name: time for name, time in times.items() if name not in ("other", "total")}
-    other = max(0.0, times["total"] - sum(stages.values()))
+    stages = {name: time for name, time in times.items() if name != "total"}
+    other = times["total"] - sum(stages.values())
     return {**stages, "other": other, "total": times["total"]}
