@@ -23,7 +23,7 @@ class Qwen2VL(Family):
     name = "qwen2_vl"
     class_name = "Qwen2VLForConditionalGeneration"
     encoder = PackedEncoder()
-    stages = ("pixels", "projector", "decoder")
+    stages = ("pixels", "encoder", "projector", "decoder")
     mergers: ClassVar[tuple[str, ...]] = ("visual.merger",)
     video = True
     renumbers = False
