@@ -13,6 +13,9 @@ from vlmcompress.version import __version__
 
 if TYPE_CHECKING:
     from vlmcompress.api import Compression, compress, list_models
+    from vlmcompress.asking.answer import Answer
+    from vlmcompress.asking.ask import ask, compare
+    from vlmcompress.asking.comparison import Comparison
     from vlmcompress.budget.budget import Budget
     from vlmcompress.errors import VLMCompressError
     from vlmcompress.flops.paper_conventions import DecoderShape, kv_bytes, prefill_flops
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "Answer",
     "Budget",
     "CheckReport",
+    "Comparison",
     "Compression",
     "DecoderShape",
     "Grid",
@@ -39,7 +44,9 @@ __all__ = [
     "Video",
     "VisualTokens",
     "__version__",
+    "ask",
     "check",
+    "compare",
     "compress",
     "get_method",
     "kv_bytes",
@@ -52,6 +59,10 @@ __all__ = [
 ]
 
 _HOME = {
+    "compare": "asking.ask",
+    "ask": "asking.ask",
+    "Comparison": "asking.comparison",
+    "Answer": "asking.answer",
     "Budget": "budget.budget",
     "CheckReport": "laws.report",
     "Compression": "api",

@@ -127,7 +127,7 @@ def profile(
 
     Bad input ends with exit code 2 and one line on stderr.
     """
-    from vlmcompress.cli.profile_run import (
+    from vlmcompress.cli.profile.run import (
         RandomShape,
         ask_for,
         measure,
@@ -169,7 +169,7 @@ def _write(found: Profile, document: Path | None, plot: Path | None) -> None:
     """Print the result first: a file that cannot be written costs nothing but itself."""
     import json
 
-    from vlmcompress.cli.profile_output import show
+    from vlmcompress.cli.profile.output import show
 
     text = json.dumps(found.to_dict(), indent=1)
     if str(document) == "-":

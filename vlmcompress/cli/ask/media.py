@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
@@ -14,9 +13,10 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home
 from vlmcompress.files.untrusted import MAX_LINE, check_text, refuse_url
 from vlmcompress.media.decoders.choice import AUTO, check_decoder
+from vlmcompress.media.given import frames_of, kind_of
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
-from vlmcompress.media.video import VIDEO_SUFFIXES, Video, check_sampling, read_video
+from vlmcompress.media.video import Video, check_sampling, read_video
 
 _STDIN = "-"
 
@@ -69,12 +69,10 @@ def name_media(arguments: MediaArguments) -> NamedMedia:
     files, notes = [], []
     for name, wanted in given:
         file = _file(name)
-        kind = wanted or _kind(file)
+        kind = wanted or kind_of(file)
         check_file(file, kind)
-        frames = _frames(file) if kind == "image" else 1
-        if frames > 1 and wanted is None and file.lower().endswith(".gif"):
-            kind = "video"
-        elif frames > 1:
+        frames = frames_of(file) if kind == "image" else 1
+        if frames > 1:
             notes.append(f"{file} holds {frames} frames: the first is taken; --video takes a clip")
         files.append((file, kind))
     found = NamedMedia(files, question, notes)
@@ -132,19 +130,6 @@ def _is_file(text: str) -> bool:
         return at_home(text).is_file()
     except (OSError, ValueError):
         return False
-
-
-def _kind(file: str) -> str:
-    return "video" if Path(file).suffix.lower() in VIDEO_SUFFIXES else "image"
-
-
-def _frames(file: str) -> int:
-    """Frames of an animated picture; 1 of any other file, which `read_image` judges."""
-    try:
-        with Image.open(file) as image:
-            return int(getattr(image, "n_frames", 1))
-    except Exception:
-        return 1
 
 
 def _check_sampling(arguments: MediaArguments, has_video: bool) -> None:

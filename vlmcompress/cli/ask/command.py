@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,8 +26,9 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home, whole_file
 
 if TYPE_CHECKING:
-    from vlmcompress.cli.ask_request import Request
-    from vlmcompress.cli.ask_run import Asker, AskRun
+    from vlmcompress.asking.answer import Answer
+    from vlmcompress.asking.asker import Asker
+    from vlmcompress.cli.ask.request import Request
 
 
 _ROUNDS = 3
@@ -123,55 +125,41 @@ def ask(
 
     Bad input ends with exit code 2 and one line on stderr.
     """
-    from vlmcompress.cli.ask_media import MediaArguments
-    from vlmcompress.cli.ask_request import check
+    from vlmcompress.cli.ask.media import MediaArguments
+    from vlmcompress.cli.ask.request import check
 
     if repeat is not None and not compare:
         raise VLMCompressError("--repeat is for --compare, which is not given")
     overlay = None if overlay is None else at_home(overlay)
     media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
-    request = check(media, model, method, budget, option or [], overlay)
+    request = check(media, model, method, budget, option or [], overlay, positions.value)
     tell(request.notes)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)
         with progress("answering"):
-            runs = _run(asker, request, positions.value, (repeat or _ROUNDS) if compare else None)
+            runs = _run(asker, request, (repeat or _ROUNDS) if compare else None)
     if overlay is not None:
-        _draw(overlay, request, runs[-1], asker)
-    from vlmcompress.cli.ask_output import as_document, as_text
+        with whole_file(overlay) as draft:
+            runs[-1].overlay(model=request.model).save(draft)
+    from vlmcompress.cli.ask.output import as_document, as_text
 
     typer.echo(as_document(request, asker, runs) if as_json else as_text(request, runs))
 
 
 def _load(request: Request, device: str | None, dtype: str | None, max_new_tokens: int) -> Asker:
     with progress(f"loading {request.model}"):
-        from vlmcompress.cli.ask_run import Asker
+        from vlmcompress.asking.asker import Asker
         from vlmcompress.models.loading import load
 
         model, processor = load(request.model, device=device, dtype=dtype)
         return Asker(model, processor, request.media, request.question, max_new_tokens)
 
 
-def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[AskRun]:
+def _run(asker: Asker, request: Request, rounds: int | None) -> list[Answer]:
     """The reduced run, or the full and the reduced one."""
-    from vlmcompress.cli.ask_run import AskSetting
+    from vlmcompress.asking.setting import FULL
 
-    reduced = AskSetting(request.method, request.methods, request.budget, positions)
     if rounds is None:
-        return [asker.run(reduced)]
-    return asker.compare([AskSetting("full", "full", None, positions), reduced], rounds)
-
-
-def _draw(path: Path, request: Request, run: AskRun, asker: Asker) -> None:
-    from vlmcompress.report.footer import with_footer
-    from vlmcompress.report.overlay import draw
-
-    at_budget = f" at {request.budget}" if request.budget else ""
-    about = [
-        f"{request.model}, {run.report.method}{at_budget}",
-        f"question: {request.question}",
-        f"answer: {run.answer or '(empty)'}",
-    ]
-    picture = with_footer(draw(request.media, run.report.images, asker.processor), about)
-    with whole_file(path) as draft:
-        picture.save(draft)
+        return [asker.run(request.setting)]
+    full = replace(FULL, positions=request.setting.positions)
+    return asker.compare([full, request.setting], rounds)
