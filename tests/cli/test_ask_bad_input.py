@@ -60,7 +60,7 @@ def test_damaged_image(fails, unloadable, damaged, kind, pattern):
 def test_missing_image(fails, unloadable, tmp_path, picture):
     fails(r"none\.png' does not exist", tmp_path / "none.png", "what ?")
     fails(r"none\.png' does not exist", picture, "what ?", "--image", tmp_path / "none.png")
-    fails("is a folder", tmp_path, "what ?")
+    fails("is a folder", "what ?", "--image", tmp_path)
     fails("no image", "what ?")
     fails("no image", "--question", "what ?")
 

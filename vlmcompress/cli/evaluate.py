@@ -39,7 +39,7 @@ Tasks = Annotated[
     str | None,
     typer.Option(
         help="Separated by commas: pictures, clips, one kind as in pictures/count, or .yaml, "
-        ".jsonl and .parquet files. Default: pictures, and clips if the model takes videos."
+        ".jsonl, .csv and .parquet files. Default: pictures, and clips if the model takes videos."
     ),
 ]
 Limit = Annotated[

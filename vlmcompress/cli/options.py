@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli.common import hush
 
 ImageFiles = Annotated[
     list[str] | None, typer.Option("--image", "-i", help="An image file; may be repeated.")
@@ -47,4 +48,8 @@ Device = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint was saved."),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", callback=hush, help="No notes and no progress, only errors."),
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli.ask.many import BATCH, ManyArguments, ask_many, is_many
 from vlmcompress.cli.common import one_line_errors, progress, quiet, tell
 from vlmcompress.cli.options import (
     Decoder,
@@ -20,6 +21,7 @@ from vlmcompress.cli.options import (
     ImageFiles,
     ModelName,
     Options,
+    Quiet,
     VideoFiles,
 )
 from vlmcompress.errors import VLMCompressError
@@ -87,6 +89,21 @@ Overlay = Annotated[
     Path | None,
     typer.Option(help="Write the pictures with dropped patches dimmed to this file."),
 ]
+Each = Annotated[
+    bool, typer.Option("--each", help="Ask about each file by itself, not about all at once.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --each, a folder or a file of questions: write the answers to this .jsonl or "
+        ".csv file. Default: JSON lines on stdout."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the file of --out.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"Pictures of one size are asked in batches. Default: {BATCH}."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -111,6 +128,11 @@ def ask(
     repeat: Repeat = None,
     overlay: Overlay = None,
     as_json: Json = False,
+    each: Each = False,
+    out: Out = None,
+    resume: Resume = False,
+    batch: Batch = None,
+    quietly: Quiet = False,
 ) -> None:
     """Ask a model a question about images and videos, on fewer visual tokens.
 
@@ -122,16 +144,31 @@ def ask(
       vlmcompress ask street.jpg "what is on the sign?" --compare --overlay kept.png
       vlmcompress ask --video clip.mp4 "what happens?" --frames 16 --budget "16 per frame"
       vlmcompress ask street.jpg "what is on the sign?" --model llava-hf/llava-1.5-7b-hf --json
+      vlmcompress ask photos "what is this?" --out answers.csv
+      vlmcompress ask questions.jsonl --out answers.jsonl --resume
 
-    Bad input ends with exit code 2 and one line on stderr.
+    A folder, a .jsonl or .csv file with the fields image (or images, or video) and question, and
+    several files with --each are asked about one by one.
+
+    Bad input ends with exit code 2 and one line on stderr; rows that could not be answered end with
+    1.
     """
     from vlmcompress.cli.ask.media import MediaArguments
-    from vlmcompress.cli.ask.request import check
+    from vlmcompress.cli.ask.request import check, setting
 
     if repeat is not None and not compare:
         raise VLMCompressError("--repeat is for --compare, which is not given")
     overlay = None if overlay is None else at_home(overlay)
     media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
+    many = ManyArguments(out, resume, batch or BATCH, model, device, dtype, max_new_tokens)
+    if is_many(media.words, each):
+        _no_picture_options(compare, overlay, as_json, decoder)
+        ask_many(media, setting(method, budget, option or [], positions.value), many)
+        return
+    if out is not None or resume or batch is not None:
+        raise VLMCompressError(
+            "--out, --resume and --batch are for --each, a folder, or a .jsonl or .csv file"
+        )
     request = check(media, model, method, budget, option or [], overlay, positions.value)
     tell(request.notes)
     with quiet():
@@ -144,6 +181,20 @@ def ask(
     from vlmcompress.cli.ask.output import as_document, as_text
 
     typer.echo(as_document(request, asker, runs) if as_json else as_text(request, runs))
+
+
+def _no_picture_options(
+    compare: bool, overlay: Path | None, as_json: bool, decoder: str | None
+) -> None:
+    """Raise a VLMCompressError about options that are for one prompt."""
+    for name, given in (
+        ("--compare", compare),
+        ("--overlay", overlay is not None),
+        ("--json", as_json),
+        ("--decoder", decoder is not None),
+    ):
+        if given:
+            raise VLMCompressError(f"{name} is for one question, not for many files")
 
 
 def _load(request: Request, device: str | None, dtype: str | None, max_new_tokens: int) -> Asker:

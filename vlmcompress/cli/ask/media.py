@@ -58,7 +58,7 @@ def name_media(arguments: MediaArguments) -> NamedMedia:
     Raises:
         VLMCompressError: what is wrong and what would be right.
     """
-    words, question = _question(arguments)
+    words, question = find_question(arguments)
     given: list[tuple[str, str | None]] = [(word, None) for word in words]
     given += [(file, "image") for file in arguments.images]
     given += [(file, "video") for file in arguments.videos]
@@ -93,15 +93,21 @@ def read(file: str, kind: str, arguments: MediaArguments) -> Image.Image | Video
         return read_video(file, arguments.frames, arguments.fps, decoder=decoder)
 
 
-def _question(arguments: MediaArguments) -> tuple[list[str], str]:
-    """The other words, and the question, which `-` takes from stdin."""
+def find_question(arguments: MediaArguments) -> tuple[list[str], str]:
+    """The words that are files, and the question, which `-` takes from stdin.
+
+    Raises:
+        VLMCompressError: there is no question.
+    """
     words, question = list(arguments.words), arguments.question
     if question is None:
         if not words:
             raise VLMCompressError('no question: give one, as in vlmcompress ask image.png "..."')
         question = words.pop()
-        if _is_file(question):
-            raise VLMCompressError(f"no question: the last argument {question!r} is a file")
+        if _is_there(question):
+            raise VLMCompressError(
+                f"no question: the last argument {question!r} is a file or a folder"
+            )
     if question == _STDIN:
         question = _from_stdin()
     check_text(question)
@@ -124,10 +130,10 @@ def _file(name: str) -> str:
     return str(at_home(name))
 
 
-def _is_file(text: str) -> bool:
-    """Whether a text names a file; a question may be longer than a name can be."""
+def _is_there(text: str) -> bool:
+    """Whether a text names a file or a folder; a question may be longer than a name can be."""
     try:
-        return at_home(text).is_file()
+        return bool(text) and at_home(text).exists()
     except (OSError, ValueError):
         return False
 

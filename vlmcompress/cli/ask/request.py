@@ -60,12 +60,19 @@ def check(
         model = defaults.VIDEO_MODEL if named.has_video else defaults.MODEL
     resolve(model)
 
-    from vlmcompress.asking.setting import setting_of
-
-    setting = setting_of(method, budget, _options(options), positions)
+    found = setting(method, budget, options, positions)
     media = [read(file, kind, arguments) for file, kind in named.files]
     files = [file for file, _ in named.files]
-    return Request(named.question, files, media, model, setting, named.notes)
+    return Request(named.question, files, media, model, found, named.notes)
+
+
+def setting(
+    method: str | None, budget: str | None, options: Sequence[str], positions: str
+) -> Setting:
+    """What the command line says of method and budget; see `setting_of`."""
+    from vlmcompress.asking.setting import setting_of
+
+    return setting_of(method, budget, _options(options), positions)
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
