@@ -50,7 +50,7 @@ def test_a_csv_gives_the_task_of_the_same_rows_as_json(folder):
     with pytest.raises(VLMCompressError, match="line 2: more cells than names"):
         load(path)
     path.write_text('image,question,answer\n0.png,"what ?,a\n')
-    with pytest.raises(VLMCompressError, match="line 2: not CSV"):
+    with pytest.raises(VLMCompressError, match="not CSV: unexpected end of data"):
         load(path)
 
 
