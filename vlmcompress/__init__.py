@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlmcompress.api import Compression, compress, list_models
     from vlmcompress.asking.answer import Answer
     from vlmcompress.asking.ask import ask, compare
+    from vlmcompress.asking.chat import Chat
     from vlmcompress.asking.comparison import Comparison
     from vlmcompress.budget.budget import Budget
     from vlmcompress.errors import VLMCompressError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Budget",
+    "Chat",
     "CheckReport",
     "Comparison",
     "Compression",
@@ -59,12 +61,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "compare": "asking.ask",
-    "ask": "asking.ask",
-    "Comparison": "asking.comparison",
     "Answer": "asking.answer",
     "Budget": "budget.budget",
+    "Chat": "asking.chat",
     "CheckReport": "laws.report",
+    "Comparison": "asking.comparison",
     "Compression": "api",
     "DecoderShape": "flops.paper_conventions",
     "Grid": "tokens",
@@ -74,7 +75,9 @@ _HOME = {
     "VLMCompressError": "errors",
     "Video": "media.video",
     "VisualTokens": "tokens",
+    "ask": "asking.ask",
     "check": "laws.check",
+    "compare": "asking.ask",
     "compress": "api",
     "get_method": "methods",
     "kv_bytes": "flops.paper_conventions",

@@ -115,10 +115,15 @@ def compare(
     asker = _asker(model, processor, media, question, max_new_tokens, frames, fps)
     each = [methods] if isinstance(methods, str) else methods
     wanted = budgets if isinstance(budgets, list | tuple) else [budgets]
+    return compared(asker, [setting_of(m, b) for m in each for b in wanted], repeat)
+
+
+def compared(asker: Asker, settings: Sequence[Setting], repeat: int) -> Comparison:
+    """The answer on all tokens and in each setting that is not refused."""
     able: list[Setting] = [FULL]
     refused: dict[str, str] = {}
     asker.run(FULL)
-    for setting in [setting_of(method, budget) for method in each for budget in wanted]:
+    for setting in settings:
         try:
             asker.run(setting)
             able.append(setting)

@@ -13,7 +13,7 @@ from vlmcompress.api import Compression, compress
 from vlmcompress.asking.answer import Answer
 from vlmcompress.asking.setting import Setting
 from vlmcompress.media.video import Video
-from vlmcompress.prompts import generate, prepare
+from vlmcompress.prompts import Turn, generate, prepare
 
 
 class Asker:
@@ -26,11 +26,18 @@ class Asker:
         media: Sequence[Image | Video],
         question: str,
         max_new_tokens: int,
+        conversation: Sequence[Turn] | None = None,
     ) -> None:
+        """Prepare the prompt: the question behind the media, or a conversation that ends with it.
+
+        Raises:
+            VLMCompressError: see `prepare`.
+        """
         self.model, self.processor = model, processor
         self._media, self._question = media, question
         self._max_new_tokens = max_new_tokens
-        self.inputs = prepare(model, processor, [(media, question)])
+        prompt = question if conversation is None else conversation
+        self.inputs = prepare(model, processor, [(media, prompt)])
 
     def run(self, setting: Setting) -> Answer:
         """Answer once."""

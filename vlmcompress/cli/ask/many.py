@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vlmcompress import defaults
-from vlmcompress.cli.ask.media import MediaArguments, find_question
 from vlmcompress.cli.common import progress, quiet, shown, tell
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home, check_output
 from vlmcompress.files.records import SUFFIXES
-from vlmcompress.media.video_sampling import check_sampling
 
 if TYPE_CHECKING:
     from vlmcompress.asking.many import ManyAsker
     from vlmcompress.asking.questions import Question
     from vlmcompress.asking.results import Results
     from vlmcompress.asking.setting import Setting
+    from vlmcompress.cli.ask.media import MediaArguments
 
 BATCH = 8
 """Questions in a batch where nobody says otherwise."""
@@ -63,6 +62,8 @@ def ask_many(media: MediaArguments, setting: Setting, given: ManyArguments) -> N
             )
     elif given.resume:
         raise VLMCompressError("--resume goes on with the file of --out, which is not given")
+    from vlmcompress.media.video_sampling import check_sampling
+
     check_sampling(media.frames, media.fps)
     questions = _questions(media)
     count, has_video = 0, False
@@ -151,6 +152,7 @@ def _write(
 def _questions(media: MediaArguments) -> Callable[[], Iterator[Question]]:
     """What gives all questions, as often as it is called; a file is read anew each time."""
     from vlmcompress.asking.questions import in_folder, of_file, of_files
+    from vlmcompress.cli.ask.media import find_question
 
     words = [*media.words, *media.images, *media.videos]
     data = [at_home(word) for word in words if Path(word).suffix.lower() in SUFFIXES]
