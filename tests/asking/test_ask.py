@@ -163,5 +163,6 @@ def test_the_help_names_every_argument(function):
 
 
 def test_built_in_models_load_without_a_bar(capfd):
-    vlmcompress.load("tiny-llava", device="cpu")
+    loaded = vlmcompress.load("tiny-llava", device="cpu")
+    vlmcompress.ask(*loaded, STREET, QUESTION, "cdpruner", 9)  # loads tiny-clip as well
     assert capfd.readouterr() == ("", "")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli import complete
 from vlmcompress.cli.common import hush
 
 ImageFiles = Annotated[
@@ -38,8 +39,9 @@ Options = Annotated[
 ModelName = Annotated[
     str | None,
     typer.Option(
+        autocompletion=complete.models,
         help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}, or "
-        f"{defaults.VIDEO_MODEL} where there is a video."
+        f"{defaults.VIDEO_MODEL} where there is a video.",
     ),
 ]
 Device = Annotated[

@@ -63,7 +63,7 @@ def load(
             str(name_or_path), read_config(where, shared), bool(kwargs["trust_remote_code"])
         )
         processor = load_processor(where, **shared)
-        with _without_bar() if str(name_or_path) in BUILT_IN else nullcontext():
+        with without_bar() if str(name_or_path) in BUILT_IN else nullcontext():
             model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch_dtype, **kwargs)
         if target is not None:
             nn.Module.to(model, target)
@@ -76,7 +76,7 @@ def load(
 
 
 @contextmanager
-def _without_bar() -> Iterator[None]:
+def without_bar() -> Iterator[None]:
     """No bar for what loads in a second."""
     from transformers.utils import logging
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli import complete
 from vlmcompress.cli.ask.many import BATCH, ManyArguments, ask_many, is_many
 from vlmcompress.cli.common import one_line_errors, progress, quiet, tell
 from vlmcompress.cli.options import (
@@ -57,9 +58,10 @@ Question = Annotated[
 MethodSpec = Annotated[
     str | None,
     typer.Option(
+        autocompletion=complete.methods,
         help="See `vlmcompress ls methods`; methods are joined with +, as in "
         '"divprune+fastv(k=3)"; "auto" takes the most accurate. '
-        f"Default: {defaults.METHOD}."
+        f"Default: {defaults.METHOD}.",
     ),
 ]
 BudgetText = Annotated[
@@ -153,7 +155,7 @@ def ask(
     Bad input ends with exit code 2 and one line on stderr; rows that could not be answered end with
     1.
     """
-    from vlmcompress.cli.ask.media import MediaArguments
+    from vlmcompress.cli.ask.media import MediaArguments, name_media
     from vlmcompress.cli.ask.request import check, setting
 
     if repeat is not None and not compare:
@@ -166,6 +168,7 @@ def ask(
         ask_many(media, setting(method, budget, option or [], positions.value), many)
         return
     if out is not None or resume or batch is not None:
+        name_media(media)  # a folder that is not there is said first
         raise VLMCompressError(
             "--out, --resume and --batch are for --each, a folder, or a .jsonl or .csv file"
         )

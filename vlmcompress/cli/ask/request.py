@@ -72,11 +72,15 @@ def setting(
     """What the command line says of method and budget; see `setting_of`."""
     from vlmcompress.asking.setting import setting_of
 
-    return setting_of(method, budget, _options(options), positions)
+    return setting_of(method, budget, options_of(options), positions)
 
 
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["k=3", "layers=[2, 4]"]` as Python values; what is no literal is a text."""
+def options_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["k=3", "layers=[2, 4]"]` as Python values; what is no literal is a text.
+
+    Raises:
+        VLMCompressError: a pair is malformed, or a name comes twice.
+    """
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

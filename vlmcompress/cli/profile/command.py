@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli import complete
 from vlmcompress.cli.common import one_line_errors, quiet
 from vlmcompress.cli.options import Device, Dtype, Fps, Frames, ImageFiles, ModelName, VideoFiles
 from vlmcompress.errors import VLMCompressError
@@ -38,7 +39,8 @@ Question = Annotated[
 Methods = Annotated[
     str,
     typer.Option(
-        help='Separated by commas, each as in `ask`: "divprune,divprune+fastv(k=3),fastv(k=1)".'
+        autocompletion=complete.method_lists,
+        help='Separated by commas, each as in `ask`: "divprune,divprune+fastv(k=3),fastv(k=1)".',
     ),
 ]
 BudgetText = Annotated[
