@@ -122,7 +122,8 @@ class CutContext:
         given = given.get(kind) if isinstance(given, Mapping) else given
         given = given[row : row + 1] if given is not None and len(given) > 1 else given
         columns = chunk.columns[row]
-        own = inside(columns[None], given, self.stages.past, reach, queries)[0]
+        both_ways = self.stages.kinds.both_ways
+        own = inside(columns[None], given, self.stages.past, reach, queries, both_ways)[0]
         past = self.past_keys(of, rope)
         reached = [] if past is None else [past[1].reached(row, columns[queries], reach)]
         if chunk.valid is not None:
