@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
+
+from vlmcompress.report.report import ImageReport
 
 IMAGE = 99
 TEXT = {
@@ -79,6 +82,11 @@ _VLMS = {
     },
 }
 NAMES = tuple(_VLMS)
+SOME = [
+    name if name in ("colqwen2.5", "colmodernvbert") else pytest.param(name, marks=pytest.mark.slow)
+    for name in NAMES
+]
+"""The same; the two that share least are left for the quick tests."""
 _CLASSES = {"colpali": "ColPali", "colmodernvbert": "ColModernVBert"}
 
 
@@ -141,6 +149,18 @@ def batch(pages: list[dict[str, Tensor]], left: bool = True) -> dict[str, Tensor
             torch.nn.functional.pad(v, (0, 0, 0, patches - v.shape[1])) for v in out["pixel_values"]
         ]
     return {name: torch.cat(values) for name, values in out.items()}
+
+
+def entering(inputs: dict[str, Tensor], image: ImageReport, layer: int, row: int = 0) -> Tensor:
+    """[L] bool: the tokens of a prompt that enter a layer."""
+    kept = image.kept
+    for cut in sorted(image.cuts):
+        kept = image.cuts[cut] if cut <= layer else kept
+    keep = inputs["attention_mask"][row].bool()
+    visual = (inputs["input_ids"][row] == IMAGE).nonzero()[:, 0]
+    keep[visual] = False
+    keep[visual[kept]] = True
+    return keep
 
 
 @lru_cache

@@ -6,21 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from retrievers import IMAGE, NAMES, Retriever, batch, retriever
-from torch import Tensor
+from retrievers import SOME, Retriever, batch, entering, retriever
 
 from vlmcompress.api import Compression, compress
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 from vlmcompress.laws import references
 from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.report.report import ImageReport
 
 TOLERANCE = 1e-4
 BUDGETS = {"divprune": "50%", "random": "50%", "fastv": "60%"}
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=SOME)
 def found(request: Any) -> Retriever:
     return retriever(request.param)
 
@@ -33,18 +31,6 @@ def page(found):
 @pytest.fixture
 def two(found, page):
     return batch([page, found.page(1, 3, 4, words=8)])
-
-
-def entering(inputs: dict[str, Tensor], image: ImageReport, layer: int, row: int = 0) -> Tensor:
-    """[L] bool: the tokens of a prompt that enter a layer."""
-    kept = image.kept
-    for cut in sorted(image.cuts):
-        kept = image.cuts[cut] if cut <= layer else kept
-    keep = inputs["attention_mask"][row].bool()
-    visual = (inputs["input_ids"][row] == IMAGE).nonzero()[:, 0]
-    keep[visual] = False
-    keep[visual[kept]] = True
-    return keep
 
 
 def reduced(model: Any, method: str) -> Compression:
