@@ -42,7 +42,7 @@ def make_model() -> ColQwen2ForRetrieval:
 
 
 def export(weights: dict[str, Tensor], folder: Path) -> None:
-    """Write the model folder, weights in float16.
+    """Write the model folder, weights in float16, to be loaded in float32.
 
     Args:
         weights: float32 state of `ColQwen2ForRetrieval`.
@@ -54,7 +54,7 @@ def export(weights: dict[str, Tensor], folder: Path) -> None:
 
 
 class ProcessorFiles:
-    """The files beside model and tokenizer that make `ColQwen2Processor`."""
+    """The files beside model and tokenizer that make `ColQwen2Processor`, and the dtype."""
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the settings of the processor: those of tiny-qwen, for pages."""
@@ -74,3 +74,5 @@ class ProcessorFiles:
             "processor_config.json": processor,
         }.items():
             (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        config = folder / "config.json"
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
