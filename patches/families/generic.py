@@ -175,7 +175,7 @@ def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str,
     tokens: dict[str, int] = {}
     calls: dict[str, str] = {}
     for modality in _MODALITIES:
-        name, token = f"get_{modality}_features", _token(config, modality)
+        name, token = f"get_{modality}_features", token_of(config, modality)
         if callable(getattr(base, name, None)) and token not in (None, *tokens.values()):
             calls[modality], tokens[modality] = name, int(token)  # type: ignore[arg-type]
     if "image" not in tokens:
@@ -183,7 +183,8 @@ def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str,
     return tokens, calls
 
 
-def _token(config: Any, modality: str) -> int | None:
+def token_of(config: Any, modality: str) -> int | None:
+    """The placeholder of a modality that a configuration names, None where it names none."""
     for owner in (config, config.get_text_config()):
         for name in _TOKENS:
             value = getattr(owner, name.format(modality), None)
