@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family, _expect
+from vlmcompress.patches.families.separators import separated, views_of
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
 from vlmcompress.patches.families.table import CLIPS, OUT_OF_SCOPE, TESTED, UNSCORED, Row, row_of
 from vlmcompress.patches.families.vision_encoder import Encoder
@@ -104,6 +105,12 @@ class Generic(Family):
         shapes = shapes_of(modality, call)
         counts = pieces_of(features, modality, call, shapes)
         rows = shapes if len(shapes) == len(counts) else [None] * len(counts)
+        words = self._row.separators
+        if words:
+            return [
+                separated(words, count, row, views_of(call, number))
+                for number, (count, row) in enumerate(zip(counts, rows, strict=True))
+            ]
         return [Layout.of(grid_of(*each)) for each in zip(counts, rows, strict=True)]
 
     def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.registry import PlugIns
+
 
 @dataclass(frozen=True)
 class Row:
@@ -15,6 +18,9 @@ class Row:
 
     no_cuts: str | None = None
     """Why its decoder layers cannot hold different tokens; None where they can."""
+    separators: str = ""
+    """What stands among the features beside tokens of the picture, in words of
+    `vlmcompress.patches.families.separators.WORDS`: "row" for one behind each row of tokens."""
 
 
 def _names(text: str) -> list[str]:
@@ -24,11 +30,17 @@ def _names(text: str) -> list[str]:
 _BLOCKS = "its decoder keeps states of all tokens across blocks of layers"
 
 ROWS: dict[str, Row] = {
+    "deepseek_ocr2": Row(separators="end"),
     "gemma3n": Row(no_cuts="its hidden states are four streams, and tokens their third axis"),
     "granite4_vision": Row(no_cuts="its decoder adds features of all tokens in its own loop"),
+    "hunyuan_vl": Row(separators="begin row end"),
+    "hy_v4_vl": Row(separators="row"),
     "inkling2": Row(no_cuts=_BLOCKS),
     "inkling2_loop": Row(no_cuts=_BLOCKS),
-    "unlimited_ocr": Row(no_cuts="its layers see all of the prompt, but a window of the answer"),
+    "unlimited_ocr": Row(
+        no_cuts="its layers see all of the prompt, but a window of the answer",
+        separators="row end",
+    ),
 }
 
 TESTED = frozenset(
@@ -104,6 +116,22 @@ OUT_OF_SCOPE = {
 """Types that are refused, and why."""
 
 
+PLUG_INS = PlugIns("row", "vlmcompress.rows")
+"""Rows of other packages, each under the type that it is of."""
+
+
 def row_of(name: str) -> Row:
-    """The exceptions of a model type, most have none."""
-    return ROWS.get(name, Row())
+    """The exceptions of a model type, most have none.
+
+    Raises:
+        PlugInError: another package offers what is no row.
+    """
+    if name in ROWS or name not in PLUG_INS.names(ROWS.keys() | TESTED):
+        return ROWS.get(name, Row())
+    return PLUG_INS.load(name, _as_row)
+
+
+def _as_row(found: object) -> Row:
+    if not isinstance(found, Row):
+        raise UnsupportedModelError(f"it must be a Row, got {found!r}")
+    return found
