@@ -22,12 +22,12 @@ def shape_of(model: nn.Module) -> ModelShape:
     """The sizes of a model of a supported family; it may be on the meta device.
 
     Raises:
-        UnsupportedModelError: no family serves it, or nothing is known of its vision side.
+        UnsupportedModelError: no family serves it, or its FLOPs are not known.
     """
     parts = ModelParts.of(model)
-    if not parts.towers:
+    if parts.family.no_costs is not None:
         raise UnsupportedModelError(
-            f"the FLOPs of a {parts.family.name} model are not known, as its vision tower is not: "
+            f"the FLOPs of a {parts.family.name} model are not known, as {parts.family.no_costs}: "
             'give a budget of tokens, for example 64 or "25%"'
         )
     tower, projectors = parts.towers[0], parts.family.projectors(parts.base)

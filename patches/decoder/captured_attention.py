@@ -1,32 +1,26 @@
 """Queries and keys as a layer itself made them, whatever its parts are called.
 
-For layers whose attention cannot be computed by the usual names. The attention module of each layer
-is given a copy of its configuration that names `NAME`, which is known to transformers'
-`AttentionInterface`; that keeps what it is shown and calls what the model's own configuration
-names, so masks and results stay what they were.
+For layers whose attention cannot be computed by the usual names.
 """
 
 from __future__ import annotations
 
-import copy
-import sys
+import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.patches.hooks.arguments import CACHE_NAMES
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.sequence.attended import EAGER, Attended
+from vlmcompress.patches.hooks.watched_attention import Watched, watch
+from vlmcompress.patches.sequence.attended import Attended
 
-NAME = "vlmcompress_captured"
-_CAPTURE = "_vlmcompress_capture"
 _NAMES = ("self_attn", "attn", "attention", "mixer")
 """What layers call their attention."""
+_OWN = ("attention_mask", "dropout")
+"""Arguments that `Attended` holds apart, or does without."""
 
 
 class _Rehearsed(Exception):
@@ -36,43 +30,13 @@ class _Rehearsed(Exception):
         self.attended = attended
 
 
-@dataclass(eq=False)
-class Capture:
-    """Keeps what one layer attends with, where a cut ranks in it."""
-
-    number: int
-    config: Any
-    """The layer's own, whose attention implementation users may change at any time."""
-    now: CallState
-
-    def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Attention as the configuration says."""
-        stages = self.now.stages
-        if self.now.rehearsing:
-            raise _Rehearsed(_attended(module, query, key, *args, **kwargs))
-        if stages is not None and stages.cuts and stages.earlier.wants(self.number):
-            stages.earlier.attended[self.number] = _attended(module, query, key, *args, **kwargs)
-        name = self.config._attn_implementation
-        if name == "eager":
-            attend = vars(sys.modules[type(module).__module__])[EAGER]
-        else:
-            attend = ALL_ATTENTION_FUNCTIONS[name]
-        return attend(module, query, key, *args, **kwargs)
-
-
 def capture(attached: Attachments, layers: Iterable[nn.Module], now: CallState) -> None:
-    """Have all layers that attend keep what they attend with, until `attached` is removed."""
-    AttentionInterface.register(NAME, _captured)
+    """Have all layers that attend keep what they attend with, where a cut ranks in them, until
+    `attached` is removed."""
     for number, layer in enumerate(layers):
         module: Any = next((found for n in _NAMES if (found := getattr(layer, n, None))), None)
-        if module is None or not hasattr(module, "config"):
-            continue
-        own = copy.copy(module.config)
-        own._attn_implementation_internal = NAME
-        attached.set(module, _CAPTURE, Capture(number, module.config, now))
-        attached.replace(module, "config", own)
+        if module is not None and hasattr(module, "config"):
+            watch(attached, module, functools.partial(_keep, number, module, now))
 
 
 def rehearse(
@@ -101,20 +65,16 @@ def rehearse(
     return None
 
 
-def _attended(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None = None,
-    dropout: float = 0.0,
-    **options: Any,
-) -> Attended:
-    if options.get("scaling") is None:
-        options["scaling"] = getattr(module, "scaling", query.shape[-1] ** -0.5)
-    prepared = attention_mask is not None and attention_mask.dim() == 4
-    return Attended(module, query, key, attention_mask if prepared else None, options)
+def _keep(number: int, module: nn.Module, now: CallState, call: Watched) -> None:
+    stages = now.stages
+    if now.rehearsing:
+        raise _Rehearsed(_attended(module, call))
+    if stages is not None and stages.cuts and stages.earlier.wants(number):
+        stages.earlier.attended[number] = _attended(module, call)
 
 
-def _captured(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return vars(module)[_CAPTURE](module, *args, **kwargs)
+def _attended(module: nn.Module, call: Watched) -> Attended:
+    options = {k: v for k, v in call.options.items() if k not in _OWN}
+    options["scaling"] = call.scaling
+    prepared = call.mask is not None and call.mask.dim() == 4
+    return Attended(module, call.query, call.key, call.mask if prepared else None, options)

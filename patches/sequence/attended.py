@@ -6,19 +6,14 @@ queries and keys (biases of distances, sinks, caps) is among them.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.ops.gather import take, take_pairs
-
-EAGER = "eager_attention_forward"
-"""What each file of transformers calls the attention that it computes by itself."""
+from vlmcompress.patches.hooks.watched_attention import eager_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +84,7 @@ class Attended:
         mask = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, closed)
         keys = self.keys[row : row + 1].float()
         options = {k: own(v) if self._is_of_pairs(v) else v for k, v in self.options.items()}
-        found = _eager(self.module)(
+        found = eager_of(self.module)(
             self.module, own(self.queries).float(), keys, keys, mask, **options, dropout=0.0
         )
         weights: Tensor = found[1]
@@ -104,13 +99,3 @@ class Attended:
 def _take(heads: Tensor, index: Tensor) -> Tensor:
     """[B, H, K, hd] of the tokens at `index` [B, K]."""
     return take(heads.transpose(1, 2), index).transpose(1, 2)
-
-
-def _eager(module: nn.Module) -> Callable[..., Any]:
-    found: Callable[..., Any] | None = vars(sys.modules[type(module).__module__]).get(EAGER)
-    if found is None:
-        raise UnsupportedModelError(
-            f"{type(module).__module__} has no {EAGER}(), by which decoder-stage methods rank: use "
-            "a projector-stage method"
-        )
-    return found

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import transformers
 from shrink import CLASSES
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from vlmcompress.patches.families.registry import FAMILIES
-from vlmcompress.patches.families.table import CLIPS, TESTED, row_of
+from vlmcompress.patches.families.table import BROKEN, CLIPS, TESTED, row_of
 
 DOZEN = (
     "llava",
@@ -42,3 +48,17 @@ TESTED_HERE = [name for name in CLASSES if name in TESTED and name not in ELSEWH
 CUTS = {name for name in TESTED_HERE if row_of(name).no_cuts is None}
 CLIPS_HERE = [name for name in CLASSES if name in CLIPS and name not in FAMILIES.names()]
 """Those with an adapter of their own have their clips in tests/patches."""
+DESCRIBED = [name for name in CLASSES if row_of(name).like is not None]
+"""Those whose vision side the table describes."""
+PIXELS = [name for name in DESCRIBED if row_of(name).pixels]
+"""Those of them whose pixels methods can work on."""
+
+
+@contextmanager
+def mended(model_type: str) -> Iterator[None]:
+    """What transformers forgot in a type that its release broke, as a later one has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if (model_type, transformers.__version__) in BROKEN:
+            # Llama 4 hands on an attribute that its decoder's output does not have.
+            patch.setattr(MoeCausalLMOutputWithPast, "image_outputs", None, raising=False)
+        yield

@@ -8,11 +8,14 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from published import PUBLISHED, write_checkpoint
+from published import write_checkpoint
+from published_native import NATIVE
+from published_tiles import TILES
 from typer.testing import CliRunner
 
 from vlmcompress.cli import app
 
+PUBLISHED = {**TILES, **NATIVE}
 QUICK = ("llava-hf/llava-1.5-7b-hf", "Qwen/Qwen2.5-VL-7B-Instruct")
 """Those of the default tier."""
 WIDTH, HEIGHT, FRAMES = 640, 480, 8
