@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 
 from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.hooks.watched_attention import Attended, watch
+from vlmcompress.patches.hooks.watched_attention import Attended, attention_of, watch
 from vlmcompress.patches.sequence.stage_layout import Captured
-
-_NAMES = ("self_attn", "attn", "attention", "mixer")
-"""What layers call their attention."""
 
 
 def capture(attached: Attachments, layers: Iterable[nn.Module], now: CallState) -> None:
     """Have all layers that attend keep what they attend with, until `attached` is removed."""
     for number, layer in enumerate(layers):
-        module: Any = next((found for n in _NAMES if (found := getattr(layer, n, None))), None)
+        module = attention_of(layer)
         if module is not None and hasattr(module, "config"):
             watch(attached, module, functools.partial(_keep, number, now))
 

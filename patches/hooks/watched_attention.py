@@ -26,6 +26,8 @@ NAME = "vlmcompress_watched"
 _FLASH = f"{NAME}_flash_attention"
 """Modules hand whole batches of sequences to what is called flash, and one by one to others."""
 _WATCH = "_vlmcompress_watch"
+_NAMES = ("self_attn", "attn", "attention", "mixer")
+"""What layers call their attention."""
 _EAGER = "eager_attention_forward"
 
 
@@ -62,6 +64,11 @@ class _Watch:
         name = self.config._attn_implementation
         attend = _eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
         return attend(module, query, key, *args, **kwargs)
+
+
+def attention_of(layer: nn.Module) -> Any:
+    """What a layer attends with, by the names that are in use; None where it has none."""
+    return next((found for name in _NAMES if (found := getattr(layer, name, None))), None)
 
 
 def watch(attached: Attachments, module: Any, look: Callable[[Attended], None]) -> None:
