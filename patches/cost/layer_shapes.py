@@ -9,8 +9,8 @@ from torch import nn
 from vlmcompress.flops.exact import LayerShape
 from vlmcompress.flops.paper_conventions import experts_of
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.patches.hooks.watched_attention import attention_of
 from vlmcompress.patches.sequence.attention_masks import CHUNKED, SLIDING, has_keys
+from vlmcompress.patches.sequence.watched_attention import attention_of
 
 _ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 """What configurations call the experts that a token meets."""

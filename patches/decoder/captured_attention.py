@@ -6,14 +6,24 @@ For layers whose attention cannot be computed by the usual names.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vlmcompress.patches.call.call_state import CallState
+from vlmcompress.patches.hooks.arguments import CACHE_NAMES
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.hooks.watched_attention import Attended, attention_of, watch
-from vlmcompress.patches.sequence.stage_layout import Captured
+from vlmcompress.patches.sequence.attended import Attended
+from vlmcompress.patches.sequence.watched_attention import attention_of, watch
+
+
+class _Rehearsed(Exception):
+    """Ends a layer that runs only to see what it would attend with."""
+
+    def __init__(self, attended: Attended) -> None:
+        self.attended = attended
 
 
 def capture(attached: Attachments, layers: Iterable[nn.Module], now: CallState) -> None:
@@ -25,7 +35,37 @@ def capture(attached: Attachments, layers: Iterable[nn.Module], now: CallState) 
 
 
 def _keep(number: int, now: CallState, seen: Attended) -> None:
-    """Keep it where the next layer drops tokens."""
+    """Keep it where a cut ranks in the layer."""
     stages = now.stages
-    if stages is not None and number + 1 in stages.cuts:
-        stages.captured = Captured(seen.query, seen.key, seen.scaling, seen.mask)
+    if seen.mask is not None and seen.mask.dim() != 4:
+        seen = replace(seen, mask=None)
+    if now.rehearsing:
+        raise _Rehearsed(seen)
+    if stages is not None and stages.cuts and stages.earlier.wants(number):
+        stages.earlier.attended[number] = seen
+
+
+def rehearse(
+    layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], now: CallState
+) -> Attended | None:
+    """What a layer would attend with: it runs up to there, and leaves the cache alone.
+
+    Args:
+        layer: that `capture` watches.
+        hidden: [B, Q, D] its input.
+        arguments: the others by name.
+        now: of the thread.
+
+    Returns:
+        None where it attends to nothing.
+    """
+    arguments = {k: None if k in CACHE_NAMES else v for k, v in arguments.items()}
+    arguments |= {"use_cache": False} if "use_cache" in arguments else {}
+    now.rehearsing = True
+    try:
+        layer.forward(hidden, **arguments)
+    except _Rehearsed as seen:
+        return seen.attended
+    finally:
+        now.rehearsing = False
+    return None

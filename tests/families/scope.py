@@ -34,17 +34,14 @@ VOID: dict[tuple[str, str], str] = {
     ("ernie4_5_vl_moe", "cached"): "without a cache, its generate() does not let token types grow",
     ("inkling2", "staged"): _DISTANCES,
     ("inkling2_loop", "staged"): _DISTANCES,
-    (
-        "hy_v4_vl",
-        "scores",
-    ): "a sink takes a share of its softmax, which no ranking knows",
-    ("inkling_mm_model", "scores"): "it adds a bias for distances inside its attention",
     ("qwen4_exp", "masked"): "it embeds n-grams, so a token changes its neighbours",
 }
 """(type, law) that its bare model does not keep, and why."""
 
 TOLERANCES = {"hunyuan_vl": 1e-3}
 """Where batches of the bare model are as far as that from their members."""
+NO_SDPA = {"hy_v4_vl", "inkling2", "inkling2_loop"}
+"""Their own classes say so: biases and sinks in their attention."""
 ELSEWHERE = {"llava_next", "llava_next_video", "llava_onevision"}
 """Their separators are known, so tests/patches/test_laws.py has oracles of their own for them."""
 TESTED_HERE = [name for name in CLASSES if name in TESTED and name not in ELSEWHERE]

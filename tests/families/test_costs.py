@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from model_case import Case, case_of
 from scope import COUNTED, CUTS, DOZEN, mended
-from test_families import EverySecond
+from shortening import EverySecond
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
