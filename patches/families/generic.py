@@ -18,7 +18,6 @@ from vlmcompress.patches.families.separators import separated, views_of
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
 from vlmcompress.patches.families.table import (
     CLIPS,
-    COUNTED,
     OUT_OF_SCOPE,
     TESTED,
     UNSCORED,
@@ -37,7 +36,6 @@ _INSIDE = ("", "model", "decoder")
 _TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id", "{}_patch_token_id")
 _MODALITIES = ("image", "video")
 _NO_SCORES = "no test found them equal to the attention of its layers"
-_NO_COSTS = "no test found a count equal to what it computes"
 _DEEPSTACK = "_deepstack_process"
 
 
@@ -84,7 +82,7 @@ class Generic(Family):
         self.encoder = self._row.like or Generic.encoder
         compared = self.name in TESTED - UNSCORED
         self.no_scores = None if compared else _NO_SCORES
-        self.no_costs = None if self.name in COUNTED else _NO_COSTS
+        self.no_costs = self._row.no_costs
         arguments = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
         self._sizes_known = any(name.endswith("grid_thw") for name in arguments)
 
