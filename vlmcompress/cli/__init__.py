@@ -1,4 +1,4 @@
-"""The command line: `vlmcompress ask`, `ls`, `check`, `calibrate`, `profile` and `eval`.
+"""The command line: `vlmcompress ask`, `ls`, `check`, `calibrate`, `profile`, `eval` and `serve`.
 
 Only typer is imported here and in the modules of the commands; torch and transformers come when a
 command runs.
@@ -17,6 +17,7 @@ from vlmcompress.cli.check import check
 from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls
 from vlmcompress.cli.profile import profile
+from vlmcompress.cli.serve import serve
 from vlmcompress.version import __version__
 
 # click's class, wherever the installed typer keeps click.
@@ -34,6 +35,7 @@ app.command()(check)
 app.command()(calibrate)
 app.command()(profile)
 app.command("eval")(evaluate)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:
