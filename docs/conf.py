@@ -27,6 +27,8 @@ suppress_warnings = ["myst.strikethrough"]
 
 highlight_language = "bash"
 
+default_role = "literal"
+
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
@@ -36,6 +38,8 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = f"vlmcompress {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False

@@ -134,15 +134,17 @@ def _asks(info: MethodInfo) -> set[str]:
 
 def _figures(name: str, results: Mapping[str, Any]) -> Iterator[str]:
     """What was measured of a method alone, with each setting of its options."""
+    head = "\n## Right answers"
     for content in results.values():
         model = content["provenance"]["model"]
         for task_name, task in content["tasks"].items():
             shown = [one for one in (RANDOM_NAME, FULL) if one != name]
-            own = [row for row in task["cases"] if is_alone(row["method"], name)]
+            own = [row for row in task["cases"] if names_in(row["method"]) == [name]]
             rows = [row for row in task["cases"] if row["method"] in shown] + own
             if any("cannot" not in row for row in own):
-                title = f"## Right answers: `{model}`, {task['scored']} questions of `{task_name}`"
-                yield f"\n{title}\n\n{by_budget({**task, 'cases': rows})}"
+                title = f"### `{model}`, {task['scored']} questions of `{task_name}`"
+                yield f"{head}\n\n{title}\n\n{by_budget({**task, 'cases': rows})}"
+                head = ""
     times = [
         [
             row["case"],
@@ -160,13 +162,12 @@ def _figures(name: str, results: Mapping[str, Any]) -> Iterator[str]:
 
 
 @cache
-def is_alone(spec: str, name: str) -> bool:
-    """Whether a spec is of this method alone, with whatever options."""
+def names_in(spec: str) -> list[str]:
+    """The methods that a spec is made of; none where it is a probe such as "one frame"."""
     try:
-        methods = parse(spec).methods
-    except VLMCompressError:  # "one frame" is no method
-        return False
-    return [method.name for method in methods] == [name]
+        return [method.name for method in parse(spec).methods]
+    except VLMCompressError:
+        return []
 
 
 def _value(value: object) -> str:

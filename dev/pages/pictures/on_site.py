@@ -11,6 +11,7 @@ from typing import Any
 
 from dev.pages.generated import ROOT
 from dev.pages.pictures.kept import INDEX
+from vlmcompress.eval.report.markdown import as_table
 
 DRAWN = ROOT / "build" / "docs" / "pictures"
 """Where `make docs` draws them."""
@@ -20,6 +21,9 @@ _HOMES = {
     "](docs/": "](",
 }
 """Links of the repository -> those of the site."""
+_DRAWN = "../build/docs/pictures"
+"""The same from docs/."""
+_ACROSS = 4
 _CONTENTS = "\n```{toctree}\n:hidden:\n:glob:\n\nmethods/*\n```\n"
 
 
@@ -36,12 +40,25 @@ def on_site(page: str, text: str) -> str:
     for old, new in _HOMES.items():
         text = text.replace(old, new)
     if page == "methods":
-        return text + _CONTENTS
+        return f"{text}\n{_gallery()}{_CONTENTS}"
     folder, _, method = page.rpartition("/")
     if folder == "methods":
         head, facts, rest = text.split("\n\n", 2)
         return f"{head}\n\n{facts}\n\n{_picture(method)}\n\n{rest}"
     return text
+
+
+def _gallery() -> str:
+    """The photograph as each method leaves it, four in a row."""
+    cells = [
+        f"[![{name}]({_DRAWN}/{name}-photograph.jpg)](methods/{name}.md) "
+        f"`{one['method']}`, {one['budget'] or 'its own setting'}"
+        for name, one in _index().items()
+        if "parts" in one
+    ]
+    rows = [cells[k : k + _ACROSS] for k in range(0, len(cells), _ACROSS)]
+    rows[-1] += [""] * (_ACROSS - len(rows[-1]))
+    return f"## What each keeps\n\n{as_table([''] * _ACROSS, rows)}\n"
 
 
 def _picture(method: str) -> str:
@@ -50,7 +67,7 @@ def _picture(method: str) -> str:
     if "cannot" in one:
         return f"*Not drawn: {one['cannot']}.*"
     budget = f"at {one['budget']} of the tokens" if one["budget"] else "at its own setting"
-    spec, at = f"`{one['method']}`", "../../build/docs/pictures"
+    spec, at = f"`{one['method']}`", f"../{_DRAWN}"
     shown = " ".join(
         f'![{part}: what {spec} keeps]({at}/{method}-{part}.jpg){{width="48%"}}'
         for part in one["parts"]

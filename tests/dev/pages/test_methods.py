@@ -1,6 +1,5 @@
 """docs/methods.md and the page of each method."""
 
-
 from dev.pages import committed_results as committed
 from dev.pages import methods as methods_page
 from vlmcompress.methods import list_methods
