@@ -18,6 +18,8 @@ PINS := $(VENV)/constraints.txt
 OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 LMMS := .venv-lmms/bin/python
 NEWEST := .venv-newest/bin/python
+# The release of vLLM that `make test-vllm` runs on; "newest" for that.
+VLLM ?= 0.32.0
 # What meets transformers: what another version of it can break.
 MEETS = tests/patches tests/ecosystem tests/models tests/calibrate tests/profiler tests/cli/test_ask.py
 SAMPLES := vlmcompress/assets/samples
@@ -38,7 +40,8 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 	--device cpu --budgets 50%,25%,12.5%,6.25% --resume
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest test-lmms-eval gate \
+.PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
+	test-lmms-eval test-vllm gate \
 	lint format typecheck wheel-test \
 	readme accuracy baselines figures gpu-figures clean
 
@@ -102,6 +105,14 @@ test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	$(LMMS) -m pip install --quiet --no-deps lmms-eval==0.7.3
 	$(LMMS) -m pytest tests/lmms
 
+test-vllm: .venv-vllm/.ready-$(VLLM) ## run the plug-in inside vLLM on the CPU, in an environment of its own
+	.venv-vllm/bin/python -m pytest tests/vllm_engine $(PYTEST_ARGS)
+
+.venv-vllm/.ready-$(VLLM): .ci/vllm-environment .ci/vllm-repairs.py
+	rm -rf .venv-vllm
+	TORCH_ARGS="$(TORCH_ARGS)" .ci/vllm-environment .venv-vllm $(PYTHON) $(VLLM)
+	@touch $@
+
 lint: $(READY) ## check style, and that every layer imports only layers below it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -156,4 +167,4 @@ wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache

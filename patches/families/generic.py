@@ -18,7 +18,6 @@ from vlmcompress.patches.families.separators import separated, views_of
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
 from vlmcompress.patches.families.table import (
     CLIPS,
-    COUNTED,
     OUT_OF_SCOPE,
     TESTED,
     UNSCORED,
@@ -37,7 +36,6 @@ _INSIDE = ("", "model", "decoder")
 _TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id", "{}_patch_token_id")
 _MODALITIES = ("image", "video")
 _NO_SCORES = "no test found them equal to the attention of its layers"
-_NO_COSTS = "no test found a count equal to what it computes"
 _DEEPSTACK = "_deepstack_process"
 
 
@@ -84,7 +82,7 @@ class Generic(Family):
         self.encoder = self._row.like or Generic.encoder
         compared = self.name in TESTED - UNSCORED
         self.no_scores = None if compared else _NO_SCORES
-        self.no_costs = None if self.name in COUNTED else _NO_COSTS
+        self.no_costs = self._row.no_costs
         arguments = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
         self._sizes_known = any(name.endswith("grid_thw") for name in arguments)
 
@@ -180,7 +178,7 @@ def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str,
     tokens: dict[str, int] = {}
     calls: dict[str, str] = {}
     for modality in _MODALITIES:
-        name, token = f"get_{modality}_features", _token(config, modality)
+        name, token = f"get_{modality}_features", token_of(config, modality)
         if callable(getattr(base, name, None)) and token not in (None, *tokens.values()):
             calls[modality], tokens[modality] = name, int(token)  # type: ignore[arg-type]
     if "image" not in tokens:
@@ -188,7 +186,8 @@ def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str,
     return tokens, calls
 
 
-def _token(config: Any, modality: str) -> int | None:
+def token_of(config: Any, modality: str) -> int | None:
+    """The placeholder of a modality that a configuration names, None where it names none."""
     for owner in (config, config.get_text_config()):
         for name in _TOKENS:
             value = getattr(owner, name.format(modality), None)

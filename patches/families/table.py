@@ -6,7 +6,7 @@ proves it on the newest transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmcompress.errors import UnsupportedModelError
@@ -43,6 +43,14 @@ class Row:
     pixels: bool = False
     """Whether its processor cuts pixels as those of Qwen do, so that methods can work on them."""
 
+    uncounted: str | None = None
+    """Why the FLOPs of such a vision side or of its decoder are not known."""
+
+    @property
+    def no_costs(self) -> str | None:
+        """Why its FLOPs are not known; None where they are."""
+        return "its vision tower is not" if self.like is None else self.uncounted
+
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Where methods may act."""
@@ -58,9 +66,16 @@ def _names(text: str) -> list[str]:
 _BLOCKS = "its decoder keeps states of all tokens across blocks of layers"
 
 
-def _like(kind: Encoder, tower: str, projector: str, pixels: bool = False, **more: Any) -> Row:
+def _like(
+    kind: Encoder,
+    tower: str,
+    projector: str,
+    pixels: bool = False,
+    uncounted: str | None = None,
+    **more: Any,
+) -> Row:
     """A row for a vision side of a known kind; `more` are fields of `Encoder`."""
-    return Row(like=kind.at(tower, projector, **more), pixels=pixels)
+    return Row(like=kind.at(tower, projector, **more), pixels=pixels, uncounted=uncounted)
 
 
 def _qwen(kind: Encoder, **more: Any) -> Row:
@@ -68,8 +83,12 @@ def _qwen(kind: Encoder, **more: Any) -> Row:
     return _like(kind, "visual", "visual.merger", pixels=True, **more)
 
 
+_PADDED = "its pictures are padded to a size that only the call knows"
+_PICKS = "what its layers pick their keys with is not counted"
 _TOWER, _PROJECTOR = "vision_tower", "multi_modal_projector"
 _GLM = _qwen(PackedEncoder(), per_token=("visual.downsample",))
+
+_MUSE = _like(RasterEncoder(), _TOWER, "vision_projection", per_token=("vision_adapter",))
 
 ROWS: dict[str, Row] = {
     "aya_vision": _like(BlockEncoder(), _TOWER, _PROJECTOR),
@@ -78,26 +97,61 @@ ROWS: dict[str, Row] = {
     "cosmos3_edge": _like(PackedEncoder(), "visual", "projector"),
     "cosmos3_omni": _qwen(DeepEncoder()),
     "deepseek_vl": _like(BlockEncoder(), "vision_model", "aligner"),
-    "deepseek_vl_hybrid": _like(BlockEncoder(), "vision_model", "aligner"),
-    "dots3_note": _like(PackedEncoder(), _TOWER, "vision_tower.merger"),
-    "ernie4_5_vl_moe": _like(PackedEncoder(), _TOWER, "resampler_model"),
+    "deepseek_vl_hybrid": _like(
+        BlockEncoder(), "vision_model", "aligner", uncounted="its second tower is not counted"
+    ),
+    "dots3_note": _like(PackedEncoder(), _TOWER, "vision_tower.merger", uncounted=_PICKS),
+    "ernie4_5_vl_moe": _like(
+        PackedEncoder(),
+        _TOWER,
+        "resampler_model",
+        uncounted="tokens of pictures meet other experts than words",
+    ),
     "exaone4_5": _qwen(WindowEncoder()),
-    "gemma4": _like(PlacedEncoder(), _TOWER, "embed_vision"),
-    "granite_docling": _like(BlockEncoder(), "vision_model", "vision_model.connector"),
-    **dict.fromkeys(_names("glm46v glm4v glm4v_moe glm5_next glm_ocr glmga"), _GLM),
-    "hyperclovax_vision_v2": _like(WindowEncoder(), "vision_model", "projector"),
+    "gemma4": _like(PlacedEncoder(), _TOWER, "embed_vision", uncounted=_PADDED),
+    "granite_docling": _like(
+        BlockEncoder(),
+        "vision_model",
+        "vision_model.connector",
+        uncounted="its connector sees tiles of several sizes",
+    ),
+    **dict.fromkeys(_names("glm46v glm4v glm4v_moe glm_ocr glmga"), _GLM),
+    "glm5_next": replace(_GLM, uncounted=_PICKS),
+    "hyperclovax_vision_v2": _like(
+        WindowEncoder(), "vision_model", "projector", per_token=("vision_model.merger",)
+    ),
     "janus": _like(BlockEncoder(), "vision_model", "aligner"),
     "kimi_k25": _like(RasterEncoder(), _TOWER, "mm_projector"),
-    "lfm2_vl": _like(PaddedEncoder(), _TOWER, _PROJECTOR),
-    "lfm3_vl": _like(PackedEncoder(), _TOWER, _PROJECTOR),
+    "lfm2_vl": _like(PaddedEncoder(), _TOWER, _PROJECTOR, uncounted=_PADDED),
+    "lfm3_vl": _like(
+        PackedEncoder(), _TOWER, _PROJECTOR, uncounted="its tower has layers without attention"
+    ),
     "lighton_ocr": _like(NativeEncoder(), "vision_encoder", "vision_projection"),
-    "llama4": _like(BlockEncoder(), "vision_model", _PROJECTOR, cls_place=-1),
-    "minimax_m3_vl": _like(PackedEncoder(), _TOWER, _PROJECTOR),
-    "mistral_large4": _like(NativeEncoder(), _TOWER, _PROJECTOR),
-    "molmo2": _like(PooledEncoder(), _TOWER, _PROJECTOR),
-    "muse_glimmer": _like(RasterEncoder(), _TOWER, "vision_projection"),
-    "muse_spark": _like(RasterEncoder(), _TOWER, "vision_projection"),
-    "ovis2": _like(BlockEncoder(), _TOWER, "visual_embeddings_table"),
+    "llama4": _like(
+        BlockEncoder(),
+        "vision_model",
+        _PROJECTOR,
+        cls_place=-1,
+        per_token=("vision_model.vision_adapter",),
+    ),
+    "minimax_m3_vl": _like(
+        PackedEncoder(),
+        _TOWER,
+        _PROJECTOR,
+        per_patch=(f"{_PROJECTOR}.linear_1", f"{_PROJECTOR}.linear_2"),
+    ),
+    "mistral_large4": _like(NativeEncoder(), _TOWER, _PROJECTOR, uncounted=_PICKS),
+    "molmo2": _like(
+        PooledEncoder(), _TOWER, _PROJECTOR, uncounted="its pooling of patches is not counted"
+    ),
+    "muse_glimmer": _MUSE,
+    "muse_spark": _MUSE,
+    "ovis2": _like(
+        BlockEncoder(),
+        _TOWER,
+        "visual_embeddings_table",
+        per_token=("vision_tower.head_linear",),
+    ),
     "paddleocr_vl": _like(RasterEncoder(), "visual", "projector"),
     "paligemma": _like(BlockEncoder(), _TOWER, _PROJECTOR),
     "qianfan_ocr": _like(InternVLEncoder(), _TOWER, _PROJECTOR),
@@ -105,7 +159,7 @@ ROWS: dict[str, Row] = {
     "qwen3_5": _qwen(PackedEncoder()),
     "qwen3_5_moe": _qwen(PackedEncoder()),
     "qwen3_omni_moe_thinker": _qwen(DeepEncoder(), deep="visual.merger_list"),
-    "qwen4_exp": _qwen(PackedEncoder()),
+    "qwen4_exp": _qwen(PackedEncoder(), uncounted=_PICKS),
     "shieldgemma2": _like(Gemma3Encoder(), _TOWER, _PROJECTOR),
     "deepseek_ocr2": Row(separators="end"),
     "hunyuan_vl": Row(separators="begin row end"),
@@ -144,15 +198,6 @@ UNSCORED = frozenset(
 """Those whose layers make queries and keys in another way than most (other names, norms, latents,
 layers without rotary embeddings), so that computing them by the usual names fails or is wrong: they
 are captured where the layer itself uses them."""
-
-COUNTED = frozenset(
-    _names("""
-    aya_vision cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_vl exaone4_5 janus
-    lighton_ocr paddleocr_vl paligemma qianfan_ocr shieldgemma2
-    """)
-)
-"""Types of `ROWS` whose FLOPs were found equal to what torch counts, so that a budget may be a
-cost."""
 
 BROKEN = {
     ("llama4", "5.24.0"): "its own forward fails on this release of transformers; the laws hold on "
