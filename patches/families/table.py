@@ -164,6 +164,7 @@ ROWS: dict[str, Row] = {
     "deepseek_ocr2": Row(separators="end"),
     "hunyuan_vl": Row(separators="begin row end"),
     "hy_v4_vl": Row(separators="row"),
+    **dict.fromkeys(_names("inkling2 inkling2_loop"), Row(no_cuts=_BLOCKS)),
     "gemma3n": Row(no_cuts="its hidden states are four streams, and tokens their third axis"),
     "granite4_vision": Row(no_cuts="its decoder adds features of all tokens in its own loop"),
     "unlimited_ocr": Row(
