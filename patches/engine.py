@@ -18,6 +18,7 @@ from vlmcompress.budget.clock import mark
 from vlmcompress.errors import CompositionError
 from vlmcompress.patches.call.entrance import Entrance
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.call.output_mask import OutputMask
 from vlmcompress.patches.decoder.between_layers import BetweenLayers
 from vlmcompress.patches.decoder.captured_attention import capture
 from vlmcompress.patches.decoder.continuation import go_on, masking
@@ -89,12 +90,16 @@ class Engine:
         assert self._between is not None
         entrance = Entrance(on)
         entrance.hook(attached)
-        entrance.wrap(attached, on.model, "generate", self._generate)
-        for name, call in self._features.calls():
-            entrance.wrap(attached, on.base, name, call)
+        if hasattr(on.model, "generate"):  # what embeds writes nothing
+            entrance.wrap(attached, on.model, "generate", self._generate)
+        for owner, name, call in self._features.calls():
+            entrance.wrap(attached, owner, name, call)
         entrance.note_earlier()
         if on.family.deepstack:
             attached.wrap(on.lm, on.family.deepstack, self._between.add_features)
+
+        if on.family.masks_output:
+            OutputMask(on).hook(attached)
         attached.before(on.model, self._before_model)
         if on.solver is not None and on.solver.by_time:
             attached.after(on.model, self._after_model)
@@ -188,6 +193,10 @@ class Engine:
         assert features is not None
         check_modalities(on.family.name, on.family.feature_calls, call)
         self.now.encoded = on.signals.handed_over(call, self.now.noted)
+        if call.get("input_ids") is None and self.now.outer is not None:
+            # The model has put features in the place of placeholders by itself.
+            self.now.call = {**call, "input_ids": self.now.outer.get("input_ids")}
+            self.now.encoded = dict(self.now.noted)
         features.check(self.now.encoded)
         state = state_of(cache_of(call))
         if state is None or not on.family.masks_in_base:

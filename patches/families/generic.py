@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family, _expect
+from vlmcompress.patches.families.separators import separated, views_of
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
 from vlmcompress.patches.families.table import (
     CLIPS,
@@ -116,13 +117,17 @@ class Generic(Family):
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
     ) -> list[Layout]:
-        if isinstance(self.encoder, PackedEncoder) and f"{modality}_grid_thw" in call:
-            return [
-                Layout.of(Grid(*g)) for g in self.encoder.grids(self.base(model), modality, call)
-            ]
+        words, encoder = self._row.separators, self.encoder
+        if isinstance(encoder, PackedEncoder) and not words and f"{modality}_grid_thw" in call:
+            return [Layout.of(Grid(*g)) for g in encoder.grids(self.base(model), modality, call)]
         shapes = shapes_of(modality, call)
         counts = pieces_of(features, modality, call, shapes)
         rows = shapes if len(shapes) == len(counts) else [None] * len(counts)
+        if words:
+            return [
+                separated(words, count, row, views_of(call, number))
+                for number, (count, row) in enumerate(zip(counts, rows, strict=True))
+            ]
         return [Layout.of(grid_of(*each)) for each in zip(counts, rows, strict=True)]
 
     def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:
@@ -183,7 +188,7 @@ def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str,
     tokens: dict[str, int] = {}
     calls: dict[str, str] = {}
     for modality in _MODALITIES:
-        name, token = f"get_{modality}_features", _token(config, modality)
+        name, token = f"get_{modality}_features", token_of(config, modality)
         if callable(getattr(base, name, None)) and token not in (None, *tokens.values()):
             calls[modality], tokens[modality] = name, int(token)  # type: ignore[arg-type]
     if "image" not in tokens:
@@ -191,7 +196,8 @@ def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str,
     return tokens, calls
 
 
-def _token(config: Any, modality: str) -> int | None:
+def token_of(config: Any, modality: str) -> int | None:
+    """The placeholder of a modality that a configuration names, None where it names none."""
     for owner in (config, config.get_text_config()):
         for name in _TOKENS:
             value = getattr(owner, name.format(modality), None)

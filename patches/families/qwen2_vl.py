@@ -23,7 +23,7 @@ class Qwen2VL(Family):
     name = "qwen2_vl"
     class_name = "Qwen2VLForConditionalGeneration"
     encoder = PackedEncoder()
-    stages = ("pixels", "projector", "decoder")
+    stages = ("pixels", "encoder", "projector", "decoder")
     video = True
     renumbers = False
     feature_calls = IMAGES_AND_CLIPS

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.methods.contracts.method import Stage
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.patches.families.vision_encoders import Gemma3Encoder, InternVLEncoder
@@ -25,6 +26,7 @@ from vlmcompress.patches.families.vision_encoders_tiles import (
     PlacedEncoder,
     PooledEncoder,
 )
+from vlmcompress.registry import PlugIns
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Row:
 
     no_cuts: str | None = None
     """Why its decoder layers cannot hold different tokens; None where they can."""
+    separators: str = ""
+    """What stands among the features beside tokens of the picture, in words of
+    `vlmcompress.patches.families.separators.WORDS`: "row" for one behind each row of tokens."""
     like: Encoder | None = None
     """The kind of its vision side; None where nothing is known of it."""
     pixels: bool = False
@@ -156,9 +161,15 @@ ROWS: dict[str, Row] = {
     "qwen3_omni_moe_thinker": _qwen(DeepEncoder(), deep="visual.merger_list"),
     "qwen4_exp": _qwen(PackedEncoder(), uncounted=_PICKS),
     "shieldgemma2": _like(Gemma3Encoder(), _TOWER, _PROJECTOR),
+    "deepseek_ocr2": Row(separators="end"),
+    "hunyuan_vl": Row(separators="begin row end"),
+    "hy_v4_vl": Row(separators="row"),
     "gemma3n": Row(no_cuts="its hidden states are four streams, and tokens their third axis"),
     "granite4_vision": Row(no_cuts="its decoder adds features of all tokens in its own loop"),
-    "unlimited_ocr": Row(no_cuts="its layers see all of the prompt, but a window of the answer"),
+    "unlimited_ocr": Row(
+        no_cuts="its layers see all of the prompt, but a window of the answer",
+        separators="row end",
+    ),
 }
 
 TESTED = frozenset(
@@ -234,6 +245,22 @@ OUT_OF_SCOPE = {
 """Types that are refused, and why."""
 
 
+PLUG_INS = PlugIns("row", "vlmcompress.rows")
+"""Rows of other packages, each under the type that it is of."""
+
+
 def row_of(name: str) -> Row:
-    """The exceptions of a model type, most have none."""
-    return ROWS.get(name, Row())
+    """The exceptions of a model type, most have none.
+
+    Raises:
+        PlugInError: another package offers what is no row.
+    """
+    if name in ROWS or name not in PLUG_INS.names(ROWS.keys() | TESTED):
+        return ROWS.get(name, Row())
+    return PLUG_INS.load(name, _as_row)
+
+
+def _as_row(found: object) -> Row:
+    if not isinstance(found, Row):
+        raise UnsupportedModelError(f"it must be a Row, got {found!r}")
+    return found

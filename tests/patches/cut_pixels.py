@@ -61,8 +61,10 @@ def every_feature(output: Any) -> list[list[torch.Tensor]]:
     return [list(output.pooler_output), *map(list, stacked)]
 
 
-def masked(subject: Any, inputs: Any, dropped: torch.Tensor, monkeypatch: Any) -> Any:
-    """The bare tower under eager attention whose keys of dropped blocks are closed."""
+def masked(
+    subject: Any, inputs: Any, dropped: torch.Tensor, monkeypatch: Any, first: int = 0
+) -> Any:
+    """The bare tower under eager attention, keys of dropped blocks closed from layer `first` on."""
     (visual,) = ModelParts.of(subject.model).towers
     config = subject.model.config.vision_config
     unit = config.spatial_merge_size**2
@@ -73,14 +75,16 @@ def masked(subject: Any, inputs: Any, dropped: torch.Tensor, monkeypatch: Any) -
         )[0]
         dropped = dropped[window]
     closed = dropped.repeat_interleave(unit)
-    attention = attention_layers(visual)[0][1]
-    module = sys.modules[type(attention).__module__]
+    attentions = [attention for _, attention in attention_layers(visual)]
+    module = sys.modules[type(attentions[0]).__module__]
     original, done = module.eager_attention_forward, {}
 
     def spy(owner: Any, q: Any, k: Any, v: Any, attention_mask: Any, **kwargs: Any) -> Any:
         start = done.get(owner, 0)
         done[owner] = start + k.shape[2]
         mask = torch.zeros(1, 1, 1, k.shape[2])
+        if attentions.index(owner) < first:
+            return original(owner, q, k, v, mask, **kwargs)
         mask = mask.masked_fill(closed[start : done[owner]], torch.finfo(torch.float32).min)
         return original(owner, q, k, v, mask, **kwargs)
 
