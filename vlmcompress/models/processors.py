@@ -109,7 +109,6 @@ def _put_together(kind: Any, where: str, options: dict[str, Any]) -> ProcessorMi
         "image_processor": AutoImageProcessor,
         "feature_extractor": AutoFeatureExtractor,
         "tokenizer": AutoTokenizer,
-        "feature_extractor": AutoFeatureExtractor,
         "video_processor": _video_class(kind, where, options),
     }
     settings, rest = kind.get_processor_dict(where, **options)
