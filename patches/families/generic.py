@@ -34,6 +34,10 @@ _DECODERS = ("language_model", "text_model")
 _INSIDE = ("", "model", "decoder")
 """Where the stack of layers is in those."""
 _TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id", "{}_patch_token_id")
+_ENDS = ("image_end_token_id", "vision_end_token_id", "eoi_token_id", "eoi_token_index")
+"""What configurations call the token that ends an image."""
+_MARKS = 2
+"""Tokens that may stand between two tiles of an image."""
 _MODALITIES = ("image", "video")
 _NO_SCORES = "no test found them equal to the attention of its layers"
 _DEEPSTACK = "_deepstack_process"
@@ -49,7 +53,7 @@ class Generic(Family):
     """A family by structure.
 
     Its images are what the feature call gives one by one. Where that call is not told the size of
-    each, tiles that follow one another without a word between them are one image.
+    each, tiles that follow one another with nothing but marks between them are one image.
     """
 
     encoder: Encoder = _Unknown()
@@ -84,6 +88,7 @@ class Generic(Family):
         self.no_scores = None if compared else _NO_SCORES
         self.no_costs = self._row.no_costs
         arguments = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
+        self._end = _end_token(config)
         self._sizes_known = any(name.endswith("grid_thw") for name in arguments)
 
     @property
@@ -128,11 +133,16 @@ class Generic(Family):
     def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:
         if self._sizes_known:
             return super().continues(ids, pieces)
-        ends = [None, *(piece[-1] for piece in pieces)]
+        pairs = zip([None, *pieces], pieces, strict=False)
         return [
-            end is not None and piece[0] == end + 1
-            for end, piece in zip(ends, pieces, strict=False)
+            before is not None and self._joined(ids[before[-1] + 1 : piece[0]])
+            for before, piece in pairs
         ]
+
+    def _joined(self, between: list[int]) -> bool:
+        """Whether tiles with such tokens between them are of one image: none, or the marks of a
+        type that says where an image ends, and does not say so here."""
+        return not between or (len(between) <= _MARKS and self._end not in (None, *between))
 
     def check(self, model: nn.Module) -> None:
         lm = self.language_model(self.base(model))
@@ -194,6 +204,11 @@ def token_of(config: Any, modality: str) -> int | None:
             if isinstance(value, int) and value >= 0:
                 return value
     return None
+
+
+def _end_token(config: Any) -> int | None:
+    named = (getattr(config, name, None) for name in _ENDS)
+    return next((token for token in named if isinstance(token, int)), None)
 
 
 def _makes_masks(base: nn.Module) -> bool:

@@ -127,7 +127,7 @@ class Idefics3Encoder(Encoder):
 class ModernVBertEncoder(Idefics3Encoder):
     """ModernVBERT: the same."""
 
-    def _block(self, base: Any) -> int:
+    def merge_side(self, base: Any) -> int:
         return int(base.config.pixel_shuffle_factor)
 
 

@@ -36,6 +36,8 @@ _VIDEO = {
     "Qwen2VLProcessor": Qwen2VLVideoProcessor,
     "Qwen2_5_VLProcessor": Qwen2VLVideoProcessor,
     "Qwen3VLProcessor": Qwen3VLVideoProcessor,
+    "Qwen2_5OmniProcessor": Qwen2VLVideoProcessor,
+    "Qwen3OmniMoeProcessor": Qwen2VLVideoProcessor,
     "InternVLProcessor": InternVLVideoProcessor,
     "LlavaOnevisionProcessor": LlavaOnevisionVideoProcessor,
     "LlavaNextVideoProcessor": LlavaNextVideoVideoProcessor,
@@ -105,8 +107,8 @@ def _put_together(kind: Any, where: str, options: dict[str, Any]) -> ProcessorMi
     """What `kind.from_pretrained` does, with a video processor that needs no torchvision."""
     parts = {
         "image_processor": AutoImageProcessor,
-        "tokenizer": AutoTokenizer,
         "feature_extractor": AutoFeatureExtractor,
+        "tokenizer": AutoTokenizer,
         "video_processor": _video_class(kind, where, options),
     }
     settings, rest = kind.get_processor_dict(where, **options)
