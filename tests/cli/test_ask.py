@@ -171,7 +171,7 @@ def test_text_output(cli, loaded, sample):
 
 
 def test_compare_warms_up_and_alternates(cli, loaded, sample, monkeypatch):
-    from vlmcompress.cli.ask_run import Asker
+    from vlmcompress.asking.asker import Asker
 
     order, plain = [], Asker.run
     monkeypatch.setattr(
@@ -187,15 +187,16 @@ def test_compare_shows_the_run_of_the_median_total_without_the_warm_up(rounds, t
     """Its stages and `other` add up; medians of every stage by itself would not."""
     from types import SimpleNamespace
 
-    from vlmcompress.cli import ask_run
+    from vlmcompress.asking.answer import Answer
+    from vlmcompress.asking.asker import Asker, with_other
 
-    asker = ask_run.Asker.__new__(ask_run.Asker)
+    asker = Asker.__new__(Asker)
     times = iter([(1000, 1), (50, 1), (10, 7), (30, 20)])  # total, prefill
 
     def run(setting):
         total, prefill = next(times)
-        found = ask_run._with_other({"prefill": float(prefill), "total": float(total)})
-        return ask_run.AskRun(setting, "a", SimpleNamespace(), found)
+        found = with_other({"prefill": float(prefill), "total": float(total)})
+        return Answer(setting, "a", SimpleNamespace(), found)
 
     asker.run = run
     found = asker.compare(["x"], rounds)[0].milliseconds
@@ -226,7 +227,7 @@ def test_overlay(cli, loaded, sample, tmp_path, name):
 def test_an_overlay_names_method_question_and_answer(cli, loaded, sample, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(
-        "vlmcompress.report.footer.with_footer", lambda page, texts: said.extend(texts) or page
+        "vlmcompress.report.picture.with_footer", lambda page, texts: said.extend(texts) or page
     )
     document = ask(cli, sample, QUESTION, "--budget", 36, "--overlay", tmp_path / "x.png")
     assert said == [
@@ -295,7 +296,7 @@ def test_the_stages_add_up_to_the_total(cli, loaded, sample):
 
 
 def test_an_answer_without_words_says_so(cli, loaded, sample, monkeypatch):
-    from vlmcompress.cli import ask_run
+    from vlmcompress.asking import asker as ask_run
 
     plain = ask_run.generate
     monkeypatch.setattr(

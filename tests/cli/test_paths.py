@@ -16,11 +16,8 @@ from vlmcompress.methods import get_method
 
 COMMANDS = typer.main.get_command(app).commands
 FILE = re.compile(r"\b(file|folder|picture)s?\b", re.IGNORECASE)
-BY_OTHERS = {("ask", "model"), ("check", "model"), ("profile", "model"), ("calibrate", "model")}
-BY_OTHERS |= {("eval", "model"), ("eval", "tasks"), ("eval", "limit"), ("eval", "seed")}
-BY_OTHERS |= {("ask", "given"), ("ask", "question"), ("profile", "files")}
-BY_OTHERS |= {("profile", "random_weights")}
-"""Names of models, tasks and positional words are told apart later; the others name no file."""
+NO_FILE = {"model", "tasks", "limit", "seed", "question", "random_weights", "budget", "batch"}
+"""Names of models and tasks are told from files later; the others only speak of some."""
 
 
 def about_files():
@@ -28,9 +25,11 @@ def about_files():
     for name, command in COMMANDS.items():
         hints = get_type_hints(command.callback.__wrapped__)
         for option in command.params:
+            if not option.opts[0].startswith("-"):
+                continue  # a word of the command line: a file or the question
             hint, told = hints.get(option.name), getattr(option, "help", None) or ""
             typed = Path in (hint, *get_args(hint)) or option.metavar in ("FILE", "DIR")
-            said = FILE.search(told) and (name, option.name) not in BY_OTHERS
+            said = FILE.search(told) and option.name not in NO_FILE
             if typed or (said and not option.is_flag):
                 yield name, option
 
@@ -49,7 +48,7 @@ def understood(which, given):
 
 def test_all_of_them_are_found():
     assert set(FOUND) >= {
-        *("ask overlay", "ask image", "ask video", "check image", "check video"),
+        *("ask overlay", "ask out", "ask image", "ask video", "check image", "check video"),
         *("calibrate out", "calibrate data", "eval out", "eval check", "eval save_baselines"),
         *("profile as_json", "profile plot", "profile image", "profile video"),
     }

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli import complete
+from vlmcompress.cli.common import hush
 from vlmcompress.files import at_home
 
 
@@ -50,8 +52,9 @@ Options = Annotated[
 ModelName = Annotated[
     str | None,
     typer.Option(
+        autocompletion=complete.models,
         help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}, or "
-        f"{defaults.VIDEO_MODEL} where there is a video."
+        f"{defaults.VIDEO_MODEL} where there is a video.",
     ),
 ]
 Device = Annotated[
@@ -60,4 +63,8 @@ Device = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint was saved."),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", callback=hush, help="No notes and no progress, only errors."),
 ]
