@@ -22,6 +22,7 @@ from vlmcompress.patches.encoder.packed_tower import PackedTowerDropping
 from vlmcompress.patches.encoder.patch_dropping import PatchDropping
 from vlmcompress.patches.encoder.patch_merging import PatchMerging
 from vlmcompress.patches.encoder.resizing import Resizing
+from vlmcompress.patches.encoder.tile_tower import Ahead, TileTowerDropping
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.attachments import Attachments
@@ -82,8 +83,13 @@ class BeforeProjector(Protocol):
         ...
 
 
-def before_projector(parts: ModelParts, planner: Planner) -> BeforeProjector | None:
+def before_projector(parts: ModelParts, planner: Planner, ahead: Ahead) -> BeforeProjector | None:
     """For the method of the planner's pipeline that acts before the projector, if there is one.
+
+    Args:
+        parts: of the model.
+        planner: with the pipeline.
+        ahead: gives the layouts of the images of the running call.
 
     Raises:
         UnsupportedModelError: the model's vision tower does not allow it.
@@ -96,7 +102,9 @@ def before_projector(parts: ModelParts, planner: Planner) -> BeforeProjector | N
     if isinstance(method, Resizer):
         return Resizing(parts, planner)
     if isinstance(method, TowerDropper):
-        return PackedTowerDropping(parts, planner)
+        if parts.family.encoder.tile(parts.base) is None:
+            return PackedTowerDropping(parts, planner)
+        return TileTowerDropping(parts, planner, ahead)
     return PatchDropping(parts, planner)
 
 
@@ -110,7 +118,7 @@ class FeatureCalls:
             UnsupportedModelError: the model's vision tower does not allow it.
         """
         self._installed = installed
-        self._method = before_projector(installed, installed.planner)
+        self._method = before_projector(installed, installed.planner, self._layouts_ahead)
 
     def calls(self) -> Iterator[tuple[str, Callable[..., Any]]]:
         """The name of each call, and what runs instead: `call(original, ...)`."""
@@ -198,6 +206,11 @@ class FeatureCalls:
             with now.aside():
                 now.solved = installed.solver.solve(prompt, encoder)
         return now.solved.planner
+
+    def _layouts_ahead(self) -> list[Layout]:
+        """How the images of the running call lie."""
+        assert self._method is not None
+        return [image.layout for image in self._prompt_ahead(self._method).images]
 
     def _prompt_ahead(self, method: BeforeProjector) -> Prompt:
         """The prompt of the call that this thread is in, from its arguments alone."""

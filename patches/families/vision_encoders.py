@@ -30,7 +30,6 @@ class PatchEncoder(Encoder):
         return max(self.states(base, layers))
 
     def states(self, base: Any, layers: int) -> list[int]:
-        """The hidden states that become the features; 0 is what enters the first layer."""
         chosen = self._chosen(base)
         states = [chosen] if isinstance(chosen, int) else chosen
         return [state if state >= 0 else layers + 1 + state for state in states]
@@ -126,6 +125,9 @@ class Idefics3Encoder(Encoder):
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
     ) -> Tensor:
         return block_means(values, self._block(base))
+
+    def patches(self, base: Any) -> int:
+        return self._block(base) ** 2
 
     def _block(self, base: Any) -> int:
         return int(base.config.scale_factor)
