@@ -55,6 +55,7 @@ class Engine:
         self.collected = sorted(installed.signals.collected)
         self.notes = installed.signals.notes
         self._features: FeatureCalls | None = FeatureCalls(installed)
+        self.dropped_before = self._features.dropped_before
         self._attached = Attachments()
         self._layers_hooked = False
 

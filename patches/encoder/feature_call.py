@@ -42,6 +42,9 @@ class BeforeProjector(Protocol):
     put back as copies, and `Encoded.survivors` says which tokens are none.
     """
 
+    dropped_before: tuple[int, int] | None
+    """The layer of the tower before which tokens leave it, and of how many; None elsewhere."""
+
     def hook(self, attached: Attachments) -> None:
         """Hook the vision tower."""
         ...
@@ -119,6 +122,11 @@ class FeatureCalls:
         """
         self._installed = installed
         self._method = before_projector(installed, installed.planner, self._layouts_ahead)
+
+    @property
+    def dropped_before(self) -> tuple[int, int] | None:
+        """The layer of the vision tower before which tokens leave, and of how many."""
+        return None if self._method is None else self._method.dropped_before
 
     def calls(self) -> Iterator[tuple[str, Callable[..., Any]]]:
         """The name of each call, and what runs instead: `call(original, ...)`."""

@@ -44,7 +44,9 @@ class PackedTowerDropping(PatchDropping):
     def __init__(self, parts: ModelParts, planner: Planner) -> None:
         super().__init__(parts, planner)
         layers = [attention_layers(tower) for tower in parts.towers]
-        self._first = self._method.before(min(map(len, layers)))
+        depth = min(map(len, layers))
+        self._first = self._method.before(depth)
+        self.dropped_before = self._first, depth
         self._method.suits(parts.family.encoder.patches(parts.base))
         for layer, _ in (one for found in layers for one in found):
             known = inspect.signature(layer.forward).parameters

@@ -60,6 +60,8 @@ class PatchMerging:
     of its layer, so that a token has the state of its leader's group from each.
     """
 
+    dropped_before: tuple[int, int] | None = None
+
     def __init__(self, parts: ModelParts, planner: Planner) -> None:
         family, self._parts = parts.family, parts
         self._model, self._family, self._budget = parts.model, family, planner.budget

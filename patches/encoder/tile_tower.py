@@ -71,6 +71,7 @@ class TileTowerDropping:
         self._states = set(self._encoder.states(self._base, count))
         self._depth = max(self._states)
         self._first = self._method.before(self._depth)
+        self.dropped_before: tuple[int, int] | None = (self._first, self._depth)
         self._protected = self._encoder.cls_tokens(self._base)
         self._block = math.isqrt(self._encoder.patches(self._base))
         self._patches = self._encoder.tile(self._base) or 0

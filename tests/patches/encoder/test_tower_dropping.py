@@ -21,6 +21,7 @@ from vlmcompress.errors import (
     VLMCompressError,
 )
 from vlmcompress.laws.snapshots import snapshot
+from vlmcompress.methods import Selector
 from vlmcompress.methods.contracts.before_projector import TokenPatches, TowerDropper
 from vlmcompress.patches.families.tower_layers import attention_layers
 
@@ -350,3 +351,54 @@ def test_a_whole_tower_makes_the_same_choice_and_changes_no_feature(name):
     assert kept[0] == kept[1]
     for mine, other in zip(found.pooler_output, untouched.pooler_output, strict=True):
         assert torch.equal(mine, other)
+
+
+@dataclass(frozen=True)
+class Early(Selector):
+    """Notes what the first layer attends to."""
+
+    name: ClassVar[str] = "early"
+    summary: ClassVar[str] = "selects"
+    wants: tuple[str, ...] = ("encoder_attention", "layer_keys")
+    layer: int = 0
+    shown: Any = None
+
+    @property
+    def asks(self) -> frozenset[str]:
+        return frozenset(self.wants)
+
+    def encoder_layers(self, depth: int, whole: Any) -> set[int]:
+        return {self.layer}
+
+    def select(self, tokens: Any, count: int) -> torch.Tensor:
+        self.shown.append(tokens)
+        return torch.arange(count)
+
+
+@pytest.mark.parametrize("name", ["random qwen2.5-vl", "random internvl"])
+def test_signals_of_layers_before_are_those_of_the_whole_image(name):
+    subject = subject_of(name)
+    inputs = subject.batch(subject.prompt(1, 1))
+    seen: list[Any] = []
+    with compress(subject.model, Early(shown=seen), budget="40%"):
+        last_logits(subject, inputs)
+    dropping = [Given(layer=1), Early(shown=seen)]
+    with compress(subject.model, dropping, budget="20%") as c:
+        last_logits(subject, inputs)
+    assert c.report().dropped_before == (1, depth_of(subject))
+    assert f"dropped before layer 1 of {depth_of(subject)} of the vision tower" in str(c.report())
+    survivors = c._engine.trace.images[0].survivors.alive
+    whole, some = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    for field in Early.wants:
+        both = [torch.cat([getattr(t, field)[0] for t in shown]) for shown in (whole, some)]
+        assert 1 < len(both[1]) == len(survivors) < len(both[0])
+        assert torch.equal(both[1], both[0][survivors])
+    with pytest.raises(CompositionError, match="early looks at layer 1 of the vision tower, which"):
+        compress(subject.model, [Given(layer=1), Early(layer=1, shown=seen)], budget="20%")
+    with pytest.raises(CompositionError, match=r"looks at layer [12] of"):
+        compress(subject.model, "unit-drop(layer=1)+visionzip", budget="20%")
+    with compress(
+        subject.model, "unit-drop(layer=1, whole_tower=True)+vispruner", budget="20%"
+    ) as c:
+        last_logits(subject, inputs)
+    assert c.report().engaged
