@@ -94,6 +94,9 @@ class Report:
     prefill and LM head."""
     resolved: float | None = None
     """The share of the tokens in percent that the budget came to."""
+    dropped_before: tuple[int, int] | None = None
+    """The layer of the vision tower, 0-based, before which tokens left it, and of how many; None
+    where no method drops there."""
     reason: str | None = None
     """Why `method="auto"` took this method; None where the user named it."""
     notes: list[str] = field(default_factory=list)
@@ -191,6 +194,9 @@ class Report:
             if image.grid[0] > 1:
                 lines.append(f"    per frame {frame_counts([image])}")
             lines += [f"    note: {note}" for note in image.notes]
+        if self.dropped_before is not None:
+            layer, layers = self.dropped_before
+            lines.append(f"  dropped before layer {layer} of {layers} of the vision tower")
         lines += [f"  note: {note}" for note in self.notes]
         if self.reason is not None:
             lines.append(f"  {self.reason}")
