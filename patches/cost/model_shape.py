@@ -22,7 +22,8 @@ def shape_of(model: nn.Module) -> ModelShape:
     """The sizes of a model of a supported family; it may be on the meta device.
 
     Raises:
-        UnsupportedModelError: no family serves it, or nothing is known of its vision side.
+        UnsupportedModelError: no family serves it, nothing is known of its vision side, or it
+            writes nothing.
     """
     parts = ModelParts.of(model)
     if not parts.towers:
@@ -30,12 +31,17 @@ def shape_of(model: nn.Module) -> ModelShape:
             f"the FLOPs of a {parts.family.name} model are not known, as its vision tower is not: "
             'give a budget of tokens, for example 64 or "25%"'
         )
+    any_model: Any = model
+    if any_model.get_output_embeddings() is None:
+        raise UnsupportedModelError(
+            f"the FLOPs and times of a {parts.family.name} model are not known, as it has no LM "
+            'head: give a budget of tokens, for example 64 or "25%"'
+        )
     tower, projectors = parts.towers[0], parts.family.projectors(parts.base)
     layers, inside = attention_layers(tower), set(tower.modules())
     head = next((m for m in inside if _is_pooler(m)), None)
     others = [layer for layer, _ in layers] + [p for p in projectors if p in inside]
     others += [] if head is None else [head]
-    any_model: Any = model
     return ModelShape(
         embedding=_macs(tower) - sum(map(_macs, others)),
         encoder=tuple(LayerShape(_macs(layer), _width(attention)) for layer, attention in layers),

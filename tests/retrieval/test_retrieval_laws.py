@@ -137,3 +137,9 @@ def test_a_vlm_inside_that_was_not_tested_is_refused(monkeypatch):
     monkeypatch.setattr(type(model.config.vlm_config), "model_type", "qwen9_vl")
     with pytest.raises(UnsupportedModelError, match="around qwen2_vl or qwen2_5_vl, this one"):
         compress(model, "divprune", budget=8)
+
+
+@pytest.mark.parametrize("budget", ["0.5 flops", "5 ms"])
+def test_costs_are_refused_at_once(budget):
+    with pytest.raises(UnsupportedModelError, match="no LM head: give a budget of tokens"):
+        compress(retriever("colqwen2").model, "divprune", budget)
