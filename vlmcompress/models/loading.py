@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +64,8 @@ def load(
         config = read_config(where, shared)
         check_format(str(name_or_path), config, bool(kwargs["trust_remote_code"]))
         processor = load_processor(where, **shared)
-        model = _class_of(config).from_pretrained(where, dtype=torch_dtype, **kwargs)
+        with without_bar() if str(name_or_path) in BUILT_IN else nullcontext():
+            model = _class_of(config).from_pretrained(where, dtype=torch_dtype, **kwargs)
         if target is not None:
             nn.Module.to(model, target)
         complete(processor, model)
@@ -71,6 +74,20 @@ def load(
     except Exception as error:
         raise _explain(str(name_or_path), where, error) from error
     return model.eval(), processor
+
+
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """No bar for what loads in a second."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _class_of(config: dict[str, Any]) -> Any:
