@@ -107,6 +107,7 @@ def test_extras():
         "video",
         "smolvlm",
         "retrieval",
+        "vllm",
         "eval",
         "dev",
     }
