@@ -142,7 +142,7 @@ accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour
 		--methods "all,embedlens(table='tiny-qwen'),$(SETTINGS)"
 	$(BIN)/python -m dev.pages.auto_table --out vlmcompress/methods/data/auto.json
 
-pages: $(READY) ## find drawn pages again with fewer vectors (ten minutes), for docs/retrieval.md
+pages: $(READY) ## find drawn pages again with fewer vectors (five minutes), for docs/retrieval.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m vlmcompress.eval.retrieval --out dev/benchmarks/results/pages.json
 
 pages-model: $(READY) ## train the built-in page retriever again (40 minutes on one core)
