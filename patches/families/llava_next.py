@@ -66,11 +66,16 @@ def _with_newlines(tokens: Tensor, newline: Tensor, side: int) -> Layout:
         side: of the overview.
     """
     rows = int((tokens == newline.to(tokens)).all(-1).sum())
-    overview, rest = side * side, len(tokens) - side * side
+    rest = len(tokens) - side * side
     width = rest // max(rows, 1) - 1
     if width < 1:
         return Layout((Grid(1, side, side),), tuple(_of_overview(rows, side)))
-    starts = [overview + row * width for row in range(rows)]
+    return rows_with_newlines(side, rows, width)
+
+
+def rows_with_newlines(side: int, rows: int, width: int) -> Layout:
+    """An overview of `side` x `side` tokens, then rows with a newline after each."""
+    starts = [side * side + row * width for row in range(rows)]
     separators = (
         Separator(start + width + row, start, start + width) for row, start in enumerate(starts)
     )
