@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dev.pages.readme import ROOT, keep_up
+from dev.pages.generated import ROOT, keep_up
 from dev.training.retrieval.model import DIM, LAYERS
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.eval.retrieval.measure import NDCG_AT, RECALL_AT
@@ -155,7 +155,7 @@ def _with_interval(value: float, interval: list[float]) -> str:
 
 def main() -> None:
     """Rewrite the page, or only say whether that is needed."""
-    keep_up(PAGE, page, "retrieval")
+    keep_up(lambda: {PAGE: page()}, "retrieval")
 
 
 if __name__ == "__main__":
