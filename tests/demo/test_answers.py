@@ -120,7 +120,7 @@ def test_the_address_says_what_was_chosen_and_nothing_else():
 
 
 def test_an_answer_is_shown_letter_by_letter():
-    assert escaped("<b>*x*</b>") == "&lt;b&gt;&#42;x&#42;&lt;/b&gt;"
+    assert escaped("<b>*x*</b>") == "&#60;b&#62;&#42;x&#42;&#60;/b&#62;"
 
 
 def test_the_command_says_what_is_missing(monkeypatch):

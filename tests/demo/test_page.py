@@ -169,7 +169,7 @@ def test_dark(visitor):
     visitor.open(QUERY + "&__theme=dark")
     visitor.ask()
     visitor.shot("dark")
-    script = "return getComputedStyle(document.body).backgroundColor"
+    script = "return getComputedStyle(document.querySelector('.gradio-container')).backgroundColor"
     red, green, blue = re.findall(r"\d+", visitor.browser.execute_script(script))[:3]
     assert max(map(int, (red, green, blue))) < 60
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,14 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.video import Video
 from vlmcompress.methods import list_methods
 from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.report.overlay import draw
 
 MAX_NEW_TOKENS = 64
 _STAGES = ("encoder", "selection", "prefill", "decode", "other", "total")
+_MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "&<>\"'\\`*_{}[]()#+!|~$"}
+"""What means something in HTML or Markdown."""
+_WIDTH = 700
+"""Of the frames of a clip beside each other: a column of the page shows two."""
 _LEFT_OUT = frozenset({"full", "text-only"})
 
 
@@ -89,7 +93,8 @@ class DemoModel:
                     found = asker.run(setting_of(name, budget))
                 except VLMCompressError:
                     continue  # it cannot meet this budget, or needs what the model does not give
-                yield found.overlay(), f"{name}: {found.answer or '(empty)'}, {_kept(found)}"
+                picture = draw([media], found.report.images, self._processor, width=_WIDTH)
+                yield picture, f"{name}: {found.answer or '(empty)'}"
 
     def _asker(self, media: Image.Image | Video, question: str) -> Asker:
         if not question.strip():
@@ -106,7 +111,9 @@ def panels(found: Comparison, layer: int | None) -> list[Panel]:
         found: of `DemoModel.compare`.
         layer: shows what enters this decoder layer; None shows how far each patch gets.
     """
-    return [Panel(one.setting.name, one.overlay(layer=layer), _text(one)) for one in found]
+    return [
+        Panel(one.setting.name, one.overlay(layer=layer, width=_WIDTH), _text(one)) for one in found
+    ]
 
 
 def changed(found: Comparison) -> str:
@@ -132,5 +139,4 @@ def _kept(one: Answer) -> str:
 
 def escaped(text: str) -> str:
     """A text that Markdown shows letter by letter."""
-    marks = {ord(mark): f"&#{ord(mark)};" for mark in "\\`*_{}[]()#+!|~$"}
-    return html.escape(text).translate(marks)
+    return text.translate(_MARKS)

@@ -121,6 +121,7 @@ class Page:
             visible=False,
             format="png",
             height="auto",
+            object_fit="contain",
             elem_id="gallery",
             buttons=["fullscreen"],
         )
@@ -149,19 +150,23 @@ class Page:
             event(None, settings, settings, js=ADDRESS, **quick).then(
                 self._answer,
                 [*asked, self._layer],
-                [self._status, self._found, *shown],
+                [self._status, self._found, self._gallery, *shown],
                 show_progress_on=self._status,
                 **one,
             )
         self._all.click(
             self._everything,
             [self._upload, self._sample, self._question, self._budget],
-            [self._status, self._gallery],
+            [self._status, self._found, self._gallery, *shown],
             show_progress_on=self._status,
             **one,
         )
-        self._layer.release(
-            self._redraw, [self._found, self._layer], [self._status, *shown], **quick
+        self._layer.change(  # also by keyboard
+            self._redraw,
+            [self._found, self._layer],
+            [self._status, *shown],
+            trigger_mode="always_last",
+            **quick,
         )
 
     def _open(self, request: gr.Request) -> list[Any]:
@@ -189,12 +194,13 @@ class Page:
         budget: int,
         layer: int,
     ) -> list[Any]:
+        hidden = gr.update(visible=False)
         try:
             media = read(upload, sample, self._model.video)
             found = self._model.compare(media, question, methods, f"{int(budget)}%")
-            return [changed(found), found, *self._shown(found, layer)]
+            return [changed(found), found, hidden, *self._shown(found, layer)]
         except VLMCompressError as error:
-            return [_told(error), None, *self._shown(None, layer)]
+            return [_told(error), None, hidden, *self._shown(None, layer)]
 
     def _everything(
         self,
@@ -215,9 +221,9 @@ class Page:
                 )
             )
         except VLMCompressError as error:
-            return [_told(error), gr.update(visible=False)]
+            return [_told(error), None, gr.update(visible=False), *self._shown(None, _ALL)]
         told = f"{len(found)} methods meet {int(budget)}% on this model."
-        return [told, gr.update(value=found, visible=True)]
+        return [told, None, gr.update(value=found, visible=True), *self._shown(None, _ALL)]
 
     def _redraw(self, found: Any, layer: int) -> list[Any]:
         if found is None:
