@@ -138,6 +138,7 @@ class Report:
         answer: str | None = None,
         model: str | None = None,
         layer: int | None = None,
+        width: int = 1600,
     ) -> Image:
         """The images and clips of the call, with what was dropped dimmed, and a legend.
 
@@ -149,6 +150,7 @@ class Report:
             model: its name.
             layer: shows what enters this decoder layer; by default a patch is as bright as the
                 share of the layers that it reaches.
+            width: of the frames of a clip beside each other at most.
 
         Raises:
             VLMCompressError: no processor is known, or the media are not those of the call.
@@ -164,6 +166,7 @@ class Report:
             answer=answer,
             model=model,
             layer=layer,
+            width=width,
         )
 
     def plot(self) -> Any:

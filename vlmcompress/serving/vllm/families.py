@@ -83,7 +83,7 @@ class Qwen2VL(Family):
     """Images and clips of any size, positions with three axes."""
 
     adapter = "qwen2_vl"
-    modalities = ("image", "video")
+    modalities: tuple[str, ...] = ("image", "video")
     renumbers = False
     tower, attention, projection = "visual.blocks", "attn", "qkv"
 
