@@ -13,6 +13,10 @@ from vlmcompress.version import __version__
 
 if TYPE_CHECKING:
     from vlmcompress.api import Compression, compress, list_models
+    from vlmcompress.asking.answer import Answer
+    from vlmcompress.asking.ask import ask, compare
+    from vlmcompress.asking.chat import Chat
+    from vlmcompress.asking.comparison import Comparison
     from vlmcompress.budget.budget import Budget
     from vlmcompress.errors import VLMCompressError
     from vlmcompress.flops.paper_conventions import DecoderShape, kv_bytes, prefill_flops
@@ -27,8 +31,11 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "Answer",
     "Budget",
+    "Chat",
     "CheckReport",
+    "Comparison",
     "Compression",
     "DecoderShape",
     "Grid",
@@ -39,7 +46,9 @@ __all__ = [
     "Video",
     "VisualTokens",
     "__version__",
+    "ask",
     "check",
+    "compare",
     "compress",
     "get_method",
     "kv_bytes",
@@ -52,8 +61,11 @@ __all__ = [
 ]
 
 _HOME = {
+    "Answer": "asking.answer",
     "Budget": "budget.budget",
+    "Chat": "asking.chat",
     "CheckReport": "laws.report",
+    "Comparison": "asking.comparison",
     "Compression": "api",
     "DecoderShape": "flops.paper_conventions",
     "Grid": "tokens",
@@ -63,7 +75,9 @@ _HOME = {
     "VLMCompressError": "errors",
     "Video": "media.video",
     "VisualTokens": "tokens",
+    "ask": "asking.ask",
     "check": "laws.check",
+    "compare": "asking.ask",
     "compress": "api",
     "get_method": "methods",
     "kv_bytes": "flops.paper_conventions",

@@ -22,6 +22,8 @@ class CallState(PerThread):
     passing = False
     """Whether it is in a call that began before the hooks were put on, and is left alone."""
     generating = False
+    rehearsing = False
+    """Whether a decoder layer runs only to see what it would attend with."""
     prompt: int | None = None
     """Tokens that `generate` was given."""
     given: dict[str, Any] | None = None

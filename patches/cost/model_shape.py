@@ -22,12 +22,12 @@ def shape_of(model: nn.Module) -> ModelShape:
     """The sizes of a model of a supported family; it may be on the meta device.
 
     Raises:
-        UnsupportedModelError: no family serves it, or nothing is known of its vision side.
+        UnsupportedModelError: no family serves it, or its FLOPs are not known.
     """
     parts = ModelParts.of(model)
-    if not parts.towers:
+    if parts.family.no_costs is not None:
         raise UnsupportedModelError(
-            f"the FLOPs of a {parts.family.name} model are not known, as its vision tower is not: "
+            f"the FLOPs of a {parts.family.name} model are not known, as {parts.family.no_costs}: "
             'give a budget of tokens, for example 64 or "25%"'
         )
     tower, projectors = parts.towers[0], parts.family.projectors(parts.base)
@@ -37,11 +37,11 @@ def shape_of(model: nn.Module) -> ModelShape:
     others += [] if head is None else [head]
     any_model: Any = model
     return ModelShape(
-        embedding=_macs(tower) - sum(map(_macs, others)),
-        encoder=tuple(LayerShape(_macs(layer), _width(attention)) for layer, attention in layers),
-        projector=sum(map(_macs, projectors)),
+        embedding=macs(tower) - sum(map(macs, others)),
+        encoder=tuple(LayerShape(macs(layer), _width(attention)) for layer, attention in layers),
+        projector=sum(map(macs, projectors)),
         decoder=_decoder(parts),
-        lm_head=_macs(any_model.get_output_embeddings()),
+        lm_head=macs(any_model.get_output_embeddings()),
         pooler=(0, 0) if head is None else _pooler(head),
         value_bytes=any_model.dtype.itemsize,
     )
@@ -55,7 +55,7 @@ def _decoder(parts: ModelParts) -> tuple[LayerShape, ...]:
     active = config.num_experts_per_tok if experts > 1 else 1
     return tuple(
         LayerShape(
-            weights=_macs(layer, experts, active),
+            weights=macs(layer, experts, active),
             width=size * config.num_attention_heads,
             cached=cached,
             window=window,
@@ -64,7 +64,7 @@ def _decoder(parts: ModelParts) -> tuple[LayerShape, ...]:
     )
 
 
-def _macs(module: nn.Module, experts: int = 1, active: int = 1) -> int:
+def macs(module: nn.Module, experts: int = 1, active: int = 1) -> int:
     """Multiply-adds of one token with all matrices inside, `active` of so many `experts`."""
     total = 0
     for part in module.modules():
@@ -98,4 +98,4 @@ def _pooler(head: nn.Module) -> tuple[int, int]:
     """Multiply-adds per token, which gives a key and a value and meets one query, and per image."""
     attention: Any = next(m for m in head.modules() if isinstance(m, nn.MultiheadAttention))
     width = attention.embed_dim
-    return 2 * width**2 + 2 * width, _macs(head) - 2 * width**2
+    return 2 * width**2 + 2 * width, macs(head) - 2 * width**2

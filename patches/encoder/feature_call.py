@@ -12,8 +12,13 @@ from torch import Tensor
 from vlmcompress.budget.latency_model import median_of, memory_of
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import UnsupportedCallError
-from vlmcompress.methods.contracts.before_projector import EncoderMethod, Resizer
+from vlmcompress.methods.contracts.before_projector import (
+    EncoderMethod,
+    Resizer,
+    TowerDropper,
+)
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.encoder.packed_tower import PackedTowerDropping
 from vlmcompress.patches.encoder.patch_dropping import PatchDropping
 from vlmcompress.patches.encoder.patch_merging import PatchMerging
 from vlmcompress.patches.encoder.resizing import Resizing
@@ -90,6 +95,8 @@ def before_projector(parts: ModelParts, planner: Planner) -> BeforeProjector | N
         return PatchMerging(parts, planner)
     if isinstance(method, Resizer):
         return Resizing(parts, planner)
+    if isinstance(method, TowerDropper):
+        return PackedTowerDropping(parts, planner)
     return PatchDropping(parts, planner)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import transformers
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class Family:
     images: bool = True
     video: bool = False
     stages: tuple[Stage, ...] = ("projector", "decoder")
+    merges: bool = False
+    """Whether the encoder stage lets methods merge patches, and not only drop them."""
     renumbers: bool = True
     """Whether positions are one number per token, so that their gaps can be closed."""
     encoder: Encoder = Encoder()
@@ -48,14 +50,14 @@ class Family:
 
     text_module: str = "language_model"
     """Name of the decoder stack in the base model."""
-    mergers: ClassVar[tuple[str, ...]] = ()
-    """Modules of the base model that make tokens out of patches, where pixels can be left out."""
     deepstack: str | None = None
     """Method of the decoder stack that adds visual features after its first layers, if any."""
 
     no_scores: str | None = None
     """Why the attention of a layer cannot be computed from its input; None where it can. The layer
     before a cut is then watched instead."""
+    no_costs: str | None = None
+    """Why its FLOPs are not known; None where they are."""
     masks_in_base: bool = False
     """Whether the base model makes the attention masks, because images attend to themselves."""
 
@@ -85,7 +87,8 @@ class Family:
 
     def projectors(self, base: nn.Module) -> list[nn.Module]:
         """What makes tokens out of patches; every token goes through all of them."""
-        found = [base.get_submodule(name) for name in self.mergers or (self.encoder.projector,)]
+        names = (self.encoder.projector, self.encoder.deep)
+        found = [base.get_submodule(name) for name in names if name is not None]
         lists = [list(part) if isinstance(part, nn.ModuleList) else [part] for part in found]
         return [module for modules in lists for module in modules]
 

@@ -15,9 +15,18 @@ from torch import Tensor, nn
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family, _expect
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
-from vlmcompress.patches.families.table import CLIPS, OUT_OF_SCOPE, TESTED, UNSCORED, Row, row_of
+from vlmcompress.patches.families.table import (
+    CLIPS,
+    COUNTED,
+    OUT_OF_SCOPE,
+    TESTED,
+    UNSCORED,
+    Row,
+    row_of,
+)
 from vlmcompress.patches.families.vision_encoder import Encoder
-from vlmcompress.tokens import Layout
+from vlmcompress.patches.families.vision_encoders_packed import PackedEncoder
+from vlmcompress.tokens import Grid, Layout
 
 _BASES = ("model", "")
 """Where the base model is in what users hold; "" where it is that itself."""
@@ -27,6 +36,7 @@ _INSIDE = ("", "model", "decoder")
 _TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id", "{}_patch_token_id")
 _MODALITIES = ("image", "video")
 _NO_SCORES = "no test found them equal to the attention of its layers"
+_NO_COSTS = "no test found a count equal to what it computes"
 _DEEPSTACK = "_deepstack_process"
 
 
@@ -43,7 +53,7 @@ class Generic(Family):
     each, tiles that follow one another without a word between them are one image.
     """
 
-    encoder = _Unknown()
+    encoder: Encoder = _Unknown()
 
     def __init__(self, model: nn.Module) -> None:
         """Find the seams of a model.
@@ -69,9 +79,11 @@ class Generic(Family):
         three_axes = "mrope" in str(getattr(lm.config, "rope_parameters", None))
         self.renumbers = not (three_axes or hasattr(base, "get_rope_index"))
         self.deepstack = _DEEPSTACK if hasattr(lm, _DEEPSTACK) else None
-        self.stages = ("projector",) if self._row.no_cuts else ("projector", "decoder")
+        self.stages = self._row.stages
+        self.encoder = self._row.like or Generic.encoder
         compared = self.name in TESTED - UNSCORED
         self.no_scores = None if compared else _NO_SCORES
+        self.no_costs = None if self.name in COUNTED else _NO_COSTS
         arguments = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
         self._sizes_known = any(name.endswith("grid_thw") for name in arguments)
 
@@ -90,7 +102,7 @@ class Generic(Family):
         return dict(self._tokens)
 
     def projectors(self, base: nn.Module) -> list[nn.Module]:
-        return []
+        return super().projectors(base) if self.encoder.towers else []
 
     def features(self, output: Any) -> Any:
         found, layers = super().features(output), getattr(output, "deepstack_features", None)
@@ -101,6 +113,10 @@ class Generic(Family):
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
     ) -> list[Layout]:
+        if isinstance(self.encoder, PackedEncoder) and f"{modality}_grid_thw" in call:
+            return [
+                Layout.of(Grid(*g)) for g in self.encoder.grids(self.base(model), modality, call)
+            ]
         shapes = shapes_of(modality, call)
         counts = pieces_of(features, modality, call, shapes)
         rows = shapes if len(shapes) == len(counts) else [None] * len(counts)

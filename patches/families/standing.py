@@ -73,5 +73,6 @@ def _of_family(family: type[Family]) -> TypeFacts:
 def _of_type(name: str, class_name: str) -> TypeFacts:
     if name in OUT_OF_SCOPE:
         return TypeFacts(class_name, (), False, False, frozenset())
-    stages = ("projector",) if row_of(name).no_cuts else ("projector", "decoder")
-    return TypeFacts(class_name, stages, True, name in CLIPS, Encoder.signals)
+    row = row_of(name)
+    signals = (row.like or Encoder()).signals
+    return TypeFacts(class_name, row.stages, True, name in CLIPS, signals)

@@ -7,6 +7,24 @@ proves it on the newest transformers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from vlmcompress.methods.contracts.method import Stage
+from vlmcompress.patches.families.vision_encoder import Encoder
+from vlmcompress.patches.families.vision_encoders import Gemma3Encoder, InternVLEncoder
+from vlmcompress.patches.families.vision_encoders_packed import (
+    DeepEncoder,
+    NativeEncoder,
+    PackedEncoder,
+    PaddedEncoder,
+    RasterEncoder,
+    WindowEncoder,
+)
+from vlmcompress.patches.families.vision_encoders_tiles import (
+    BlockEncoder,
+    PlacedEncoder,
+    PooledEncoder,
+)
 
 
 @dataclass(frozen=True)
@@ -15,6 +33,17 @@ class Row:
 
     no_cuts: str | None = None
     """Why its decoder layers cannot hold different tokens; None where they can."""
+    like: Encoder | None = None
+    """The kind of its vision side; None where nothing is known of it."""
+    pixels: bool = False
+    """Whether its processor cuts pixels as those of Qwen do, so that methods can work on them."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Where methods may act."""
+        pixels: tuple[Stage, ...] = ("pixels",) if self.pixels else ()
+        inside: tuple[Stage, ...] = () if self.no_cuts else ("decoder",)
+        return (*pixels, "projector", *inside)
 
 
 def _names(text: str) -> list[str]:
@@ -23,11 +52,58 @@ def _names(text: str) -> list[str]:
 
 _BLOCKS = "its decoder keeps states of all tokens across blocks of layers"
 
+
+def _like(kind: Encoder, tower: str, projector: str, pixels: bool = False, **more: Any) -> Row:
+    """A row for a vision side of a known kind; `more` are fields of `Encoder`."""
+    return Row(like=kind.at(tower, projector, **more), pixels=pixels)
+
+
+def _qwen(kind: Encoder, **more: Any) -> Row:
+    """One whose parts are called, and whose pixels are cut, as Qwen does it."""
+    return _like(kind, "visual", "visual.merger", pixels=True, **more)
+
+
+_TOWER, _PROJECTOR = "vision_tower", "multi_modal_projector"
+_GLM = _qwen(PackedEncoder(), per_token=("visual.downsample",))
+
 ROWS: dict[str, Row] = {
+    "aya_vision": _like(BlockEncoder(), _TOWER, _PROJECTOR),
+    "cohere2_vision": _like(BlockEncoder(), _TOWER, _PROJECTOR),
+    "cohere_compass": _qwen(DeepEncoder()),
+    "cosmos3_edge": _like(PackedEncoder(), "visual", "projector"),
+    "cosmos3_omni": _qwen(DeepEncoder()),
+    "deepseek_vl": _like(BlockEncoder(), "vision_model", "aligner"),
+    "deepseek_vl_hybrid": _like(BlockEncoder(), "vision_model", "aligner"),
+    "dots3_note": _like(PackedEncoder(), _TOWER, "vision_tower.merger"),
+    "ernie4_5_vl_moe": _like(PackedEncoder(), _TOWER, "resampler_model"),
+    "exaone4_5": _qwen(WindowEncoder()),
+    "gemma4": _like(PlacedEncoder(), _TOWER, "embed_vision"),
+    "granite_docling": _like(BlockEncoder(), "vision_model", "vision_model.connector"),
+    **dict.fromkeys(_names("glm46v glm4v glm4v_moe glm5_next glm_ocr glmga"), _GLM),
+    "hyperclovax_vision_v2": _like(WindowEncoder(), "vision_model", "projector"),
+    "janus": _like(BlockEncoder(), "vision_model", "aligner"),
+    "kimi_k25": _like(RasterEncoder(), _TOWER, "mm_projector"),
+    "lfm2_vl": _like(PaddedEncoder(), _TOWER, _PROJECTOR),
+    "lfm3_vl": _like(PackedEncoder(), _TOWER, _PROJECTOR),
+    "lighton_ocr": _like(NativeEncoder(), "vision_encoder", "vision_projection"),
+    "llama4": _like(BlockEncoder(), "vision_model", _PROJECTOR, cls_place=-1),
+    "minimax_m3_vl": _like(PackedEncoder(), _TOWER, _PROJECTOR),
+    "mistral_large4": _like(NativeEncoder(), _TOWER, _PROJECTOR),
+    "molmo2": _like(PooledEncoder(), _TOWER, _PROJECTOR),
+    "muse_glimmer": _like(RasterEncoder(), _TOWER, "vision_projection"),
+    "muse_spark": _like(RasterEncoder(), _TOWER, "vision_projection"),
+    "ovis2": _like(BlockEncoder(), _TOWER, "visual_embeddings_table"),
+    "paddleocr_vl": _like(RasterEncoder(), "visual", "projector"),
+    "paligemma": _like(BlockEncoder(), _TOWER, _PROJECTOR),
+    "qianfan_ocr": _like(InternVLEncoder(), _TOWER, _PROJECTOR),
+    "qwen2_5_omni_thinker": _qwen(WindowEncoder()),
+    "qwen3_5": _qwen(PackedEncoder()),
+    "qwen3_5_moe": _qwen(PackedEncoder()),
+    "qwen3_omni_moe_thinker": _qwen(DeepEncoder(), deep="visual.merger_list"),
+    "qwen4_exp": _qwen(PackedEncoder()),
+    "shieldgemma2": _like(Gemma3Encoder(), _TOWER, _PROJECTOR),
     "gemma3n": Row(no_cuts="its hidden states are four streams, and tokens their third axis"),
     "granite4_vision": Row(no_cuts="its decoder adds features of all tokens in its own loop"),
-    "inkling2": Row(no_cuts=_BLOCKS),
-    "inkling2_loop": Row(no_cuts=_BLOCKS),
     "unlimited_ocr": Row(no_cuts="its layers see all of the prompt, but a window of the answer"),
 }
 
@@ -57,6 +133,15 @@ UNSCORED = frozenset(
 """Those whose layers make queries and keys in another way than most (other names, norms, latents,
 layers without rotary embeddings), so that computing them by the usual names fails or is wrong: they
 are captured where the layer itself uses them."""
+
+COUNTED = frozenset(
+    _names("""
+    aya_vision cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_vl exaone4_5 janus
+    lighton_ocr paddleocr_vl paligemma qianfan_ocr shieldgemma2
+    """)
+)
+"""Types of `ROWS` whose FLOPs were found equal to what torch counts, so that a budget may be a
+cost."""
 
 BROKEN = {
     ("llama4", "5.24.0"): "its own forward fails on this release of transformers; the laws hold on "

@@ -87,14 +87,12 @@ class LayerKinds:
 
         A sliding layer gives images behind its window no attention: nothing can be ranked there.
         It depends on nothing but the model, or a prompt would be ranked otherwise in a batch with
-        a longer one. `layer` itself where no layer before it is full.
+        a longer one. Where no layer before it is full, the nearest that attends to tokens at all;
+        `layer` itself where there is none.
         """
-        full = [
-            number
-            for number, name in enumerate(self.names[: layer + 1])
-            if self.reach_of(name) is None and has_keys(name)
-        ]
-        return max(full, default=layer)
+        attend = [n for n, name in enumerate(self.names[: layer + 1]) if has_keys(name)]
+        full = [number for number in attend if self.reach_of(self.names[number]) is None]
+        return max(full or attend, default=layer)
 
     @property
     def needs_padding(self) -> bool:

@@ -71,8 +71,9 @@ class Load:
 
     encoder: tuple[tuple[int, ...], ...]
     """Per encoded image, tile or clip: tokens that each ViT layer computes, CLS among them."""
-    projected: int
-    """Tokens that leave the projector, all images together."""
+    projected: float
+    """Tokens that leave the projector, all images together; of several projectors that see
+    different numbers the mean, weighted by their cost."""
     rows: tuple[tuple[int, ...], ...]
     """Per row of the batch: tokens that enter each decoder layer: text, visual and separators."""
     selection: float = 0.0

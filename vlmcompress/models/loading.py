@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +63,8 @@ def load(
             str(name_or_path), read_config(where, shared), bool(kwargs["trust_remote_code"])
         )
         processor = load_processor(where, **shared)
-        model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch_dtype, **kwargs)
+        with without_bar() if str(name_or_path) in BUILT_IN else nullcontext():
+            model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch_dtype, **kwargs)
         if target is not None:
             nn.Module.to(model, target)
         complete(processor, model)
@@ -70,6 +73,20 @@ def load(
     except Exception as error:
         raise _explain(str(name_or_path), where, error) from error
     return model.eval(), processor
+
+
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """No bar for what loads in a second."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _ask_hub(name: str, options: dict[str, Any]) -> None:
