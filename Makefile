@@ -42,7 +42,7 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
-	test-lmms-eval test-vllm gate lint format typecheck wheel-test dist \
+	test-lmms-eval test-vllm gate lint format typecheck public-types wheel-test dist \
 	docs readme accuracy pages pages-model baselines figures gpu-figures clean
 
 help: ## list the targets
@@ -181,6 +181,15 @@ gpu-figures: $(READY) ## on a machine with a GPU: its tests, then kernels, decod
 	$(BIN)/python -m dev.benchmarks.decode_step --device cuda --out dev/benchmarks/results/decode_step_gpu.json
 	$(BIN)/python -m dev.benchmarks.published_shapes --device cuda --out dev/benchmarks/results/published_shapes_gpu.json
 
+public-types: $(READY) ## whether a user's type checker knows the types of all public names (pyright)
+	$(PYTHON) -m venv .venv-pyright
+	.venv-pyright/bin/python -m pip install --quiet 'pyright[nodejs]==1.1.414'
+	@mkdir -p build
+	@# it looks for torch and others beside the first python on the path; it fails below 100 %
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=$(CURDIR) .venv-pyright/bin/pyright \
+		--outputjson --ignoreexternal --verifytypes vlmcompress > build/types.json || test $$? = 1
+	$(BIN)/python -m dev.public_types build/types.json
+
 wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv, try it from another folder
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python
 
@@ -192,4 +201,4 @@ dist: ## build sdist and wheel into dist/ and check what a package index would s
 	.venv-dist/bin/python -m twine check --strict dist/*
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm .venv-dist build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm .venv-dist .venv-pyright build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
