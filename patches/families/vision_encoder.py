@@ -57,6 +57,8 @@ class Encoder:
     """Modules beside the projector that run once for each token, for costs."""
     per_patch: tuple[str, ...] = ()
     """Modules of the projector that run once for each patch, for costs."""
+    across_frames: bool = False
+    """Whether patches attend to those of other frames of their clip."""
     cls_place: int = 0
     """Which token of a tile is its CLS, where it has one."""
     watched: bool = False
@@ -171,7 +173,7 @@ class Encoder:
 
     def compared(self, base: Any, grid: Grid, layer: int, layers: int) -> int:
         """Pairs of tokens of a grid that attention compares in one of a tower's `layers`."""
-        return grid.t * (grid.h * grid.w) ** 2
+        return len(grid) ** 2 if self.across_frames else grid.t * (grid.h * grid.w) ** 2
 
 
 def _pair(size: Any) -> tuple[int, int]:

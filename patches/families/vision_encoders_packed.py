@@ -12,6 +12,9 @@ from vlmcompress.patches.families.vision_encoder import Encoder, signals_of
 from vlmcompress.patches.hooks.arguments import on_host
 from vlmcompress.tokens import Grid
 
+_PAIR = 2
+"""Frames that become one, where they do."""
+
 
 class PackedEncoder(Encoder):
     """All patches in one sequence, merged in groups of neighbours in it (Qwen2-VL, Qwen3-VL).
@@ -31,6 +34,9 @@ class PackedEncoder(Encoder):
     def patches(self, base: Any) -> int:
         return self.merge_side(base) ** 2
 
+    def tile(self, base: Any) -> int | None:
+        return None  # whatever image size its configuration names
+
     def pieces(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
     ) -> Sequence[Tensor]:
@@ -49,6 +55,30 @@ class DeepEncoder(PackedEncoder):
     """Qwen3-VL: layers between have projectors of their own, whose features the decoder adds."""
 
     deep = "visual.deepstack_merger_list"
+
+
+class PairedEncoder(PackedEncoder):
+    """ERNIE 4.5 VL: the tokens at a place in each two frames of a clip become one."""
+
+    def grids(
+        self, base: Any, modality: str, call: Mapping[str, Any]
+    ) -> list[tuple[int, int, int]]:
+        frames = super().grids(base, modality, call)
+        return [(max(1, t // _PAIR), h, w) for t, h, w in frames]
+
+    def projected(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
+    ) -> Tensor:
+        tokens = super().projected(base, modality, values, call)
+        frames = super().grids(base, modality, call)
+        clips = torch.split(tokens, [t * h * w for t, h, w in frames])
+        return torch.cat([_paired(*each) for each in zip(clips, frames, strict=True)])
+
+
+def _paired(clip: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """[t * h * w, C] -> the means of each two frames; an image stays as it is."""
+    t, h, w = shape
+    return clip if t == 1 else clip.view(t // _PAIR, _PAIR, h * w, -1).mean(1).flatten(0, 1)
 
 
 class RasterEncoder(PackedEncoder):
