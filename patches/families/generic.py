@@ -25,7 +25,6 @@ from vlmcompress.patches.families.table import (
     row_of,
 )
 from vlmcompress.patches.families.vision_encoder import Encoder
-from vlmcompress.patches.families.vision_encoders_packed import PackedEncoder
 from vlmcompress.tokens import Grid, Layout
 
 _BASES = ("model", "")
@@ -118,7 +117,7 @@ class Generic(Family):
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
     ) -> list[Layout]:
         words, encoder = self._row.separators, self.encoder
-        if isinstance(encoder, PackedEncoder) and not words and f"{modality}_grid_thw" in call:
+        if encoder.sizes is not None and encoder.sizes.format(modality) in call and not words:
             return [Layout.of(Grid(*g)) for g in encoder.grids(self.base(model), modality, call)]
         shapes = shapes_of(modality, call)
         counts = pieces_of(features, modality, call, shapes)

@@ -211,8 +211,8 @@ BROKEN = {
 
 CLIPS = frozenset(
     _names("""
-    cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 glm46v glm4v
-    glm4v_moe glm_ocr glmga hy_v4_vl hyperclovax_vision_v2 lfm3_vl minimax_m3_vl
+    cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 gemma4 glm46v
+    glm4v glm4v_moe glm_ocr glmga hy_v4_vl hyperclovax_vision_v2 lfm3_vl minimax_m3_vl
     qwen2_5_omni_thinker qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen4_exp
     """)
 )

@@ -51,6 +51,9 @@ class Encoder:
     """Vision towers in the base model; several have the same sizes."""
     projector: str = "multi_modal_projector"
     """The projector in the base model."""
+    sizes: str | None = None
+    """The argument of feature calls that says how large pictures are, "{}" standing for the
+    modality; None where all are of one size, or nothing says it."""
     deep: str | None = None
     """Where projectors of other layers of the tower are, for DeepStack."""
     per_token: tuple[str, ...] = ()
@@ -93,6 +96,12 @@ class Encoder:
     def patches(self, base: Any) -> int:
         """Of how many neighbouring patches the projector makes one feature."""
         return 1
+
+    def grids(
+        self, base: Any, modality: str, call: Mapping[str, Any]
+    ) -> list[tuple[int, int, int]]:
+        """Frames, rows and columns of the tokens of each image or clip, for those with `sizes`."""
+        raise NotImplementedError
 
     def to_tokens(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]

@@ -25,6 +25,7 @@ class PackedEncoder(Encoder):
     signals = signals_of("encoder_attention", "keys", "projection")
     towers = ("visual",)
     projector = "visual.merger"
+    sizes = "{}_grid_thw"
 
     def projected(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
@@ -104,6 +105,8 @@ class RasterEncoder(PackedEncoder):
 class NativeEncoder(RasterEncoder):
     """Pixtral: pictures of any size in pixels, the patches of all of them in one sequence."""
 
+    sizes = "image_sizes"
+
     def grids(
         self, base: Any, modality: str, call: Mapping[str, Any]
     ) -> list[tuple[int, int, int]]:
@@ -113,6 +116,8 @@ class NativeEncoder(RasterEncoder):
 
 class PaddedEncoder(RasterEncoder):
     """SigLIP 2: pictures of any size as rows of a batch, padded to the longest."""
+
+    sizes = "spatial_shapes"
 
     def grids(
         self, base: Any, modality: str, call: Mapping[str, Any]
