@@ -38,7 +38,7 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 	--device cpu --budgets 50%,25%,12.5%,6.25% --resume
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-laws test-oldest test-newest test-lmms-eval gate \
+.PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest test-lmms-eval gate \
 	lint format typecheck wheel-test \
 	readme accuracy baselines figures gpu-figures clean
 
@@ -74,6 +74,9 @@ test-full: ## run every test on every combination (twenty minutes on two cores)
 test-laws: ## run laws 1, 2, 4 and 7 on every combination: every family, prompt, method and attention
 	$(MAKE) test-full PYTEST_ARGS="tests/patches/test_laws.py -k 'law_1 or law_2 or law_4' $(PYTEST_ARGS)"
 
+test-families: ## run every law on every model type (three minutes on two cores)
+	$(MAKE) test-full PYTEST_ARGS="tests/families $(PYTEST_ARGS)"
+
 test-oldest: ## run what meets transformers on the oldest that is supported
 	$(MAKE) test VENV=.venv-oldest TRANSFORMERS=$(OLDEST) PYTEST_ARGS="$(MEETS) $(PYTEST_ARGS)"
 
@@ -84,6 +87,10 @@ test-newest: ## run the same on the newest, as an unpinned `pip install .` gets 
 	$(NEWEST) -m pip install --quiet --upgrade -e '.[dev]' transformers accelerate
 	$(NEWEST) -m pip list | grep -E '^(torch|transformers|accelerate) '
 	$(NEWEST) -m pytest -n $(WORKERS) --dist worksteal $(MEETS) $(PYTEST_ARGS)
+	@# on the pinned one, `make test-families` runs them
+	@if grep -q "^transformers==$$($(NEWEST) -c 'from importlib.metadata import version as v; print(v("transformers"))')\(;\|$$\)" constraints.txt; \
+	then echo "every model type: the newest transformers is the pinned one, see make test-families"; \
+	else $(NEWEST) -m pytest -n $(WORKERS) --dist worksteal --full tests/families $(PYTEST_ARGS); fi
 
 test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	$(PYTHON) -m venv .venv-lmms

@@ -106,6 +106,7 @@ def test_extras():
         "flash-attn",
         "video",
         "smolvlm",
+        "retrieval",
         "eval",
         "dev",
     }

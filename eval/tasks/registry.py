@@ -37,7 +37,7 @@ def load_tasks(names: Sequence[str]) -> list[Task]:
 
     Args:
         names: of built-in tasks and those of other packages, see `task_names`, or paths of .yaml,
-            .jsonl and .parquet files.
+            .jsonl, .csv and .parquet files.
 
     Raises:
         UnknownNameError: nothing is called so; the message suggests the nearest name.

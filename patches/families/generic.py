@@ -14,10 +14,19 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family, _expect
+from vlmcompress.patches.families.separators import separated, views_of
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
-from vlmcompress.patches.families.table import CLIPS, OUT_OF_SCOPE, TESTED, UNSCORED, Row, row_of
+from vlmcompress.patches.families.table import (
+    CLIPS,
+    OUT_OF_SCOPE,
+    TESTED,
+    UNSCORED,
+    Row,
+    row_of,
+)
 from vlmcompress.patches.families.vision_encoder import Encoder
-from vlmcompress.tokens import Layout
+from vlmcompress.patches.families.vision_encoders_packed import PackedEncoder
+from vlmcompress.tokens import Grid, Layout
 
 _BASES = ("model", "")
 """Where the base model is in what users hold; "" where it is that itself."""
@@ -43,7 +52,7 @@ class Generic(Family):
     each, tiles that follow one another without a word between them are one image.
     """
 
-    encoder = _Unknown()
+    encoder: Encoder = _Unknown()
 
     def __init__(self, model: nn.Module) -> None:
         """Find the seams of a model.
@@ -69,9 +78,11 @@ class Generic(Family):
         three_axes = "mrope" in str(getattr(lm.config, "rope_parameters", None))
         self.renumbers = not (three_axes or hasattr(base, "get_rope_index"))
         self.deepstack = _DEEPSTACK if hasattr(lm, _DEEPSTACK) else None
-        self.stages = ("projector",) if self._row.no_cuts else ("projector", "decoder")
+        self.stages = self._row.stages
+        self.encoder = self._row.like or Generic.encoder
         compared = self.name in TESTED - UNSCORED
         self.no_scores = None if compared else _NO_SCORES
+        self.no_costs = self._row.no_costs
         arguments = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
         self._sizes_known = any(name.endswith("grid_thw") for name in arguments)
 
@@ -90,7 +101,7 @@ class Generic(Family):
         return dict(self._tokens)
 
     def projectors(self, base: nn.Module) -> list[nn.Module]:
-        return []
+        return super().projectors(base) if self.encoder.towers else []
 
     def features(self, output: Any) -> Any:
         found, layers = super().features(output), getattr(output, "deepstack_features", None)
@@ -101,9 +112,17 @@ class Generic(Family):
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
     ) -> list[Layout]:
+        words, encoder = self._row.separators, self.encoder
+        if isinstance(encoder, PackedEncoder) and not words and f"{modality}_grid_thw" in call:
+            return [Layout.of(Grid(*g)) for g in encoder.grids(self.base(model), modality, call)]
         shapes = shapes_of(modality, call)
         counts = pieces_of(features, modality, call, shapes)
         rows = shapes if len(shapes) == len(counts) else [None] * len(counts)
+        if words:
+            return [
+                separated(words, count, row, views_of(call, number))
+                for number, (count, row) in enumerate(zip(counts, rows, strict=True))
+            ]
         return [Layout.of(grid_of(*each)) for each in zip(counts, rows, strict=True)]
 
     def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:
@@ -159,7 +178,7 @@ def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str,
     tokens: dict[str, int] = {}
     calls: dict[str, str] = {}
     for modality in _MODALITIES:
-        name, token = f"get_{modality}_features", _token(config, modality)
+        name, token = f"get_{modality}_features", token_of(config, modality)
         if callable(getattr(base, name, None)) and token not in (None, *tokens.values()):
             calls[modality], tokens[modality] = name, int(token)  # type: ignore[arg-type]
     if "image" not in tokens:
@@ -167,7 +186,8 @@ def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str,
     return tokens, calls
 
 
-def _token(config: Any, modality: str) -> int | None:
+def token_of(config: Any, modality: str) -> int | None:
+    """The placeholder of a modality that a configuration names, None where it names none."""
     for owner in (config, config.get_text_config()):
         for name in _TOKENS:
             value = getattr(owner, name.format(modality), None)

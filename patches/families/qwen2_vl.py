@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +24,6 @@ class Qwen2VL(Family):
     class_name = "Qwen2VLForConditionalGeneration"
     encoder = PackedEncoder()
     stages = ("pixels", "encoder", "projector", "decoder")
-    mergers: ClassVar[tuple[str, ...]] = ("visual.merger",)
     video = True
     renumbers = False
     feature_calls = IMAGES_AND_CLIPS

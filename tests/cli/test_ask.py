@@ -171,7 +171,7 @@ def test_text_output(cli, loaded, sample):
 
 
 def test_compare_warms_up_and_alternates(cli, loaded, sample, monkeypatch):
-    from vlmcompress.cli.ask_run import Asker
+    from vlmcompress.asking.asker import Asker
 
     order, plain = [], Asker.run
     monkeypatch.setattr(
@@ -185,11 +185,12 @@ def test_compare_warms_up_and_alternates(cli, loaded, sample, monkeypatch):
 def test_compare_shows_the_medians_without_the_warm_up():
     from types import SimpleNamespace
 
-    from vlmcompress.cli.ask_run import Asker, AskRun
+    from vlmcompress.asking.answer import Answer
+    from vlmcompress.asking.asker import Asker
 
     asker = Asker.__new__(Asker)
     times = iter([100.0, 5.0, 1.0, 3.0])
-    asker.run = lambda setting: AskRun(setting, "a", SimpleNamespace(), {"total": next(times)})
+    asker.run = lambda setting: Answer(setting, "a", SimpleNamespace(), {"total": next(times)})
     assert asker.compare(["x"], 3)[0].milliseconds == {"other": 3.0, "total": 3.0}
 
 
@@ -206,7 +207,7 @@ def test_overlay(cli, loaded, sample, tmp_path, name):
 def test_an_overlay_names_method_question_and_answer(cli, loaded, sample, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(
-        "vlmcompress.report.footer.with_footer", lambda page, texts: said.extend(texts) or page
+        "vlmcompress.report.picture.with_footer", lambda page, texts: said.extend(texts) or page
     )
     document = ask(cli, sample, QUESTION, "--budget", 36, "--overlay", tmp_path / "x.png")
     assert said == [
@@ -275,7 +276,7 @@ def test_the_stages_add_up_to_the_total(cli, loaded, sample):
 
 
 def test_an_answer_without_words_says_so(cli, loaded, sample, monkeypatch):
-    from vlmcompress.cli import ask_run
+    from vlmcompress.asking import asker as ask_run
 
     plain = ask_run.generate
     monkeypatch.setattr(

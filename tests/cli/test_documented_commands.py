@@ -11,21 +11,25 @@ import vlmcompress
 from vlmcompress.calibrate import training_questions
 from vlmcompress.cli.ask import ask
 from vlmcompress.cli.calibrate import calibrate
+from vlmcompress.cli.chat import chat
 from vlmcompress.cli.evaluate import evaluate
-from vlmcompress.cli.ls import ls
+from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
 
 ROOT = Path(vlmcompress.__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-HELP = {command.__name__: command.__doc__ for command in (ask, ls, calibrate, profile, evaluate)}
+COMMANDS = (ask, chat, ls, show, calibrate, profile, evaluate)
+HELP = {command.__name__: command.__doc__ for command in COMMANDS}
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES} | HELP
 COMMAND = re.compile(
-    r"^ *(?:accelerate launch .*)?\bvlmcompress ((?:ask|ls|calibrate|profile|eval) .*)$"
+    r"^ *(?:accelerate launch .*)?\bvlmcompress ((?:ask|chat|ls|show|calibrate|profile|eval) .*)$"
 )
+QUICK = {"ask", "chat", "ls", "show", "calibrate"}
 ELSEWHERE = {"llava-hf/llava-1.5-7b-hf", "my/vlm"}
 """Models that have to be downloaded; a built-in one stands in."""
 SHORTER = {
     "ask": ("--max-new-tokens", "1"),
+    "chat": ("--max-new-tokens", "1"),
     "calibrate": ("--limit", "2"),
     "profile": ("--rounds", "1", "--output-tokens", "1"),
     "eval": ("--limit", "1"),
@@ -66,17 +70,19 @@ def folder(tmp_path, monkeypatch, clip):
         training_questions(number + 1)[-1].picture.save(tmp_path / name)
     shutil.copy(clip, tmp_path / "clip.mp4")
     row = '{"image": "a.png", "question": "what color is the circle ?", "answer": "red"}\n'
-    for name in ("my.jsonl", "mine.jsonl", "asked.jsonl"):
+    for name in ("my.jsonl", "mine.jsonl", "asked.jsonl", "questions.jsonl"):
         (tmp_path / name).write_text(row)
+    (tmp_path / "photos").mkdir()
+    shutil.copy(tmp_path / "a.png", tmp_path / "photos")
     (tmp_path / "mine.yaml").write_text("name: mine\ndata: mine.jsonl\nmetric: exact\n")
     (tmp_path / "vlmcompress").symlink_to(ROOT / "vlmcompress")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("source", shown({"ask", "ls", "calibrate"}))
+@pytest.mark.parametrize("source", shown(QUICK))
 def test_ask_calibrate_and_ls(cli, loaded, folder, source):
-    for command in shown({"ask", "ls", "calibrate"})[source]:
+    for command in shown(QUICK)[source]:
         run(cli, command)
 
 

@@ -6,12 +6,17 @@ from typing import Annotated
 
 import typer
 
+from vlmcompress.cli import complete
 from vlmcompress.cli.common import one_line_errors, progress, quiet, silent_libraries
 from vlmcompress.cli.options import Device, Dtype
 
 Model = Annotated[
     str,
-    typer.Argument(help="A built-in model, a folder or a Hugging Face id.", show_default=False),
+    typer.Argument(
+        autocompletion=complete.models,
+        help="A built-in model, a folder or a Hugging Face id.",
+        show_default=False,
+    ),
 ]
 Picture = Annotated[
     str | None,

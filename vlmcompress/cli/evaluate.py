@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli import complete
 from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet
 from vlmcompress.cli.options import Device, Dtype
 from vlmcompress.cli.progress_bar import Advance
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 Model = Annotated[
     str | None,
     typer.Option(
-        help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}."
+        autocompletion=complete.models,
+        help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}.",
     ),
 ]
 Methods = Annotated[
     str | None,
     typer.Option(
+        autocompletion=complete.method_lists,
         help='Separated by commas, each as in `ask`, or "all". '
-        f"Default: {defaults.METHOD}. The baselines always run."
+        f"Default: {defaults.METHOD}. The baselines always run.",
     ),
 ]
 Budgets = Annotated[
@@ -38,8 +41,9 @@ Budgets = Annotated[
 Tasks = Annotated[
     str | None,
     typer.Option(
+        autocompletion=complete.tasks,
         help="Separated by commas: pictures, clips, one kind as in pictures/count, or .yaml, "
-        ".jsonl and .parquet files. Default: pictures, and clips if the model takes videos."
+        ".jsonl, .csv and .parquet files. Default: pictures, and clips if the model takes videos.",
     ),
 ]
 Limit = Annotated[

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli import complete
+from vlmcompress.cli.common import hush
 
 ImageFiles = Annotated[
     list[str] | None, typer.Option("--image", "-i", help="An image file; may be repeated.")
@@ -37,8 +39,9 @@ Options = Annotated[
 ModelName = Annotated[
     str | None,
     typer.Option(
+        autocompletion=complete.models,
         help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}, or "
-        f"{defaults.VIDEO_MODEL} where there is a video."
+        f"{defaults.VIDEO_MODEL} where there is a video.",
     ),
 ]
 Device = Annotated[
@@ -47,4 +50,8 @@ Device = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint was saved."),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", callback=hush, help="No notes and no progress, only errors."),
 ]

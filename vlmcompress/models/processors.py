@@ -10,7 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
@@ -100,6 +106,7 @@ def _put_together(kind: Any, where: str, options: dict[str, Any]) -> ProcessorMi
     parts = {
         "image_processor": AutoImageProcessor,
         "tokenizer": AutoTokenizer,
+        "feature_extractor": AutoFeatureExtractor,
         "video_processor": _video_class(kind, where, options),
     }
     settings, rest = kind.get_processor_dict(where, **options)

@@ -6,10 +6,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.tokens import Grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _MOST = 24
 """Temporal steps whose counts are printed."""
@@ -98,6 +101,9 @@ class Report:
     """Why `method="auto"` took this method; None where the user named it."""
     notes: list[str] = field(default_factory=list)
     """What holds for the whole call and was perhaps not expected."""
+    processor: Any = field(default=None, repr=False, compare=False)
+    """The one that `compress` was given: it knows where the patches of an image lie. No part of
+    `to_dict`."""
 
     @property
     def cost(self) -> str:
@@ -113,7 +119,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain Python values, with `per_frame` of each image."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, processor=None))
+        del values["processor"]
         for entry, image in zip(values["images"], self.images, strict=True):
             entry["per_frame"] = image.per_frame
         return values
@@ -121,6 +128,58 @@ class Report:
     def to_json(self) -> str:
         """The report as one JSON document."""
         return json.dumps(self.to_dict())
+
+    def overlay(
+        self,
+        media: Any,
+        processor: Any = None,
+        *,
+        question: str | None = None,
+        answer: str | None = None,
+        model: str | None = None,
+        layer: int | None = None,
+    ) -> Image:
+        """The images and clips of the call, with what was dropped dimmed, and a legend.
+
+        Args:
+            media: as they were given to the processor: paths, PIL images, arrays, `Video`s.
+            processor: the model's, for where the patches lie; default: the one that `compress` got.
+            question: written below, like `answer` and the name of the `model`.
+            answer: what the model said.
+            model: its name.
+            layer: shows what enters this decoder layer; by default a patch is as bright as the
+                share of the layers that it reaches.
+
+        Raises:
+            VLMCompressError: no processor is known, or the media are not those of the call.
+        """
+        from vlmcompress.media.given import media_of
+        from vlmcompress.report.picture import picture
+
+        return picture(
+            self,
+            media_of(media),
+            self.processor if processor is None else processor,
+            question=question,
+            answer=answer,
+            model=model,
+            layer=layer,
+        )
+
+    def plot(self) -> Any:
+        """A matplotlib figure: tokens in each decoder layer, and the milliseconds of each stage.
+
+        Raises:
+            VLMCompressError: matplotlib is not installed.
+        """
+        from vlmcompress.report.plot import plot
+
+        return plot(self)
+
+    def _repr_html_(self) -> str:
+        from vlmcompress.report.html import as_html
+
+        return as_html(self)
 
     def __str__(self) -> str:
         asked = f", budget {self.budget}" if self.budget else ""

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from bare import last_logits
+from cut_pixels import cut, encode, every_feature, given, masked, pictures
 from looker import looker
-from packed_pictures import cut, encode, every_feature, given, masked, pictures
 from subject_models import SUBJECTS
 from torch.nn.functional import interpolate
 from transformers import Qwen2VLImageProcessorPil

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli import complete
 from vlmcompress.cli.common import one_line_errors, quiet
 from vlmcompress.cli.options import Device, Dtype, Fps, Frames, ImageFiles, ModelName, VideoFiles
 from vlmcompress.errors import VLMCompressError
@@ -38,7 +39,8 @@ Question = Annotated[
 Methods = Annotated[
     str,
     typer.Option(
-        help='Separated by commas, each as in `ask`: "divprune,divprune+fastv(k=3),fastv(k=1)".'
+        autocompletion=complete.method_lists,
+        help='Separated by commas, each as in `ask`: "divprune,divprune+fastv(k=3),fastv(k=1)".',
     ),
 ]
 BudgetText = Annotated[
@@ -127,7 +129,7 @@ def profile(
 
     Bad input ends with exit code 2 and one line on stderr.
     """
-    from vlmcompress.cli.profile_run import (
+    from vlmcompress.cli.profile.run import (
         RandomShape,
         ask_for,
         measure,
@@ -169,7 +171,7 @@ def _write(found: Profile, document: Path | None, plot: Path | None) -> None:
     """Print the result first: a file that cannot be written costs nothing but itself."""
     import json
 
-    from vlmcompress.cli.profile_output import show
+    from vlmcompress.cli.profile.output import show
 
     text = json.dumps(found.to_dict(), indent=1)
     if str(document) == "-":

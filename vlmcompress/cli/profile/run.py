@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vlmcompress import defaults
 from vlmcompress.api import compress
+from vlmcompress.asking.asker import Asker
 from vlmcompress.budget.budget import Budget
-from vlmcompress.cli.ask_media import MediaArguments
-from vlmcompress.cli.ask_request import Request, check
-from vlmcompress.cli.ask_run import Asker
+from vlmcompress.cli.ask.media import MediaArguments
+from vlmcompress.cli.ask.request import Request, check
 from vlmcompress.cli.common import between_commas, progress, silent_libraries, tell
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
@@ -14,9 +13,10 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home
 from vlmcompress.files.untrusted import MAX_LINE, check_text, refuse_url
 from vlmcompress.media.decoders.choice import AUTO, check_decoder
+from vlmcompress.media.given import frames_of, kind_of
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
-from vlmcompress.media.video import VIDEO_SUFFIXES, Video, check_sampling, read_video
+from vlmcompress.media.video import Video, check_sampling, read_video
 
 _STDIN = "-"
 
@@ -58,7 +58,7 @@ def name_media(arguments: MediaArguments) -> NamedMedia:
     Raises:
         VLMCompressError: what is wrong and what would be right.
     """
-    words, question = _question(arguments)
+    words, question = find_question(arguments)
     given: list[tuple[str, str | None]] = [(word, None) for word in words]
     given += [(file, "image") for file in arguments.images]
     given += [(file, "video") for file in arguments.videos]
@@ -69,12 +69,10 @@ def name_media(arguments: MediaArguments) -> NamedMedia:
     files, notes = [], []
     for name, wanted in given:
         file = _file(name)
-        kind = wanted or _kind(file)
+        kind = wanted or kind_of(file)
         check_file(file, kind)
-        frames = _frames(file) if kind == "image" else 1
-        if frames > 1 and wanted is None and file.lower().endswith(".gif"):
-            kind = "video"
-        elif frames > 1:
+        frames = frames_of(file) if kind == "image" else 1
+        if frames > 1:
             notes.append(f"{file} holds {frames} frames: the first is taken; --video takes a clip")
         files.append((file, kind))
     found = NamedMedia(files, question, notes)
@@ -95,15 +93,21 @@ def read(file: str, kind: str, arguments: MediaArguments) -> Image.Image | Video
         return read_video(file, arguments.frames, arguments.fps, decoder=decoder)
 
 
-def _question(arguments: MediaArguments) -> tuple[list[str], str]:
-    """The other words, and the question, which `-` takes from stdin."""
+def find_question(arguments: MediaArguments) -> tuple[list[str], str]:
+    """The words that are files, and the question, which `-` takes from stdin.
+
+    Raises:
+        VLMCompressError: there is no question.
+    """
     words, question = list(arguments.words), arguments.question
     if question is None:
         if not words:
             raise VLMCompressError('no question: give one, as in vlmcompress ask image.png "..."')
         question = words.pop()
-        if _is_file(question):
-            raise VLMCompressError(f"no question: the last argument {question!r} is a file")
+        if _is_there(question):
+            raise VLMCompressError(
+                f"no question: the last argument {question!r} is a file or a folder"
+            )
     if question == _STDIN:
         question = _from_stdin()
     check_text(question)
@@ -126,25 +130,12 @@ def _file(name: str) -> str:
     return str(at_home(name))
 
 
-def _is_file(text: str) -> bool:
-    """Whether a text names a file; a question may be longer than a name can be."""
+def _is_there(text: str) -> bool:
+    """Whether a text names a file or a folder; a question may be longer than a name can be."""
     try:
-        return at_home(text).is_file()
+        return bool(text) and at_home(text).exists()
     except (OSError, ValueError):
         return False
-
-
-def _kind(file: str) -> str:
-    return "video" if Path(file).suffix.lower() in VIDEO_SUFFIXES else "image"
-
-
-def _frames(file: str) -> int:
-    """Frames of an animated picture; 1 of any other file, which `read_image` judges."""
-    try:
-        with Image.open(file) as image:
-            return int(getattr(image, "n_frames", 1))
-    except Exception:
-        return 1
 
 
 def _check_sampling(arguments: MediaArguments, has_video: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli import complete
+from vlmcompress.cli.ask.many import BATCH, ManyArguments, ask_many, is_many
 from vlmcompress.cli.common import one_line_errors, progress, quiet, tell
 from vlmcompress.cli.options import (
     Decoder,
@@ -19,14 +22,16 @@ from vlmcompress.cli.options import (
     ImageFiles,
     ModelName,
     Options,
+    Quiet,
     VideoFiles,
 )
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home, whole_file
 
 if TYPE_CHECKING:
-    from vlmcompress.cli.ask_request import Request
-    from vlmcompress.cli.ask_run import Asker, AskRun
+    from vlmcompress.asking.answer import Answer
+    from vlmcompress.asking.asker import Asker
+    from vlmcompress.cli.ask.request import Request
 
 
 _ROUNDS = 3
@@ -53,9 +58,10 @@ Question = Annotated[
 MethodSpec = Annotated[
     str | None,
     typer.Option(
+        autocompletion=complete.methods,
         help="See `vlmcompress ls methods`; methods are joined with +, as in "
         '"divprune+fastv(k=3)"; "auto" takes the most accurate. '
-        f"Default: {defaults.METHOD}."
+        f"Default: {defaults.METHOD}.",
     ),
 ]
 BudgetText = Annotated[
@@ -85,6 +91,21 @@ Overlay = Annotated[
     Path | None,
     typer.Option(help="Write the pictures with dropped patches dimmed to this file."),
 ]
+Each = Annotated[
+    bool, typer.Option("--each", help="Ask about each file by itself, not about all at once.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --each, a folder or a file of questions: write the answers to this .jsonl or "
+        ".csv file. Default: JSON lines on stdout."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the file of --out.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"Pictures of one size are asked in batches. Default: {BATCH}."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -109,6 +130,11 @@ def ask(
     repeat: Repeat = None,
     overlay: Overlay = None,
     as_json: Json = False,
+    each: Each = False,
+    out: Out = None,
+    resume: Resume = False,
+    batch: Batch = None,
+    quietly: Quiet = False,
 ) -> None:
     """Ask a model a question about images and videos, on fewer visual tokens.
 
@@ -120,58 +146,74 @@ def ask(
       vlmcompress ask street.jpg "what is on the sign?" --compare --overlay kept.png
       vlmcompress ask --video clip.mp4 "what happens?" --frames 16 --budget "16 per frame"
       vlmcompress ask street.jpg "what is on the sign?" --model llava-hf/llava-1.5-7b-hf --json
+      vlmcompress ask photos "what is this?" --out answers.csv
+      vlmcompress ask questions.jsonl --out answers.jsonl --resume
 
-    Bad input ends with exit code 2 and one line on stderr.
+    A folder, a .jsonl or .csv file with the fields image (or images, or video) and question, and
+    several files with --each are asked about one by one.
+
+    Bad input ends with exit code 2 and one line on stderr; rows that could not be answered end with
+    1.
     """
-    from vlmcompress.cli.ask_media import MediaArguments
-    from vlmcompress.cli.ask_request import check
+    from vlmcompress.cli.ask.media import MediaArguments, name_media
+    from vlmcompress.cli.ask.request import check, setting
 
     if repeat is not None and not compare:
         raise VLMCompressError("--repeat is for --compare, which is not given")
     overlay = None if overlay is None else at_home(overlay)
     media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
-    request = check(media, model, method, budget, option or [], overlay)
+    many = ManyArguments(out, resume, batch or BATCH, model, device, dtype, max_new_tokens)
+    if is_many(media.words, each):
+        _no_picture_options(compare, overlay, as_json, decoder)
+        ask_many(media, setting(method, budget, option or [], positions.value), many)
+        return
+    if out is not None or resume or batch is not None:
+        name_media(media)  # a folder that is not there is said first
+        raise VLMCompressError(
+            "--out, --resume and --batch are for --each, a folder, or a .jsonl or .csv file"
+        )
+    request = check(media, model, method, budget, option or [], overlay, positions.value)
     tell(request.notes)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)
         with progress("answering"):
-            runs = _run(asker, request, positions.value, (repeat or _ROUNDS) if compare else None)
+            runs = _run(asker, request, (repeat or _ROUNDS) if compare else None)
     if overlay is not None:
-        _draw(overlay, request, runs[-1], asker)
-    from vlmcompress.cli.ask_output import as_document, as_text
+        with whole_file(overlay) as draft:
+            runs[-1].overlay(model=request.model).save(draft)
+    from vlmcompress.cli.ask.output import as_document, as_text
 
     typer.echo(as_document(request, asker, runs) if as_json else as_text(request, runs))
 
 
+def _no_picture_options(
+    compare: bool, overlay: Path | None, as_json: bool, decoder: str | None
+) -> None:
+    """Raise a VLMCompressError about options that are for one prompt."""
+    for name, given in (
+        ("--compare", compare),
+        ("--overlay", overlay is not None),
+        ("--json", as_json),
+        ("--decoder", decoder is not None),
+    ):
+        if given:
+            raise VLMCompressError(f"{name} is for one question, not for many files")
+
+
 def _load(request: Request, device: str | None, dtype: str | None, max_new_tokens: int) -> Asker:
     with progress(f"loading {request.model}"):
-        from vlmcompress.cli.ask_run import Asker
+        from vlmcompress.asking.asker import Asker
         from vlmcompress.models.loading import load
 
         model, processor = load(request.model, device=device, dtype=dtype)
         return Asker(model, processor, request.media, request.question, max_new_tokens)
 
 
-def _run(asker: Asker, request: Request, positions: str, rounds: int | None) -> list[AskRun]:
+def _run(asker: Asker, request: Request, rounds: int | None) -> list[Answer]:
     """The reduced run, or the full and the reduced one."""
-    from vlmcompress.cli.ask_run import AskSetting
+    from vlmcompress.asking.setting import FULL
 
-    reduced = AskSetting(request.method, request.methods, request.budget, positions)
     if rounds is None:
-        return [asker.run(reduced)]
-    return asker.compare([AskSetting("full", "full", None, positions), reduced], rounds)
-
-
-def _draw(path: Path, request: Request, run: AskRun, asker: Asker) -> None:
-    from vlmcompress.report.footer import with_footer
-    from vlmcompress.report.overlay import draw
-
-    at_budget = f" at {request.budget}" if request.budget else ""
-    about = [
-        f"{request.model}, {run.report.method}{at_budget}",
-        f"question: {request.question}",
-        f"answer: {run.answer or '(empty)'}",
-    ]
-    picture = with_footer(draw(request.media, run.report.images, asker.processor), about)
-    with whole_file(path) as draft:
-        picture.save(draft)
+        return [asker.run(request.setting)]
+    full = replace(FULL, positions=request.setting.positions)
+    return asker.compare([full, request.setting], rounds)

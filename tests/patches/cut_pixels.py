@@ -1,4 +1,7 @@
-"""Pictures of any size for towers that take one sequence, and the bare tower with keys closed."""
+"""Pictures as pixels cut up by the processors of Qwen, and a tower that does not see some of them.
+
+A subject has a `model`, a `modality`, and the `frames` of its clips in steps of the tower.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import torch
 from transformers.vision_utils import get_vision_window_index
 
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 
 
@@ -45,7 +49,7 @@ def given(subject: Any, frames: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def encode(subject: Any, inputs: dict[str, torch.Tensor]) -> Any:
-    base = subject.model.model
+    base: Any = ModelParts.of(subject.model).base
     call = base.get_video_features if subject.modality == "video" else base.get_image_features
     with torch.no_grad():
         return call(**inputs)
@@ -61,7 +65,7 @@ def masked(
     subject: Any, inputs: Any, dropped: torch.Tensor, monkeypatch: Any, first: int = 0
 ) -> Any:
     """The bare tower under eager attention, keys of dropped blocks closed from layer `first` on."""
-    visual = subject.model.model.visual
+    (visual,) = ModelParts.of(subject.model).towers
     config = subject.model.config.vision_config
     unit = config.spatial_merge_size**2
     grids = inputs[f"{subject.modality}_grid_thw"]

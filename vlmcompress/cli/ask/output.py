@@ -11,13 +11,14 @@ from vlmcompress.media.video import Video
 from vlmcompress.report.report import by_medium, frame_counts
 
 if TYPE_CHECKING:
-    from vlmcompress.cli.ask_request import Request
-    from vlmcompress.cli.ask_run import Asker, AskRun
+    from vlmcompress.asking.answer import Answer
+    from vlmcompress.asking.asker import Asker
+    from vlmcompress.cli.ask.request import Request
 
 _STAGES = ("encoder", "selection", "prefill", "decode", "other", "total")
 
 
-def as_document(request: Request, asker: Asker, runs: Sequence[AskRun]) -> str:
+def as_document(request: Request, asker: Asker, runs: Sequence[Answer]) -> str:
     """JSON of the reduced run; of a comparison also both runs, as `full` and `reduced`."""
     reduced, pairs = runs[-1], list(zip(request.files, request.media, strict=True))
     document = {
@@ -27,8 +28,8 @@ def as_document(request: Request, asker: Asker, runs: Sequence[AskRun]) -> str:
         "model": request.model,
         "device": str(asker.model.device),
         "dtype": str(asker.model.dtype).removeprefix("torch."),
-        "method": request.method,
-        "budget": request.budget,
+        "method": reduced.setting.label,
+        "budget": reduced.setting.budget,
         "answer": reduced.answer,
         "report": reduced.report.to_dict(),
     }
@@ -38,13 +39,14 @@ def as_document(request: Request, asker: Asker, runs: Sequence[AskRun]) -> str:
     return json.dumps(document, indent=2)
 
 
-def as_text(request: Request, runs: Sequence[AskRun]) -> str:
+def as_text(request: Request, runs: Sequence[Answer]) -> str:
     """Question, answers, tokens and times."""
     reduced = runs[-1]
-    budget = f", budget {request.budget}" if request.budget else ""
+    setting = reduced.setting
+    budget = f", budget {setting.budget}" if setting.budget else ""
     lines = [
         f"question   {visible(request.question)}",
-        f"model      {visible(f'{request.model}, {request.method}{budget}')}",
+        f"model      {visible(f'{request.model}, {setting.label}{budget}')}",
     ]
     if len(runs) == 1:
         lines.append(f"answer     {_shown(reduced)}")
@@ -62,11 +64,11 @@ def as_text(request: Request, runs: Sequence[AskRun]) -> str:
     return "\n".join([*lines, "", *_times(runs)])
 
 
-def _shown(run: AskRun) -> str:
+def _shown(run: Answer) -> str:
     return visible(run.answer) or "(empty)"
 
 
-def _tokens(request: Request, run: AskRun) -> list[str]:
+def _tokens(request: Request, run: Answer) -> list[str]:
     """How many tokens were kept of each image and clip, and of which frames."""
     frames = [len(one.frames) if isinstance(one, Video) else 1 for one in request.media]
     shared = by_medium(run.report.images, frames)
@@ -87,7 +89,7 @@ def _tokens(request: Request, run: AskRun) -> list[str]:
     return lines
 
 
-def _times(runs: Sequence[AskRun]) -> list[str]:
+def _times(runs: Sequence[Answer]) -> list[str]:
     """A row for each stage, a column for each run, and the change."""
     heads = [run.setting.label[:24] for run in runs]
     widths = [max(12, len(head) + 2) for head in heads]

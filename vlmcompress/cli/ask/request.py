@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmcompress import defaults
-from vlmcompress.cli.ask_media import MediaArguments, name_media, read
-from vlmcompress.errors import BudgetError, VLMCompressError
+from vlmcompress.cli.ask.media import MediaArguments, name_media, read
+from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vlmcompress.asking.setting import Setting
     from vlmcompress.media.video import Video
-    from vlmcompress.methods.composition.pipeline import Pipeline
-    from vlmcompress.methods.contracts.method import Method
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
@@ -32,11 +31,7 @@ class Request:
     media: list[Image | Video]
     """What is in the files."""
     model: str
-    method: str
-    """As the user wrote it."""
-    methods: str | tuple[Method, ...]
-    """"auto" where it depends on the model which."""
-    budget: str | None
+    setting: Setting
     notes: list[str]
     """What the user should know about the files."""
 
@@ -48,6 +43,7 @@ def check(
     budget: str | None,
     options: Sequence[str],
     overlay: Path | None,
+    positions: str = "keep",
 ) -> Request:
     """Read the images and videos and check everything else, the cheapest first.
 
@@ -64,21 +60,27 @@ def check(
         model = defaults.VIDEO_MODEL if named.has_video else defaults.MODEL
     resolve(model)
 
-    from vlmcompress.budget.budget import Budget
-
-    spec = defaults.METHOD if method is None else method
-    methods, has_default = _methods(spec, _options(options))
-    if budget is not None:
-        Budget.parse(budget)
-    elif method is None or not has_default:
-        budget = defaults.BUDGET
+    found = setting(method, budget, options, positions)
     media = [read(file, kind, arguments) for file, kind in named.files]
     files = [file for file, _ in named.files]
-    return Request(named.question, files, media, model, spec, methods, budget, named.notes)
+    return Request(named.question, files, media, model, found, named.notes)
 
 
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["k=3", "layers=[2, 4]"]` as Python values; what is no literal is a text."""
+def setting(
+    method: str | None, budget: str | None, options: Sequence[str], positions: str
+) -> Setting:
+    """What the command line says of method and budget; see `setting_of`."""
+    from vlmcompress.asking.setting import setting_of
+
+    return setting_of(method, budget, options_of(options), positions)
+
+
+def options_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["k=3", "layers=[2, 4]"]` as Python values; what is no literal is a text.
+
+    Raises:
+        VLMCompressError: a pair is malformed, or a name comes twice.
+    """
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -92,32 +94,3 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             options[name] = text.strip()
     return options
-
-
-def _methods(spec: str, options: dict[str, Any]) -> tuple[str | tuple[Method, ...], bool]:
-    """The methods of a spec, and whether they can work without a budget."""
-    from vlmcompress.methods.composition.spec import parse
-
-    if spec == defaults.AUTO:
-        if options:
-            raise VLMCompressError(f"{defaults.AUTO} has no options, got {', '.join(options)}")
-        return spec, False
-    pipeline = parse(spec, **options)
-    return pipeline.methods, _works_without_budget(pipeline)
-
-
-def _works_without_budget(pipeline: Pipeline) -> bool:
-    """Whether every method has a setting of its own.
-
-    All decoder methods do, and theirs may be for one depth only, which nobody knows before the
-    model is loaded; the others do not look at the depth.
-    """
-    from vlmcompress.tokens import Grid
-
-    before = [method for method in pipeline.methods if method is not pipeline.decoder]
-    try:
-        if before:
-            pipeline.of(before).plan(Grid(1, 24, 24), 2, None)
-    except BudgetError:
-        return False
-    return True
