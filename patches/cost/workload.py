@@ -193,7 +193,9 @@ class _Tower:
 
 def _taps(family: Family, base: Any) -> tuple[tuple[int, float], ...]:
     """See `_Tower.taps`: DeepStack has a merger for each, listed behind the last one."""
-    layers = getattr(base.config.vision_config, "deepstack_visual_indexes", None) or ()
+    if family.encoder.deep is None:
+        return ()
+    layers = base.config.vision_config.deepstack_visual_indexes
     costs = [macs(projector) for projector in family.projectors(base)]
     last = costs[len(costs) - len(layers) :]
-    return tuple((int(layer), cost / sum(costs)) for layer, cost in zip(layers, last, strict=False))
+    return tuple((int(layer), cost / sum(costs)) for layer, cost in zip(layers, last, strict=True))

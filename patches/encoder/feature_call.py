@@ -107,7 +107,7 @@ def before_projector(parts: ModelParts, planner: Planner, ahead: Ahead) -> Befor
     if isinstance(method, Resizer):
         return Resizing(parts, planner)
     if isinstance(method, TowerDropper):
-        if parts.family.encoder.tile(parts.base) is None:
+        if "pixels" in parts.family.stages:
             return PackedTowerDropping(parts, planner)
         return TileTowerDropping(parts, planner, ahead)
     return PatchDropping(parts, planner)

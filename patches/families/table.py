@@ -42,7 +42,8 @@ class Row:
     like: Encoder | None = None
     """The kind of its vision side; None where nothing is known of it."""
     pixels: bool = False
-    """Whether its processor cuts pixels as those of Qwen do, so that methods can work on them."""
+    """Whether its processor cuts pixels as those of Qwen do, so that methods can work on them, and
+    on patches between the layers of its tower."""
 
     frames_as_images: bool = False
     """Whether the placeholders of clips are those of images, frame by frame."""
@@ -57,7 +58,7 @@ class Row:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Where methods may act."""
-        pixels: tuple[Stage, ...] = ("pixels",) if self.pixels else ()
+        pixels: tuple[Stage, ...] = ("pixels", "encoder") if self.pixels else ()
         inside: tuple[Stage, ...] = () if self.no_cuts else ("decoder",)
         return (*pixels, "projector", *inside)
 

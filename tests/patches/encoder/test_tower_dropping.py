@@ -12,6 +12,7 @@ from bare import bare, last_logits
 from bare_tower import feature_depth, running_towers
 from cut_pixels import encode, every_feature, masked, pictures
 from subject_models import SUBJECTS
+from upstream_methods import Given, picks
 
 from vlmcompress.api import compress
 from vlmcompress.errors import (
@@ -22,7 +23,7 @@ from vlmcompress.errors import (
 )
 from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import Selector
-from vlmcompress.methods.contracts.before_projector import TokenPatches, TowerDropper
+from vlmcompress.methods.contracts.before_projector import TokenPatches
 from vlmcompress.patches.families.tower_layers import attention_layers
 
 PACKED = [
@@ -44,29 +45,6 @@ TILES = {
 }
 """Patches along a side of a token, and tokens of a tile that are no patches."""
 _built: dict[str, Any] = {}
-
-
-@dataclass(frozen=True)
-class Given(TowerDropper):
-    """Keeps what a seed says of each size of grid, before a given layer."""
-
-    name: ClassVar[str] = "given"
-    summary: ClassVar[str] = "drops"
-    layer: int = 0
-    seed: int = 0
-
-    def before(self, depth: int) -> int:
-        return self.layer
-
-    def select(self, tokens: TokenPatches, count: int) -> torch.Tensor:
-        return picks(self.seed, len(tokens.hidden), len(tokens.grid), count)
-
-
-def picks(seed: int, rows: int, total: int, count: int) -> torch.Tensor:
-    """[rows, count] ascending: other ones for each row."""
-    g = torch.Generator().manual_seed(seed + total)
-    order = [torch.randperm(total, generator=g)[:count].sort().values for _ in range(rows)]
-    return torch.stack(order)
 
 
 def subject_of(name: str) -> Any:
