@@ -42,8 +42,8 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
-	test-lmms-eval test-vllm gate lint format typecheck wheel-test dist \
-	docs readme accuracy baselines figures gpu-figures clean
+	test-lmms-eval test-vllm gate lint format typecheck public-types wheel-test dist \
+	docs readme accuracy pages pages-model baselines figures gpu-figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -142,6 +142,7 @@ readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and 
 	$(BIN)/python -m dev.pages.methods
 	$(BIN)/python -m dev.pages.models
 	$(BIN)/python -m dev.pages.results
+	$(BIN)/python -m dev.pages.retrieval
 	$(BIN)/python -m dev.pages.speed
 	$(BIN)/python -m dev.pages.which
 
@@ -151,6 +152,12 @@ accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour
 	$(MEASURE) --model tiny-qwen --limit pictures=500,clips=192 --out docs/eval/tiny-qwen \
 		--methods "all,embedlens(table='tiny-qwen'),$(SETTINGS)"
 	$(BIN)/python -m dev.pages.auto_table --out vlmcompress/methods/data/auto.json
+
+pages: $(READY) ## find drawn pages again with fewer vectors (five minutes), for docs/retrieval.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m vlmcompress.eval.retrieval --out dev/benchmarks/results/pages.json
+
+pages-model: $(READY) ## train the built-in page retriever again (40 minutes on one core)
+	$(BIN)/python -m dev.training.retrieval.train --work build/pages --out vlmcompress/assets/tiny_colqwen
 
 baselines: $(READY) ## write eval/baselines.json, which `make gate` compares with, anew
 	for model in tiny-llava tiny-qwen; do \
@@ -174,6 +181,15 @@ gpu-figures: $(READY) ## on a machine with a GPU: its tests, then kernels, decod
 	$(BIN)/python -m dev.benchmarks.decode_step --device cuda --out dev/benchmarks/results/decode_step_gpu.json
 	$(BIN)/python -m dev.benchmarks.published_shapes --device cuda --out dev/benchmarks/results/published_shapes_gpu.json
 
+public-types: $(READY) ## whether a user's type checker knows the types of all public names (pyright)
+	$(PYTHON) -m venv .venv-pyright
+	.venv-pyright/bin/python -m pip install --quiet 'pyright[nodejs]==1.1.414'
+	@mkdir -p build
+	@# it looks for torch and others beside the first python on the path; it fails below 100 %
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=$(CURDIR) .venv-pyright/bin/pyright \
+		--outputjson --ignoreexternal --verifytypes vlmcompress > build/types.json || test $$? = 1
+	$(BIN)/python -m dev.public_types build/types.json
+
 wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv, try it from another folder
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python
 
@@ -185,4 +201,4 @@ dist: ## build sdist and wheel into dist/ and check what a package index would s
 	.venv-dist/bin/python -m twine check --strict dist/*
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm .venv-dist build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm .venv-dist .venv-pyright build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache

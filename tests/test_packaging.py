@@ -108,6 +108,7 @@ def test_extras():
         "video",
         "smolvlm",
         "retrieval",
+        "vllm",
         "eval",
         "docs",
         "dev",

@@ -78,7 +78,7 @@ def test_python_runs(code, monkeypatch, tmp_path, capsys, tiny_llava, tiny_qwen)
     exec(compile(code, "block", "exec"), {"__name__": "block"})
     printed = capsys.readouterr().out
     assert printed.strip() or "print" not in code
-    if "c.report()" in code:
+    if "report" in code and "check" not in code:
         assert re.search(r"\d+ -> \d+ tokens|^\[.*\] \d+ tokens", printed), printed
 
 
@@ -90,8 +90,7 @@ def test_the_block_of_the_readme_keeps_a_quarter(monkeypatch, tmp_path, capsys, 
     monkeypatch.setattr(vlmcompress, "load", lambda name: tiny_qwen)
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0].strip(), "an answer"
-    assert "36 -> 9 tokens" in printed
+    assert re.match(r"\w+ .*36 -> 9 tokens", printed, re.DOTALL), "an answer and the report"
 
 
 def test_data_can_be_read():

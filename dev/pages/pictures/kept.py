@@ -7,25 +7,23 @@ python -m dev.pages.pictures.kept --before-after docs/pictures/before_after.jpg
 from __future__ import annotations
 
 import argparse
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL.Image import Image
 
 import vlmcompress
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import write_json
 from vlmcompress.media.images import read_image
-from vlmcompress.methods import MethodInfo
 from vlmcompress.models.names import ASSETS
-from vlmcompress.patches.families.registry import FAMILIES
-from vlmcompress.prompts import prepare
-from vlmcompress.report.overlay import draw
+from vlmcompress.report.overlay.draw import draw
 
 SAMPLES = ASSETS / "samples"
 PHOTOGRAPH, SCENE = SAMPLES / "coffee.jpg", SAMPLES / "street.png"
+PICTURES = {"photograph": PHOTOGRAPH, "scene": SCENE}
 QUESTION = "what color is the circle ?"
 INDEX = "pictures.json"
 BUDGETS = ("25%", "40%", "50%", None)
@@ -66,11 +64,9 @@ def kept(one: Shown, method: str, budget: str | None) -> vlmcompress.Report:
     Raises:
         VLMCompressError: it cannot meet the budget, or lacks something in this model.
     """
-    inputs = prepare(one.model, one.processor, [([one.image], QUESTION)])
-    compression = vlmcompress.compress(one.model, method, budget, processor=one.processor)
-    with compression, torch.inference_mode():
-        one.model(**inputs)
-    return compression.report()
+    return vlmcompress.ask(
+        one.model, one.processor, one.image, QUESTION, method, budget, max_new_tokens=1
+    ).report
 
 
 def drawn(one: Shown, report: vlmcompress.Report) -> Image:
@@ -85,35 +81,27 @@ def gallery(folder: Path) -> None:
         folder: `NAME-photograph.jpg` and `NAME-scene.jpg` are written there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"photograph": PHOTOGRAPH, "scene": SCENE}
     models = {
-        model: {name: shown(model, path) for name, path in pictures.items()}
+        model: {part: shown(model, path) for part, path in PICTURES.items()}
         for model in ("tiny-llava", "tiny-qwen")
     }
-    index = {}
-    for info in vlmcompress.list_methods():
-        if info.package is None:
-            model = "tiny-llava" if _acts(info, "llava") else "tiny-qwen"
-            index[info.name] = {"model": model, **_draw(info.name, models[model], folder)}
-    write_json(folder / INDEX, index)
+    names = [info.name for info in vlmcompress.list_methods() if info.package is None]
+    write_json(folder / INDEX, {name: _draw(name, models, folder) for name in names})
 
 
-def _acts(info: MethodInfo, family: str) -> bool:
-    return bool(set(info.stages) & set(FAMILIES.get(family).stages))
-
-
-def _draw(name: str, pictures: dict[str, Shown], folder: Path) -> dict[str, Any]:
-    """Draw one method at the first budget that it can meet."""
+def _draw(name: str, models: dict[str, dict[str, Shown]], folder: Path) -> dict[str, Any]:
+    """Draw one method in the first model, and at the first budget, that it can work in."""
     spec, why = TOLD.get(name, name), ""
-    for budget in BUDGETS:
+    for model, budget in itertools.product(models, BUDGETS):
+        pictures = models[model]
         try:
             reports = {part: kept(one, spec, budget) for part, one in pictures.items()}
         except VLMCompressError as error:
-            why = str(error)
+            why = why or str(error)
             continue
         for part, report in reports.items():
             drawn(pictures[part], report).save(folder / f"{name}-{part}.jpg", quality=80)
-        return {"method": spec, "budget": budget, "parts": list(reports)}
+        return {"method": spec, "model": model, "budget": budget, "parts": list(reports)}
     return {"method": spec, "cannot": why}
 
 
