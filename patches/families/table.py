@@ -42,7 +42,8 @@ class Row:
     like: Encoder | None = None
     """The kind of its vision side; None where nothing is known of it."""
     pixels: bool = False
-    """Whether its processor cuts pixels as those of Qwen do, so that methods can work on them."""
+    """Whether its processor cuts pixels, and its tower takes them, as Qwen does: then methods can
+    work on pixels, and leave patches out between the layers of the tower."""
 
     frames_as_images: bool = False
     """Whether the placeholders of clips are those of images, frame by frame."""
@@ -57,9 +58,9 @@ class Row:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Where methods may act."""
-        pixels: tuple[Stage, ...] = ("pixels",) if self.pixels else ()
+        early: tuple[Stage, ...] = ("pixels", "encoder") if self.pixels else ()
         inside: tuple[Stage, ...] = () if self.no_cuts else ("decoder",)
-        return (*pixels, "projector", *inside)
+        return (*early, "projector", *inside)
 
 
 def _names(text: str) -> list[str]:

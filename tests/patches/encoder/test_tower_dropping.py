@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from bare import bare, last_logits
 from cut_pixels import encode, every_feature, masked, pictures
+from given_patches import Given, picks
 from subject_models import SUBJECTS
 
 from vlmcompress.api import compress
 from vlmcompress.laws.snapshots import snapshot
-from vlmcompress.methods.contracts.before_projector import TokenPatches, TowerDropper
 from vlmcompress.patches.families.tower_layers import attention_layers
 
 PACKED = [
@@ -22,29 +21,6 @@ PACKED = [
     for clips in ("", " with clips")
 ] + ["tiny-qwen", "tiny-qwen with clips"]
 _built: dict[str, Any] = {}
-
-
-@dataclass(frozen=True)
-class Given(TowerDropper):
-    """Keeps what a seed says of each size of grid, before a given layer."""
-
-    name: ClassVar[str] = "given"
-    summary: ClassVar[str] = "drops"
-    layer: int = 0
-    seed: int = 0
-
-    def before(self, depth: int) -> int:
-        return self.layer
-
-    def select(self, tokens: TokenPatches, count: int) -> torch.Tensor:
-        return picks(self.seed, len(tokens.hidden), len(tokens.grid), count)
-
-
-def picks(seed: int, rows: int, total: int, count: int) -> torch.Tensor:
-    """[rows, count] ascending: other ones for each row."""
-    g = torch.Generator().manual_seed(seed + total)
-    order = [torch.randperm(total, generator=g)[:count].sort().values for _ in range(rows)]
-    return torch.stack(order)
 
 
 def subject_of(name: str) -> Any:
