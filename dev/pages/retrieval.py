@@ -5,7 +5,8 @@ python -m dev.pages.retrieval --check    # exit 1 if that would change anything
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from dev.pages.readme import ROOT, keep_up
@@ -17,6 +18,8 @@ from vlmcompress.retrieval.pools import POOLS
 
 PAGE = ROOT / "docs" / "retrieval.md"
 RESULTS = ROOT / "dev" / "benchmarks" / "results" / "pages.json"
+
+Row = Mapping[str, Any]
 
 _HEAD = """# Finding pages
 
@@ -69,8 +72,10 @@ _LIMITS = """## Limits
 - ColPali without the `token_type_ids` that its processor makes is not the same model to
   transformers with padding as without; give them, as `embed` does.
 - Hierarchical pooling needs scipy: `pip install 'vlmcompress[retrieval]'`.
-- The table is of one tiny model on drawn pages. It shows what the ways cost against one another
-  there, not what a published model loses on scans.
+- The table is of one tiny model on drawn pages, most of whose tokens show paper or bars, which
+  flatters ways that keep what differs (`divprune`, `hierarchical`). It shows what the ways cost
+  against one another there, not what a published model loses on scans. The vision tower is most of
+  this model's time; in a published one it is the decoder that shortening saves.
 """
 
 
@@ -84,8 +89,8 @@ def _pools() -> str:
     """What can follow the model."""
     rows = []
     for name, kind in POOLS.items():
-        fields: Mapping[str, Any] = getattr(kind, "__dataclass_fields__", {})
-        options = ", ".join(f"{field.name}={field.default!r}" for field in fields.values())
+        given: Any = kind
+        options = ", ".join(f"{field.name}={field.default!r}" for field in fields(given))
         about = str(kind.__doc__).strip().partition("\n")[0]
         rows.append([f"`{name}`", f"`{options}`" if options else "", about])
     return (
@@ -125,24 +130,48 @@ NDCG@{NDCG_AT} would be {measured["chance_ndcg"]:.3f}.
 Brackets are 95 % bootstrap intervals over queries; *difference* is NDCG@{NDCG_AT} against the first
 row, paired, **bold** where the interval does not hold 0. *Queries/s*: one query at a time over
 10,000 pages (the same pages again and again), top {RECALL_AT}, in CPU time of one thread. *ms a
-page*: CPU time of the whole model, without pools.
+page*: CPU time of the whole model, without pools. The machine was busy with other work, so equal
+runs differ by a fifth.
 
 {table}
 
+{_reading(measured["rows"])}
+
 {made["date"]}, {made["device"]}, {made["threads"]} thread, {made["dtype"]}, commit
-{(made["commit"] or "unknown")[:12]}, `{made["command"]}`
+{(made["commit"] or "unknown")[:12]}.
 """
 
 
-def _row(row: Mapping[str, Any]) -> list[str]:
+def _reading(rows: Sequence[Row]) -> str:
+    """The fewest vectors that cannot be told from all, in one stage and in two."""
+    same = [row for row in rows if row["where"] != "full" and _holds_zero(row)]
+    parts = []
+    for stages in (False, True):
+        found = [row for row in same if (row["where"] == "two stages") == stages]
+        if found:
+            fewest = min(row["vectors"] for row in found)
+            names = ", ".join(f"`{row['name']}`" for row in found if row["vectors"] == fewest)
+            where = "the first of two stages" if stages else "one stage"
+            parts.append(f"{fewest:.0f} in {where} ({names})")
+    return (
+        f"The fewest vectors whose NDCG@{NDCG_AT} these queries cannot tell from that of all: "
+        f"{' and '.join(parts) or 'none'}."
+    )
+
+
+def _holds_zero(row: Row) -> bool:
     low, high = row["ndcg_difference_interval"]
-    apart = f"{row['ndcg_difference']:+.3f}"
+    return bool(low <= 0 <= high)
+
+
+def _row(row: Row) -> list[str]:
+    apart = f"{round(row['ndcg_difference'], 3) or 0.0:+.3f}"  # no -0.000
     return [
         row["where"],
         f"`{row['name']}`" if "(" in row["name"] or row["where"] != "full" else row["name"],
         f"{row['vectors']:.0f}",
         _with_interval(row["ndcg"], row["ndcg_interval"]),
-        apart if low <= 0 <= high else f"**{apart}**",
+        apart if _holds_zero(row) else f"**{apart}**",
         _with_interval(row["recall"], row["recall_interval"]),
         f"{row['queries_per_second']:.1f}",
         f"{row['milliseconds_per_page']:.0f}",
