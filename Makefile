@@ -22,6 +22,7 @@ NEWEST := .venv-newest/bin/python
 VLLM ?= 0.32.0
 # What meets transformers: what another version of it can break.
 MEETS = tests/patches tests/ecosystem tests/models tests/calibrate tests/profiler tests/cli/test_ask.py
+GALLERY := build/docs/pictures
 SAMPLES := vlmcompress/assets/samples
 DEMO = $(SAMPLES)/street.png "what color is the circle ?" --method divprune --budget 36
 CLIP = --video $(SAMPLES)/runway.mp4 "which way does the circle move ?" --budget 25%
@@ -41,9 +42,8 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
-	test-lmms-eval test-vllm gate \
-	lint format typecheck wheel-test \
-	readme accuracy pages pages-model baselines figures gpu-figures clean
+	test-lmms-eval test-vllm gate lint format typecheck public-types wheel-test dist \
+	docs readme accuracy pages pages-model baselines figures gpu-figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -125,12 +125,23 @@ format: $(READY) ## repair style
 typecheck: $(READY) ## mypy --strict
 	$(BIN)/mypy
 
+# What methods keep is drawn anew only after a change to the code that chooses it.
+$(GALLERY)/pictures.json: $(READY) $(shell find vlmcompress patches dev/pages/pictures -name '*.py')
+	$(BIN)/python -m dev.pages.pictures.kept --out $(GALLERY)
+
+docs: $(READY) $(GALLERY)/pictures.json ## build the site into build/docs/html, offline; a warning or a dead link is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+	@echo "build/docs/html/index.html"
+
 readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and the generated pages of docs/
+	$(BIN)/python -m dev.pages.pictures.kept --before-after docs/pictures/before_after.jpg
+	$(BIN)/python -m dev.pages.pictures.concepts --out docs/pictures
 	$(BIN)/vlmcompress ask $(DEMO) --overlay docs/overlay.png
 	$(BIN)/vlmcompress ask $(CLIP) --overlay docs/clip.png
 	$(BIN)/python -m dev.pages.readme
 	$(BIN)/python -m dev.pages.methods
 	$(BIN)/python -m dev.pages.models
+	$(BIN)/python -m dev.pages.results
 	$(BIN)/python -m dev.pages.retrieval
 	$(BIN)/python -m dev.pages.speed
 	$(BIN)/python -m dev.pages.which
@@ -170,8 +181,24 @@ gpu-figures: $(READY) ## on a machine with a GPU: its tests, then kernels, decod
 	$(BIN)/python -m dev.benchmarks.decode_step --device cuda --out dev/benchmarks/results/decode_step_gpu.json
 	$(BIN)/python -m dev.benchmarks.published_shapes --device cuda --out dev/benchmarks/results/published_shapes_gpu.json
 
+public-types: $(READY) ## whether a user's type checker knows the types of all public names (pyright)
+	$(PYTHON) -m venv .venv-pyright
+	.venv-pyright/bin/python -m pip install --quiet 'pyright[nodejs]==1.1.414'
+	@mkdir -p build
+	@# it looks for torch and others beside the first python on the path; it fails below 100 %
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=$(CURDIR) .venv-pyright/bin/pyright \
+		--outputjson --ignoreexternal --verifytypes vlmcompress > build/types.json || test $$? = 1
+	$(BIN)/python -m dev.public_types build/types.json
+
 wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv, try it from another folder
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python
 
+dist: ## build sdist and wheel into dist/ and check what a package index would show of them
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet -c constraints.txt build twine==7.0.0
+	rm -rf dist
+	.venv-dist/bin/python -m build --outdir dist .
+	.venv-dist/bin/python -m twine check --strict dist/*
+
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm .venv-dist .venv-pyright build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache

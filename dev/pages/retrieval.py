@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from dev.pages.readme import ROOT, keep_up
+from dev.pages.generated import ROOT, keep_up
 from dev.training.retrieval.model import DIM, LAYERS
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.eval.retrieval.measure import NDCG_AT, RECALL_AT
@@ -184,7 +184,7 @@ def _with_interval(value: float, interval: list[float]) -> str:
 
 def main() -> None:
     """Rewrite the page, or only say whether that is needed."""
-    keep_up(PAGE, page, "retrieval")
+    keep_up(lambda: {PAGE: page()}, "retrieval")
 
 
 if __name__ == "__main__":

@@ -195,6 +195,14 @@ class Family:
         """
         return tile
 
+    def tiles(self, pixels: Tensor) -> int | None:
+        """Tiles that the pixels of a feature call bring, each with placeholders of its own; None
+        where tiles are joined to images, so that only the features tell.
+
+        Only where methods act at the encoder stage and `image_grid_of_tile` may be None.
+        """
+        return None
+
     def check(self, model: nn.Module) -> None:
         """Raise unless every seam the engine hooks is where this version of the engine expects it.
 

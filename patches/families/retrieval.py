@@ -61,7 +61,6 @@ class ColQwen2(Retriever):
     inner_types = ("qwen2_vl", "qwen2_5_vl")
     encoder = QwenEncoder()
     feature_calls: Mapping[str, str] = {"image": "visual._call_impl"}
-    mergers: ClassVar[tuple[str, ...]] = ("visual.merger",)
 
     def feature_arguments(self, modality: str, call: Mapping[str, Any]) -> dict[str, Any]:
         return {**call, "image_grid_thw": call["grid_thw"]}
