@@ -32,17 +32,22 @@ what memory and time go to.
 
 ```python
 import vlmcompress
-model, processor = vlmcompress.load("tiny-colqwen")     # or "vidore/colqwen2-v1.0-hf", or a folder
+
+model, processor = vlmcompress.load("tiny-colqwen")  # or "vidore/colqwen2-v1.0-hf", or a folder
 queries = vlmcompress.embed(model, processor, texts=["red star , blue circle"])
 pages, coarse = vlmcompress.embed(
-    model, processor, images, method="divprune", budget="50%",   # fewer tokens in the decoder
-    pool=[None, "hierarchical(factor=10)"],                      # all that it gives, and few of it
+    model,
+    processor,
+    ["street.jpg"],  # and others
+    method="divprune",  # fewer tokens in the decoder
+    budget="50%",
+    pool=[None, "hierarchical(factor=10)"],  # all that it gives, and few of it
 )
 hits = vlmcompress.search(queries, pages, k=10, coarse=coarse, candidates=100)
-hits.pages, hits.scores                                          # [queries, 10] each
+print(hits.pages, hits.scores)  # [queries, 10] each, or as many as there are pages
 ```
 
-`images` are PIL pictures or paths; each item gives one tensor [n, d] of unit vectors, without
+Pages are PIL pictures or paths; each item gives one tensor [n, d] of unit vectors, without
 padding. `examples/page_search.py` is a whole program. A vector database is not part of this: what
 `embed` gives are plain tensors.
 
