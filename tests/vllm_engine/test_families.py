@@ -97,6 +97,7 @@ def asked(tmp_path_factory):
         now.pop().context.__exit__(None, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_answers_are_those_of_compress(asked, name, method):
     family = asked(name)
