@@ -18,6 +18,8 @@ PINS := $(VENV)/constraints.txt
 OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 LMMS := .venv-lmms/bin/python
 NEWEST := .venv-newest/bin/python
+# The release of vLLM that `make test-vllm` runs on; "newest" for that.
+VLLM ?= 0.32.0
 # What meets transformers: what another version of it can break.
 MEETS = tests/patches tests/ecosystem tests/models tests/calibrate tests/profiler tests/cli/test_ask.py
 GALLERY := build/docs/pictures
@@ -39,8 +41,8 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 	--device cpu --budgets 50%,25%,12.5%,6.25% --resume
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-laws test-oldest test-newest test-lmms-eval gate \
-	lint format typecheck public-types wheel-test dist \
+.PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
+	test-lmms-eval test-vllm gate lint format typecheck public-types wheel-test dist \
 	docs readme accuracy baselines figures gpu-figures clean
 
 help: ## list the targets
@@ -75,6 +77,9 @@ test-full: ## run every test on every combination (twenty minutes on two cores)
 test-laws: ## run laws 1, 2, 4 and 7 on every combination: every family, prompt, method and attention
 	$(MAKE) test-full PYTEST_ARGS="tests/patches/test_laws.py -k 'law_1 or law_2 or law_4' $(PYTEST_ARGS)"
 
+test-families: ## run every law on every model type (three minutes on two cores)
+	$(MAKE) test-full PYTEST_ARGS="tests/families $(PYTEST_ARGS)"
+
 test-oldest: ## run what meets transformers on the oldest that is supported
 	$(MAKE) test VENV=.venv-oldest TRANSFORMERS=$(OLDEST) PYTEST_ARGS="$(MEETS) $(PYTEST_ARGS)"
 
@@ -85,6 +90,10 @@ test-newest: ## run the same on the newest, as an unpinned `pip install .` gets 
 	$(NEWEST) -m pip install --quiet --upgrade -e '.[dev]' transformers accelerate
 	$(NEWEST) -m pip list | grep -E '^(torch|transformers|accelerate) '
 	$(NEWEST) -m pytest -n $(WORKERS) --dist worksteal $(MEETS) $(PYTEST_ARGS)
+	@# on the pinned one, `make test-families` runs them
+	@if grep -q "^transformers==$$($(NEWEST) -c 'from importlib.metadata import version as v; print(v("transformers"))')\(;\|$$\)" constraints.txt; \
+	then echo "every model type: the newest transformers is the pinned one, see make test-families"; \
+	else $(NEWEST) -m pytest -n $(WORKERS) --dist worksteal --full tests/families $(PYTEST_ARGS); fi
 
 test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	$(PYTHON) -m venv .venv-lmms
@@ -95,6 +104,14 @@ test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	@# without its dependencies: they would replace torch and add a hundred packages
 	$(LMMS) -m pip install --quiet --no-deps lmms-eval==0.7.3
 	$(LMMS) -m pytest tests/lmms
+
+test-vllm: .venv-vllm/.ready-$(VLLM) ## run the plug-in inside vLLM on the CPU, in an environment of its own
+	.venv-vllm/bin/python -m pytest tests/vllm_engine $(PYTEST_ARGS)
+
+.venv-vllm/.ready-$(VLLM): .ci/vllm-environment .ci/vllm-repairs.py
+	rm -rf .venv-vllm
+	TORCH_ARGS="$(TORCH_ARGS)" .ci/vllm-environment .venv-vllm $(PYTHON) $(VLLM)
+	@touch $@
 
 lint: $(READY) ## check style, and that every layer imports only layers below it
 	$(BIN)/ruff check .
@@ -177,4 +194,4 @@ dist: ## build sdist and wheel into dist/ and check what a package index would s
 	.venv-dist/bin/python -m twine check --strict dist/*
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-dist .venv-pyright build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm .venv-dist .venv-pyright build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache

@@ -18,6 +18,7 @@ from vlmcompress.budget.clock import mark
 from vlmcompress.errors import CompositionError
 from vlmcompress.patches.call.entrance import Entrance
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.call.output_mask import OutputMask
 from vlmcompress.patches.decoder.between_layers import BetweenLayers
 from vlmcompress.patches.decoder.captured_attention import capture
 from vlmcompress.patches.decoder.continuation import go_on, masking
@@ -31,9 +32,15 @@ from vlmcompress.patches.hooks.arguments import (
     carries_images,
 )
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
-from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
+from vlmcompress.patches.hooks.unsupported import (
+    check_forward,
+    check_generate,
+    check_modalities,
+    two_dimensional,
+)
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
 from vlmcompress.patches.sequence.call_trace import Trace
+from vlmcompress.patches.sequence.host_chunk import HostChunk
 
 
 class Engine:
@@ -89,12 +96,16 @@ class Engine:
         assert self._between is not None
         entrance = Entrance(on)
         entrance.hook(attached)
-        entrance.wrap(attached, on.model, "generate", self._generate)
-        for name, call in self._features.calls():
-            entrance.wrap(attached, on.base, name, call)
+        if hasattr(on.model, "generate"):  # what embeds writes nothing
+            entrance.wrap(attached, on.model, "generate", self._generate)
+        for owner, name, call in self._features.calls():
+            entrance.wrap(attached, owner, name, call)
         entrance.note_earlier()
         if on.family.deepstack:
             attached.wrap(on.lm, on.family.deepstack, self._between.add_features)
+
+        if on.family.masks_output:
+            OutputMask(on).hook(attached)
         attached.before(on.model, self._before_model)
         if on.solver is not None and on.solver.by_time:
             attached.after(on.model, self._after_model)
@@ -188,6 +199,10 @@ class Engine:
         assert features is not None
         check_modalities(on.family.name, on.family.feature_calls, call)
         self.now.encoded = on.signals.handed_over(call, self.now.noted)
+        if call.get("input_ids") is None and self.now.outer is not None:
+            # The model has put features in the place of placeholders by itself.
+            self.now.call = {**call, "input_ids": self.now.outer.get("input_ids")}
+            self.now.encoded = dict(self.now.noted)
         features.check(self.now.encoded)
         state = state_of(cache_of(call))
         if state is None or not on.family.masks_in_base:
@@ -211,8 +226,11 @@ class Engine:
         state = state_of(cache_of(kwargs))
         if state is None and not self.now.encoded:
             return None
-        kwargs = {**kwargs, "attention_mask": masking(self.now, kwargs.get("attention_mask"))}
-        changed = self._prefill(kwargs) if self.now.encoded else None
+        mask, ids = two_dimensional(kwargs.get("attention_mask")), self.now.call.get("input_ids")
+        chunk = HostChunk.of(ids, mask) if self.now.encoded else None
+        seen = None if chunk is None else chunk.mask
+        kwargs = {**kwargs, "attention_mask": masking(self.now, mask, seen)}
+        changed = None if chunk is None else self._prefill(kwargs, chunk)
         if changed is None:
             if state is None:
                 return None
@@ -222,10 +240,9 @@ class Engine:
             self._hook_layers()
         return args, {**kwargs, **changed}
 
-    def _prefill(self, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    def _prefill(self, kwargs: dict[str, Any], chunk: HostChunk) -> dict[str, Any] | None:
         """What changes for a decoder that is given new images; None where they stay whole."""
-        assert self.now.call is not None
-        prefill = Prefill(self._on, self.now.call, self.now.encoded, kwargs, self.now.prompt)
+        prefill = Prefill(self._on, chunk, self.now.encoded, kwargs, self.now.prompt)
         changed = prefill.run()
         if changed is not None:
             self.now.stages = prefill.stages

@@ -107,8 +107,10 @@ def test_extras():
         "flash-attn",
         "video",
         "smolvlm",
+        "retrieval",
         "eval",
         "docs",
+        "vllm",
         "dev",
     }
 

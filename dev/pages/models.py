@@ -15,7 +15,7 @@ from vlmcompress.api import ModelInfo, list_models
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.models.names import BUILT_IN
 from vlmcompress.patches.families.registry import FAMILIES
-from vlmcompress.patches.families.table import UNSCORED, row_of
+from vlmcompress.patches.families.table import row_of
 
 PAGE = ROOT / "docs" / "models.md"
 
@@ -29,7 +29,9 @@ for the transformers that is installed.
   three types with separators in `tests/patches`). Keeping all tokens changes not one bit; dropping
   equals masking in the bare model or, where layers carry a state along, taking the tokens out of
   its hidden states; generating with a cache equals recomputing; a padded batch equals its members;
-  removing leaves nothing behind. What the bare model does not keep itself is not asked.
+  removing leaves nothing behind; decoder-stage methods are shown the attention of the model's own
+  layers; SDPA gives what eager attention gives. What the bare model does not keep itself is not
+  asked.
 - *by structure*: nothing of the type is known beforehand. All that is needed is looked for in the
   model; what is missing, and layers of an unknown kind, are refused; `compress` warns once.
   `vlmcompress check MODEL` asks these laws of your own weights: [what it asks](check.md).
@@ -86,16 +88,7 @@ def page() -> str:
     served = [info for info in infos if info.state != "refused"]
     refused = [info for info in infos if info.state == "refused"]
     table = as_table(
-        [
-            "type",
-            "class",
-            "before the projector",
-            "projector",
-            "decoder",
-            "clips",
-            "signals",
-            "state",
-        ],
+        _COLUMNS,
         sorted(map(_row, served)),
     )
     reasons = as_table(
@@ -126,8 +119,7 @@ def families(infos: list[ModelInfo]) -> str:
 
 def _row(info: ModelInfo) -> list[str]:
     early = [stage for stage in info.stages if stage in ("pixels", "encoder")]
-    cuts = "yes, by the layer before" if info.name in UNSCORED else "yes"
-    cuts = cuts if "decoder" in info.stages else f"no: {row_of(info.name).no_cuts}"
+    cuts = "yes" if "decoder" in info.stages else f"no: {row_of(info.name).no_cuts}"
     tower = "tower, text" if info.name in FAMILIES.names() and len(info.signals) > 2 else "text"
     state = info.state if info.reason is None else f"{info.state}: {info.reason}"
     return [

@@ -18,7 +18,8 @@ from vlmcompress.methods.contracts.before_projector import (
     TowerDropper,
 )
 from vlmcompress.methods.contracts.method import tokens_per_layer
-from vlmcompress.patches.cost.model_shape import macs, shape_of
+from vlmcompress.patches.cost.layer_shapes import macs
+from vlmcompress.patches.cost.model_shape import shape_of
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.vision_encoder import Encoder

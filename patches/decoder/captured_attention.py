@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,13 +15,8 @@ from torch import Tensor, nn
 from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.patches.hooks.arguments import CACHE_NAMES
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.hooks.watched_attention import Watched, watch
 from vlmcompress.patches.sequence.attended import Attended
-
-_NAMES = ("self_attn", "attn", "attention", "mixer")
-"""What layers call their attention."""
-_OWN = ("attention_mask", "dropout")
-"""Arguments that `Attended` holds apart, or does without."""
+from vlmcompress.patches.sequence.watched_attention import attention_of, watch
 
 
 class _Rehearsed(Exception):
@@ -31,12 +27,22 @@ class _Rehearsed(Exception):
 
 
 def capture(attached: Attachments, layers: Iterable[nn.Module], now: CallState) -> None:
-    """Have all layers that attend keep what they attend with, where a cut ranks in them, until
-    `attached` is removed."""
+    """Have all layers that attend keep what they attend with, until `attached` is removed."""
     for number, layer in enumerate(layers):
-        module: Any = next((found for n in _NAMES if (found := getattr(layer, n, None))), None)
+        module = attention_of(layer)
         if module is not None and hasattr(module, "config"):
-            watch(attached, module, functools.partial(_keep, number, module, now))
+            watch(attached, module, functools.partial(_keep, number, now))
+
+
+def _keep(number: int, now: CallState, seen: Attended) -> None:
+    """Keep it where a cut ranks in the layer."""
+    stages = now.stages
+    if seen.mask is not None and seen.mask.dim() != 4:
+        seen = replace(seen, mask=None)
+    if now.rehearsing:
+        raise _Rehearsed(seen)
+    if stages is not None and stages.cuts and stages.earlier.wants(number):
+        stages.earlier.attended[number] = seen
 
 
 def rehearse(
@@ -63,18 +69,3 @@ def rehearse(
     finally:
         now.rehearsing = False
     return None
-
-
-def _keep(number: int, module: nn.Module, now: CallState, call: Watched) -> None:
-    stages = now.stages
-    if now.rehearsing:
-        raise _Rehearsed(_attended(module, call))
-    if stages is not None and stages.cuts and stages.earlier.wants(number):
-        stages.earlier.attended[number] = _attended(module, call)
-
-
-def _attended(module: nn.Module, call: Watched) -> Attended:
-    options = {k: v for k, v in call.options.items() if k not in _OWN}
-    options["scaling"] = call.scaling
-    prepared = call.mask is not None and call.mask.dim() == 4
-    return Attended(module, call.query, call.key, call.mask if prepared else None, options)

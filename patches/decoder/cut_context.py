@@ -100,7 +100,8 @@ class CutContext(ABC):
         given = given.get(kind) if isinstance(given, Mapping) else given
         given = given[row : row + 1] if given is not None and len(given) > 1 else given
         columns = chunk.columns[row]
-        own = inside(columns[None], given, self.stages.past, reach, queries)[0]
+        both_ways = self.stages.kinds.both_ways
+        own = inside(columns[None], given, self.stages.past, reach, queries, both_ways)[0]
         reached = [] if past is None else [past.reached(row, columns[queries], reach)]
         if chunk.valid is not None:
             own = own & chunk.valid[row]

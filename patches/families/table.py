@@ -6,9 +6,10 @@ proves it on the newest transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.methods.contracts.method import Stage
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.patches.families.vision_encoders import Gemma3Encoder, InternVLEncoder
@@ -25,6 +26,7 @@ from vlmcompress.patches.families.vision_encoders_tiles import (
     PlacedEncoder,
     PooledEncoder,
 )
+from vlmcompress.registry import PlugIns
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,21 @@ class Row:
 
     no_cuts: str | None = None
     """Why its decoder layers cannot hold different tokens; None where they can."""
+    separators: str = ""
+    """What stands among the features beside tokens of the picture, in words of
+    `vlmcompress.patches.families.separators.WORDS`: "row" for one behind each row of tokens."""
     like: Encoder | None = None
     """The kind of its vision side; None where nothing is known of it."""
     pixels: bool = False
     """Whether its processor cuts pixels as those of Qwen do, so that methods can work on them."""
+
+    uncounted: str | None = None
+    """Why the FLOPs of such a vision side or of its decoder are not known."""
+
+    @property
+    def no_costs(self) -> str | None:
+        """Why its FLOPs are not known; None where they are."""
+        return "its vision tower is not" if self.like is None else self.uncounted
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -53,9 +66,16 @@ def _names(text: str) -> list[str]:
 _BLOCKS = "its decoder keeps states of all tokens across blocks of layers"
 
 
-def _like(kind: Encoder, tower: str, projector: str, pixels: bool = False, **more: Any) -> Row:
+def _like(
+    kind: Encoder,
+    tower: str,
+    projector: str,
+    pixels: bool = False,
+    uncounted: str | None = None,
+    **more: Any,
+) -> Row:
     """A row for a vision side of a known kind; `more` are fields of `Encoder`."""
-    return Row(like=kind.at(tower, projector, **more), pixels=pixels)
+    return Row(like=kind.at(tower, projector, **more), pixels=pixels, uncounted=uncounted)
 
 
 def _qwen(kind: Encoder, **more: Any) -> Row:
@@ -63,8 +83,12 @@ def _qwen(kind: Encoder, **more: Any) -> Row:
     return _like(kind, "visual", "visual.merger", pixels=True, **more)
 
 
+_PADDED = "its pictures are padded to a size that only the call knows"
+_PICKS = "what its layers pick their keys with is not counted"
 _TOWER, _PROJECTOR = "vision_tower", "multi_modal_projector"
 _GLM = _qwen(PackedEncoder(), per_token=("visual.downsample",))
+
+_MUSE = _like(RasterEncoder(), _TOWER, "vision_projection", per_token=("vision_adapter",))
 
 ROWS: dict[str, Row] = {
     "aya_vision": _like(BlockEncoder(), _TOWER, _PROJECTOR),
@@ -73,26 +97,61 @@ ROWS: dict[str, Row] = {
     "cosmos3_edge": _like(PackedEncoder(), "visual", "projector"),
     "cosmos3_omni": _qwen(DeepEncoder()),
     "deepseek_vl": _like(BlockEncoder(), "vision_model", "aligner"),
-    "deepseek_vl_hybrid": _like(BlockEncoder(), "vision_model", "aligner"),
-    "dots3_note": _like(PackedEncoder(), _TOWER, "vision_tower.merger"),
-    "ernie4_5_vl_moe": _like(PackedEncoder(), _TOWER, "resampler_model"),
+    "deepseek_vl_hybrid": _like(
+        BlockEncoder(), "vision_model", "aligner", uncounted="its second tower is not counted"
+    ),
+    "dots3_note": _like(PackedEncoder(), _TOWER, "vision_tower.merger", uncounted=_PICKS),
+    "ernie4_5_vl_moe": _like(
+        PackedEncoder(),
+        _TOWER,
+        "resampler_model",
+        uncounted="tokens of pictures meet other experts than words",
+    ),
     "exaone4_5": _qwen(WindowEncoder()),
-    "gemma4": _like(PlacedEncoder(), _TOWER, "embed_vision"),
-    "granite_docling": _like(BlockEncoder(), "vision_model", "vision_model.connector"),
-    **dict.fromkeys(_names("glm46v glm4v glm4v_moe glm5_next glm_ocr glmga"), _GLM),
-    "hyperclovax_vision_v2": _like(WindowEncoder(), "vision_model", "projector"),
+    "gemma4": _like(PlacedEncoder(), _TOWER, "embed_vision", uncounted=_PADDED),
+    "granite_docling": _like(
+        BlockEncoder(),
+        "vision_model",
+        "vision_model.connector",
+        uncounted="its connector sees tiles of several sizes",
+    ),
+    **dict.fromkeys(_names("glm46v glm4v glm4v_moe glm_ocr glmga"), _GLM),
+    "glm5_next": replace(_GLM, uncounted=_PICKS),
+    "hyperclovax_vision_v2": _like(
+        WindowEncoder(), "vision_model", "projector", per_token=("vision_model.merger",)
+    ),
     "janus": _like(BlockEncoder(), "vision_model", "aligner"),
     "kimi_k25": _like(RasterEncoder(), _TOWER, "mm_projector"),
-    "lfm2_vl": _like(PaddedEncoder(), _TOWER, _PROJECTOR),
-    "lfm3_vl": _like(PackedEncoder(), _TOWER, _PROJECTOR),
+    "lfm2_vl": _like(PaddedEncoder(), _TOWER, _PROJECTOR, uncounted=_PADDED),
+    "lfm3_vl": _like(
+        PackedEncoder(), _TOWER, _PROJECTOR, uncounted="its tower has layers without attention"
+    ),
     "lighton_ocr": _like(NativeEncoder(), "vision_encoder", "vision_projection"),
-    "llama4": _like(BlockEncoder(), "vision_model", _PROJECTOR, cls_place=-1),
-    "minimax_m3_vl": _like(PackedEncoder(), _TOWER, _PROJECTOR),
-    "mistral_large4": _like(NativeEncoder(), _TOWER, _PROJECTOR),
-    "molmo2": _like(PooledEncoder(), _TOWER, _PROJECTOR),
-    "muse_glimmer": _like(RasterEncoder(), _TOWER, "vision_projection"),
-    "muse_spark": _like(RasterEncoder(), _TOWER, "vision_projection"),
-    "ovis2": _like(BlockEncoder(), _TOWER, "visual_embeddings_table"),
+    "llama4": _like(
+        BlockEncoder(),
+        "vision_model",
+        _PROJECTOR,
+        cls_place=-1,
+        per_token=("vision_model.vision_adapter",),
+    ),
+    "minimax_m3_vl": _like(
+        PackedEncoder(),
+        _TOWER,
+        _PROJECTOR,
+        per_patch=(f"{_PROJECTOR}.linear_1", f"{_PROJECTOR}.linear_2"),
+    ),
+    "mistral_large4": _like(NativeEncoder(), _TOWER, _PROJECTOR, uncounted=_PICKS),
+    "molmo2": _like(
+        PooledEncoder(), _TOWER, _PROJECTOR, uncounted="its pooling of patches is not counted"
+    ),
+    "muse_glimmer": _MUSE,
+    "muse_spark": _MUSE,
+    "ovis2": _like(
+        BlockEncoder(),
+        _TOWER,
+        "visual_embeddings_table",
+        per_token=("vision_tower.head_linear",),
+    ),
     "paddleocr_vl": _like(RasterEncoder(), "visual", "projector"),
     "paligemma": _like(BlockEncoder(), _TOWER, _PROJECTOR),
     "qianfan_ocr": _like(InternVLEncoder(), _TOWER, _PROJECTOR),
@@ -100,11 +159,18 @@ ROWS: dict[str, Row] = {
     "qwen3_5": _qwen(PackedEncoder()),
     "qwen3_5_moe": _qwen(PackedEncoder()),
     "qwen3_omni_moe_thinker": _qwen(DeepEncoder(), deep="visual.merger_list"),
-    "qwen4_exp": _qwen(PackedEncoder()),
+    "qwen4_exp": _qwen(PackedEncoder(), uncounted=_PICKS),
     "shieldgemma2": _like(Gemma3Encoder(), _TOWER, _PROJECTOR),
+    "deepseek_ocr2": Row(separators="end"),
+    "hunyuan_vl": Row(separators="begin row end"),
+    "hy_v4_vl": Row(separators="row"),
+    **dict.fromkeys(_names("inkling2 inkling2_loop"), Row(no_cuts=_BLOCKS)),
     "gemma3n": Row(no_cuts="its hidden states are four streams, and tokens their third axis"),
     "granite4_vision": Row(no_cuts="its decoder adds features of all tokens in its own loop"),
-    "unlimited_ocr": Row(no_cuts="its layers see all of the prompt, but a window of the answer"),
+    "unlimited_ocr": Row(
+        no_cuts="its layers see all of the prompt, but a window of the answer",
+        separators="row end",
+    ),
 }
 
 TESTED = frozenset(
@@ -133,15 +199,6 @@ UNSCORED = frozenset(
 """Those whose layers make queries and keys in another way than most (other names, norms, latents,
 layers without rotary embeddings), so that computing them by the usual names fails or is wrong: they
 are captured where the layer itself uses them."""
-
-COUNTED = frozenset(
-    _names("""
-    aya_vision cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_vl exaone4_5 janus
-    lighton_ocr paddleocr_vl paligemma qianfan_ocr shieldgemma2
-    """)
-)
-"""Types of `ROWS` whose FLOPs were found equal to what torch counts, so that a budget may be a
-cost."""
 
 BROKEN = {
     ("llama4", "5.24.0"): "its own forward fails on this release of transformers; the laws hold on "
@@ -189,6 +246,22 @@ OUT_OF_SCOPE = {
 """Types that are refused, and why."""
 
 
+PLUG_INS = PlugIns("row", "vlmcompress.rows")
+"""Rows of other packages, each under the type that it is of."""
+
+
 def row_of(name: str) -> Row:
-    """The exceptions of a model type, most have none."""
-    return ROWS.get(name, Row())
+    """The exceptions of a model type, most have none.
+
+    Raises:
+        PlugInError: another package offers what is no row.
+    """
+    if name in ROWS or name not in PLUG_INS.names(ROWS.keys() | TESTED):
+        return ROWS.get(name, Row())
+    return PLUG_INS.load(name, _as_row)
+
+
+def _as_row(found: object) -> Row:
+    if not isinstance(found, Row):
+        raise UnsupportedModelError(f"it must be a Row, got {found!r}")
+    return found

@@ -54,7 +54,9 @@ class Encoder:
     deep: str | None = None
     """Where projectors of other layers of the tower are, for DeepStack."""
     per_token: tuple[str, ...] = ()
-    """Modules before the projector that run once for each token, for costs."""
+    """Modules beside the projector that run once for each token, for costs."""
+    per_patch: tuple[str, ...] = ()
+    """Modules of the projector that run once for each patch, for costs."""
     cls_place: int = 0
     """Which token of a tile is its CLS, where it has one."""
     watched: bool = False

@@ -124,6 +124,24 @@ class Idefics3Encoder(Encoder):
         return block_means(values, self.merge_side(base))
 
 
+class ModernVBertEncoder(Idefics3Encoder):
+    """ModernVBERT: the same."""
+
+    def merge_side(self, base: Any) -> int:
+        return int(base.config.pixel_shuffle_factor)
+
+
+class PaliGemmaEncoder(Encoder):
+    """PaliGemma: one token for each patch of a SigLIP tower."""
+
+    signals = signals_of("encoder_attention", "keys", "projection")
+
+    def projected(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
+    ) -> Tensor:
+        return values
+
+
 class Gemma3Encoder(Idefics3Encoder):
     """Gemma 3: SigLIP, pooled to a fixed number of tokens."""
 

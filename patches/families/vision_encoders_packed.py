@@ -132,3 +132,24 @@ class WindowEncoder(PackedEncoder):
             return length // size * size**2 + (length % size) ** 2
 
         return grid.t * squares(grid.h) * squares(grid.w)
+
+
+class QwenEncoder(WindowEncoder):
+    """Whichever of the two a retriever was built around."""
+
+    def full_attention_layers(self, base: Any, depth: int) -> Sequence[int]:
+        return super().full_attention_layers(base, depth) if _windowed(base) else range(depth)
+
+    def packed(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any], number: int
+    ) -> Tensor:
+        return super().packed(base, modality, values, call, number) if _windowed(base) else values
+
+    def compared(self, base: Any, grid: Grid, layer: int, layers: int) -> int:
+        if _windowed(base):
+            return super().compared(base, grid, layer, layers)
+        return PackedEncoder.compared(self, base, grid, layer, layers)
+
+
+def _windowed(base: Any) -> bool:
+    return hasattr(base.config.vision_config, "window_size")

@@ -6,14 +6,20 @@ queries and keys (biases of distances, sinks, caps) is among them.
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.ops.gather import take, take_pairs
-from vlmcompress.patches.hooks.watched_attention import eager_of
+
+EAGER = "eager_attention_forward"
+"""What each file of transformers calls the attention that it computes by itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +33,7 @@ class Attended:
     keys: Tensor
     """[B, Hkv, P + Q, hd] of earlier turns and of the chunk."""
     mask: Tensor | None
-    """[B or 1, 1, Q, P + Q] bool or float; None where it was given none, or a 2-D one."""
+    """[B or 1, 1, Q, P + Q] bool or float, or None; FlashAttention is given one of another form."""
     options: dict[str, Any]
     """Further arguments by name, such as `scaling`."""
 
@@ -99,3 +105,21 @@ class Attended:
 def _take(heads: Tensor, index: Tensor) -> Tensor:
     """[B, H, K, hd] of the tokens at `index` [B, K]."""
     return take(heads.transpose(1, 2), index).transpose(1, 2)
+
+
+def eager_of(module: nn.Module) -> Callable[..., Any]:
+    """The eager attention of the file in which a module is written, as its forward names it.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    code: Any = inspect.unwrap(type(module).forward).__code__
+    named = (name for name in code.co_names if name.endswith(EAGER))
+    known = vars(sys.modules[type(module).__module__])
+    found: Callable[..., Any] | None = known.get(next(named, EAGER))
+    if found is None:
+        raise UnsupportedModelError(
+            f"{type(module).__module__} has no {EAGER}(), by which decoder-stage methods rank: use "
+            "a projector-stage method"
+        )
+    return found

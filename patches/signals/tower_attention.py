@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlmcompress.ops.score import attention_received, attention_received_packed, attention_rows
 from vlmcompress.patches.hooks.arguments import on_host
-from vlmcompress.patches.hooks.watched_attention import Watched
+from vlmcompress.patches.sequence.attended import Attended
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class AttentionCall:
     """Which token of an image is its CLS, where it has one."""
     projected: dict[str, Tensor] = field(default_factory=dict)
     """Projection -> what it gave, for the layer has mostly computed it already."""
-    attended: list[Watched] = field(default_factory=list)
+    attended: list[Attended] = field(default_factory=list)
     """What it attended with, where that is watched: once, or once for each segment."""
 
     def received(self) -> Tensor:
@@ -61,8 +61,8 @@ class AttentionCall:
         """[B, n] float32: attention of CLS to all tokens, mean over heads."""
         if self.attended:
             (seen,) = self.attended
-            query, key = seen.query[:, :, self.cls, None], _shared(seen)
-            return attention_rows(query, key, seen.scaling, mean=True)[:, 0]
+            query, key = seen.queries[:, :, self.cls, None], _shared(seen)
+            return attention_rows(query, key, seen.options["scaling"], mean=True)[:, 0]
         q, k = self._heads(self._flat("q", rows=1)), self._heads(self._flat("k"))
         return attention_rows(q, k, self.scaling, mean=True)[:, 0]
 
@@ -115,34 +115,29 @@ class AttentionCall:
         return None if mask is None else _open_keys(mask).expand(len(self.hidden), -1)
 
 
-def received_by(calls: Sequence[Watched]) -> Tensor:
+def received_by(calls: Sequence[Attended]) -> Tensor:
     """[B, n] or [P] float32: what keys received in the calls of one module, a segment each or all.
 
     The mean is over heads and over the queries that may see the key.
     """
-    first = calls[0]
-    ends = first.options.get("cu_seq_lens_q")
-    lengths = [seen.key.shape[2] for seen in calls]
+    first, mask = calls[0], calls[0].mask
+    ends, scaling = first.options.get("cu_seq_lens_q"), float(first.options["scaling"])
+    lengths = [seen.keys.shape[2] for seen in calls]
     if ends is not None:
         lengths = [end - start for start, end in pairwise(on_host(ends))]
-    elif len(calls) == 1 and torch.is_tensor(first.mask):
-        if first.mask.dim() < 4 or not _blocks(first.mask):
-            valid = _open_keys(first.mask).expand(len(first.key), -1)
-            return attention_received(first.query, _shared(first), first.scaling, valid=valid)
-        lengths = _blocks(first.mask)
     elif len(calls) == 1:
-        return attention_received(first.query, _shared(first), first.scaling)
-    q, k = (torch.cat([of(seen) for seen in calls], 2)[0] for of in (_queries, _shared))
-    return attention_received_packed(q, k, first.scaling, lengths)
+        lengths = [] if mask is None else _blocks(mask)
+    if not lengths:
+        valid = None if mask is None else _open_keys(mask).expand(len(first.keys), -1)
+        return attention_received(first.queries, _shared(first), scaling, valid=valid)
+    q = torch.cat([seen.queries for seen in calls], 2)[0]
+    k = torch.cat([_shared(seen) for seen in calls], 2)[0]
+    return attention_received_packed(q, k, scaling, lengths)
 
 
-def _queries(seen: Watched) -> Tensor:
-    return seen.query
-
-
-def _shared(seen: Watched) -> Tensor:
+def _shared(seen: Attended) -> Tensor:
     """[B, H, n, d]: keys, those of a group of heads once for each."""
-    return seen.key.repeat_interleave(seen.query.shape[1] // seen.key.shape[1], 1)
+    return seen.keys.repeat_interleave(seen.queries.shape[1] // seen.keys.shape[1], 1)
 
 
 def _open(mask: Tensor) -> Tensor:
@@ -157,8 +152,10 @@ def _open_keys(mask: Tensor) -> Tensor:
 
 def _blocks(mask: Tensor) -> list[int]:
     """Lengths of the segments that a mask [1, 1, n, n] keeps apart; none where it does not."""
+    if mask.dim() < 4 or len(mask) > 1 or mask.shape[2] < 2:
+        return []
     rows = _open(mask[0, 0])
-    if len(mask) > 1 or len(rows) < 2 or bool((rows == rows[:1]).all()):
+    if bool((rows == rows[:1]).all()):
         return []
     starts = torch.unique_consecutive(rows.int().argmax(-1)).tolist()
     return [end - start for start, end in pairwise([*starts, len(rows)])]

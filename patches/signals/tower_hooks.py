@@ -18,7 +18,8 @@ from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
-from vlmcompress.patches.hooks.watched_attention import Watched, watch
+from vlmcompress.patches.sequence.attended import Attended
+from vlmcompress.patches.sequence.watched_attention import watch
 from vlmcompress.patches.signals.projector import only, projections
 from vlmcompress.patches.signals.text_tower import TextTower
 from vlmcompress.patches.signals.tower_attention import AttentionCall
@@ -119,7 +120,7 @@ class TowerHooks:
                 AttentionCall(module, hidden, kwargs, self._encoder.cls_place)
             )
 
-    def _attend(self, layer: int, seen: Watched) -> None:
+    def _attend(self, layer: int, seen: Attended) -> None:
         record = getattr(self._thread, "record", None)
         if record is not None:
             record["in", layer][-1].attended.append(seen)

@@ -50,6 +50,8 @@ CLIPS_HERE = [name for name in CLASSES if name in CLIPS and name not in FAMILIES
 """Those with an adapter of their own have their clips in tests/patches."""
 DESCRIBED = [name for name in CLASSES if row_of(name).like is not None]
 """Those whose vision side the table describes."""
+COUNTED = [name for name in DESCRIBED if row_of(name).no_costs is None]
+"""Those of them whose FLOPs are known."""
 PIXELS = [name for name in DESCRIBED if row_of(name).pixels]
 """Those of them whose pixels methods can work on."""
 

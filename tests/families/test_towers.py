@@ -16,6 +16,7 @@ from vlmcompress.api import compress
 from vlmcompress.patches.signals.tower_hooks import AT_FEATURE, PER_LAYER
 
 TOLERANCE = 1e-6
+pytestmark = pytest.mark.filterwarnings("ignore::vlmcompress.errors.UntestedModelWarning")
 
 
 @pytest.fixture(

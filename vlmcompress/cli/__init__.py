@@ -18,6 +18,7 @@ from vlmcompress.cli.check import check
 from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
+from vlmcompress.cli.serve import serve
 from vlmcompress.version import __version__
 
 # click's class, wherever the installed typer keeps click.
@@ -37,6 +38,7 @@ app.command()(check)
 app.command()(calibrate)
 app.command()(profile)
 app.command("eval")(evaluate)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,58 +18,46 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.hooks.attachments import Attachments
+from vlmcompress.patches.sequence.attended import Attended, eager_of
 
 NAME = "vlmcompress_watched"
 _FLASH = f"{NAME}_flash_attention"
-"""Modules hand whole batches of sequences to what is called flash, and one by one to others."""
+"""Modules hand all sequences together to what is called flash, and one by one to others."""
 _WATCH = "_vlmcompress_watch"
-_EAGER = "eager_attention_forward"
-
-
-@dataclass(frozen=True)
-class Watched:
-    """One call of an attention function."""
-
-    query: Tensor
-    """[B, H, Q, d] after norms and rotary embedding."""
-    key: Tensor
-    """[B, Hkv, K, d] of the same."""
-    scaling: float
-    """Factor of queries @ keys."""
-    mask: Any
-    """As the function takes it; None for no mask."""
-    options: Mapping[str, Any]
-    """All else that it was given by name."""
+_NAMES = ("self_attn", "attn", "attention", "mixer")
+"""What layers call their attention."""
 
 
 @dataclass(eq=False)
 class _Watch:
     """Of one module."""
 
-    look: Callable[[Watched], None]
+    look: Callable[[Attended], None]
     config: Any
     """The module's own, whose attention implementation users may change at any time."""
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        scaling = kwargs.get("scaling") or getattr(module, "scaling", None)
-        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-        self.look(Watched(query, key, scaling or query.shape[-1] ** -0.5, mask, kwargs))
+        self.look(_attended(module, query, key, *args, **kwargs))
         name = self.config._attn_implementation
         attend = eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
         return attend(module, query, key, *args, **kwargs)
 
 
-def watch(attached: Attachments, module: Any, look: Callable[[Watched], None]) -> None:
-    """Call `look` whenever a module attends, until `attached` is removed.
+def attention_of(layer: nn.Module) -> Any:
+    """What a layer attends with, by the names that are in use; None where it has none."""
+    return next((found for name in _NAMES if (found := getattr(layer, name, None))), None)
+
+
+def watch(attached: Attachments, module: Any, look: Callable[[Attended], None]) -> None:
+    """Call `look` whenever a module attends, before it does, until `attached` is removed.
 
     Args:
         attached: notes what is put on.
         module: an attention module with a configuration of its own.
-        look: called before the attention function.
+        look: what it raises ends the call of the module.
     """
     for name in (NAME, _FLASH):
         AttentionInterface.register(name, _watched)
@@ -80,6 +66,20 @@ def watch(attached: Attachments, module: Any, look: Callable[[Watched], None]) -
     own._vlmcompress_watches = module.config
     attached.set(module, _WATCH, _Watch(look, module.config))
     attached.replace(module, "config", own)
+
+
+def _attended(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> Attended:
+    if options.get("scaling") is None:
+        options["scaling"] = getattr(module, "scaling", query.shape[-1] ** -0.5)
+    return Attended(module, query, key, attention_mask, options)
 
 
 def _watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -95,21 +95,3 @@ def _kind_of(kind: type[Any]) -> type[Any]:
         return _FLASH if "flash" in real else NAME
 
     return type(kind.__name__, (kind,), {"_attn_implementation": property(name)})
-
-
-def eager_of(module: nn.Module) -> Callable[..., Any]:
-    """The eager attention of the file in which a module is written.
-
-    Raises:
-        UnsupportedModelError: the file has none.
-    """
-    code: Any = inspect.unwrap(type(module).forward).__code__
-    known = vars(sys.modules[type(module).__module__])
-    named = (name for name in code.co_names if name.endswith(_EAGER))
-    found: Callable[..., Any] | None = known.get(next(named, _EAGER))
-    if found is None:
-        raise UnsupportedModelError(
-            f"{type(module).__module__} has no {_EAGER}(), by which decoder-stage methods "
-            "rank: use a projector-stage method"
-        )
-    return found
