@@ -112,6 +112,7 @@ def test_extras():
         "demo",
         "eval",
         "docs",
+        "vllm",
         "dev",
     }
 
