@@ -17,9 +17,13 @@ READY := $(VENV)/.ready
 PINS := $(VENV)/constraints.txt
 OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 LMMS := .venv-lmms/bin/python
+PAGE := .venv-demo/bin/python
 NEWEST := .venv-newest/bin/python
+# The release of vLLM that `make test-vllm` runs on; "newest" for that.
+VLLM ?= 0.32.0
 # What meets transformers: what another version of it can break.
 MEETS = tests/patches tests/ecosystem tests/models tests/calibrate tests/profiler tests/cli/test_ask.py
+GALLERY := build/docs/pictures
 SAMPLES := vlmcompress/assets/samples
 DEMO = $(SAMPLES)/street.png "what color is the circle ?" --method divprune --budget 36
 CLIP = --video $(SAMPLES)/runway.mp4 "which way does the circle move ?" --budget 25%
@@ -38,9 +42,9 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 	--device cpu --budgets 50%,25%,12.5%,6.25% --resume
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-laws test-oldest test-newest test-lmms-eval gate \
-	lint format typecheck wheel-test \
-	readme accuracy baselines figures gpu-figures clean
+.PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
+	test-lmms-eval test-demo test-vllm gate lint format typecheck wheel-test dist \
+	docs readme accuracy baselines figures gpu-figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +78,9 @@ test-full: ## run every test on every combination (twenty minutes on two cores)
 test-laws: ## run laws 1, 2, 4 and 7 on every combination: every family, prompt, method and attention
 	$(MAKE) test-full PYTEST_ARGS="tests/patches/test_laws.py -k 'law_1 or law_2 or law_4' $(PYTEST_ARGS)"
 
+test-families: ## run every law on every model type (three minutes on two cores)
+	$(MAKE) test-full PYTEST_ARGS="tests/families $(PYTEST_ARGS)"
+
 test-oldest: ## run what meets transformers on the oldest that is supported
 	$(MAKE) test VENV=.venv-oldest TRANSFORMERS=$(OLDEST) PYTEST_ARGS="$(MEETS) $(PYTEST_ARGS)"
 
@@ -84,6 +91,10 @@ test-newest: ## run the same on the newest, as an unpinned `pip install .` gets 
 	$(NEWEST) -m pip install --quiet --upgrade -e '.[dev]' transformers accelerate
 	$(NEWEST) -m pip list | grep -E '^(torch|transformers|accelerate) '
 	$(NEWEST) -m pytest -n $(WORKERS) --dist worksteal $(MEETS) $(PYTEST_ARGS)
+	@# on the pinned one, `make test-families` runs them
+	@if grep -q "^transformers==$$($(NEWEST) -c 'from importlib.metadata import version as v; print(v("transformers"))')\(;\|$$\)" constraints.txt; \
+	then echo "every model type: the newest transformers is the pinned one, see make test-families"; \
+	else $(NEWEST) -m pytest -n $(WORKERS) --dist worksteal --full tests/families $(PYTEST_ARGS); fi
 
 test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	$(PYTHON) -m venv .venv-lmms
@@ -94,6 +105,24 @@ test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	@# without its dependencies: they would replace torch and add a hundred packages
 	$(LMMS) -m pip install --quiet --no-deps lmms-eval==0.7.3
 	$(LMMS) -m pytest tests/lmms
+
+test-vllm: .venv-vllm/.ready-$(VLLM) ## run the plug-in inside vLLM on the CPU, in an environment of its own
+	.venv-vllm/bin/python -m pytest tests/vllm_engine $(PYTEST_ARGS)
+
+.venv-vllm/.ready-$(VLLM): .ci/vllm-environment .ci/vllm-repairs.py
+	rm -rf .venv-vllm
+	TORCH_ARGS="$(TORCH_ARGS)" .ci/vllm-environment .venv-vllm $(PYTHON) $(VLLM)
+	@touch $@
+
+test-demo: ## run the page in Chromium, and the notebooks, in an environment of their own
+	@command -v chromium chromedriver || { echo "chromium and chromedriver are needed: apt-get install chromium chromium-driver"; exit 1; }
+	$(PYTHON) -m venv .venv-demo
+	@# gradio takes no pillow 13 yet
+	@sed '/^pillow==/d' constraints.txt > .venv-demo/constraints.txt
+	$(PAGE) -m pip install --quiet $(TORCH_ARGS) -c .venv-demo/constraints.txt torch
+	$(PAGE) -m pip install --quiet -c .venv-demo/constraints.txt -r constraints-demo.txt -e '.[demo,eval,video]' pytest
+	$(PAGE) -m pytest --full tests/demo tests/notebooks $(PYTEST_ARGS)
+	@echo "screenshots: build/demo-screenshots"
 
 lint: $(READY) ## check style, and that every layer imports only layers below it
 	$(BIN)/ruff check .
@@ -107,12 +136,23 @@ format: $(READY) ## repair style
 typecheck: $(READY) ## mypy --strict
 	$(BIN)/mypy
 
+# What methods keep is drawn anew only after a change to the code that chooses it.
+$(GALLERY)/pictures.json: $(READY) $(shell find vlmcompress patches dev/pages/pictures -name '*.py')
+	$(BIN)/python -m dev.pages.pictures.kept --out $(GALLERY)
+
+docs: $(READY) $(GALLERY)/pictures.json ## build the site into build/docs/html, offline; a warning or a dead link is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+	@echo "build/docs/html/index.html"
+
 readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and the generated pages of docs/
+	$(BIN)/python -m dev.pages.pictures.kept --before-after docs/pictures/before_after.jpg
+	$(BIN)/python -m dev.pages.pictures.concepts --out docs/pictures
 	$(BIN)/vlmcompress ask $(DEMO) --overlay docs/overlay.png
 	$(BIN)/vlmcompress ask $(CLIP) --overlay docs/clip.png
 	$(BIN)/python -m dev.pages.readme
 	$(BIN)/python -m dev.pages.methods
 	$(BIN)/python -m dev.pages.models
+	$(BIN)/python -m dev.pages.results
 	$(BIN)/python -m dev.pages.speed
 	$(BIN)/python -m dev.pages.which
 
@@ -148,5 +188,12 @@ gpu-figures: $(READY) ## on a machine with a GPU: its tests, then kernels, decod
 wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv, try it from another folder
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python
 
+dist: ## build sdist and wheel into dist/ and check what a package index would show of them
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet -c constraints.txt build twine==7.0.0
+	rm -rf dist
+	.venv-dist/bin/python -m build --outdir dist .
+	.venv-dist/bin/python -m twine check --strict dist/*
+
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm .venv-dist build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache

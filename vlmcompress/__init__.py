@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from vlmcompress.models.loading import load
     from vlmcompress.patches.signals.text_tower import LongText
     from vlmcompress.report.report import Report
+    from vlmcompress.retrieval.embed import embed
+    from vlmcompress.retrieval.search import search
     from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 
@@ -50,6 +52,7 @@ __all__ = [
     "check",
     "compare",
     "compress",
+    "embed",
     "get_method",
     "kv_bytes",
     "list_methods",
@@ -58,6 +61,7 @@ __all__ = [
     "prefill_flops",
     "read_video",
     "register_method",
+    "search",
 ]
 
 _HOME = {
@@ -79,6 +83,7 @@ _HOME = {
     "check": "laws.check",
     "compare": "asking.ask",
     "compress": "api",
+    "embed": "retrieval.embed",
     "get_method": "methods",
     "kv_bytes": "flops.paper_conventions",
     "list_methods": "methods",
@@ -87,6 +92,7 @@ _HOME = {
     "prefill_flops": "flops.paper_conventions",
     "read_video": "media.video",
     "register_method": "methods",
+    "search": "retrieval.search",
 }
 
 if not TYPE_CHECKING:

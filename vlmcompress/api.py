@@ -190,7 +190,7 @@ def compress(
             raise CompositionError(f"{AUTO} has no options, got {', '.join(options)}")
         choice = auto_method(parts, parsed)
         pipeline, reason = parse(choice.spec), choice.reason
-    pipeline = pipeline.for_stages(family.name, family.stages)
+    pipeline = pipeline.for_stages(family.name, family.stages, family.merges)
     planner = Planner(pipeline, parsed, len(parts.layers), reason)
     planner.check(family.largest_image(model))
     grid = family.fixed_grid(model)

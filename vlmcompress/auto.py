@@ -137,7 +137,7 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
 
     def fits(spec: str, share: float) -> bool:
         try:
-            pipeline = parse(spec).for_stages(family.name, stages)
+            pipeline = parse(spec).for_stages(family.name, stages, family.merges)
             pipeline.plan(grid, layers, max(1, round(share * len(grid))))
             return not resolve(pipeline.needs, defined(pipeline, given))[1]
         except (BudgetError, CompositionError):

@@ -54,7 +54,8 @@ def acts_at(pipeline: Pipeline, family: str) -> set[Stage]:
         family: its name.
     """
     try:
-        settled = pipeline.for_stages(family, FAMILIES.get(family).stages)
+        known = FAMILIES.get(family)
+        settled = pipeline.for_stages(family, known.stages, known.merges)
     except CompositionError:
         return set()
     return {method.acts_at for method in settled.methods}

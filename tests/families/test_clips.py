@@ -10,7 +10,7 @@ from media import clip
 from model_case import TYPE_IDS, Case, Inputs, case_of
 from references import masked, staged
 from scope import CLIPS_HERE, CUTS, DOZEN
-from test_families import TOLERANCE, EverySecond, apart, is_void, maskable
+from shortening import TOLERANCE, EverySecond, apart, is_void, maskable
 
 from vlmcompress.api import compress
 

@@ -19,6 +19,7 @@ from vlmcompress.cli.demo import demo
 from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
+from vlmcompress.cli.serve import serve
 from vlmcompress.version import __version__
 
 # click's class, wherever the installed typer keeps click.
@@ -39,6 +40,7 @@ app.command()(check)
 app.command()(calibrate)
 app.command()(profile)
 app.command("eval")(evaluate)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:

@@ -30,12 +30,15 @@ def load(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a model, in evaluation mode, and its processor.
 
+    A model that embeds pages (`ColQwen2ForRetrieval` and the like) is told by the `architectures`
+    of its configuration.
+
     Args:
         name_or_path: a built-in name (`tiny-llava`), a folder, or a Hugging Face id.
         device: where the model goes; by default the GPU if there is one, else the CPU. Ignored if
             `device_map` is among `kwargs`.
         dtype: a torch dtype or its name; by default the one the checkpoint was saved in.
-        kwargs: passed to `AutoModelForImageTextToText.from_pretrained`.
+        kwargs: passed to `from_pretrained` of `AutoModelForImageTextToText`, or of the retriever.
 
     Raises:
         VLMCompressError: the name, device or dtype is wrong, or the model cannot be had.
@@ -48,7 +51,6 @@ def load(
 
     check_torchvision()
     from torch import nn
-    from transformers import AutoModelForImageTextToText
 
     from vlmcompress.models.formats import check_format, read_config
     from vlmcompress.models.processors import complete, load_processor
@@ -59,12 +61,11 @@ def load(
     try:
         if not Path(where).is_dir():
             _ask_hub(where, shared)
-        check_format(
-            str(name_or_path), read_config(where, shared), bool(kwargs["trust_remote_code"])
-        )
+        config = read_config(where, shared)
+        check_format(str(name_or_path), config, bool(kwargs["trust_remote_code"]))
         processor = load_processor(where, **shared)
         with without_bar() if str(name_or_path) in BUILT_IN else nullcontext():
-            model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch_dtype, **kwargs)
+            model = _class_of(config).from_pretrained(where, dtype=torch_dtype, **kwargs)
         if target is not None:
             nn.Module.to(model, target)
         complete(processor, model)
@@ -87,6 +88,15 @@ def without_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _class_of(config: dict[str, Any]) -> Any:
+    """What loads a model; no class of transformers' own is found for all retrievers."""
+    import transformers
+
+    name = next(iter(config.get("architectures") or ()), "")
+    retriever = getattr(transformers, name, None) if name.endswith("ForRetrieval") else None
+    return retriever or transformers.AutoModelForImageTextToText
 
 
 def _ask_hub(name: str, options: dict[str, Any]) -> None:

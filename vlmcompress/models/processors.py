@@ -10,7 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
@@ -30,6 +36,8 @@ _VIDEO = {
     "Qwen2VLProcessor": Qwen2VLVideoProcessor,
     "Qwen2_5_VLProcessor": Qwen2VLVideoProcessor,
     "Qwen3VLProcessor": Qwen3VLVideoProcessor,
+    "Qwen2_5OmniProcessor": Qwen2VLVideoProcessor,
+    "Qwen3OmniMoeProcessor": Qwen2VLVideoProcessor,
     "InternVLProcessor": InternVLVideoProcessor,
     "LlavaOnevisionProcessor": LlavaOnevisionVideoProcessor,
     "LlavaNextVideoProcessor": LlavaNextVideoVideoProcessor,
@@ -99,6 +107,7 @@ def _put_together(kind: Any, where: str, options: dict[str, Any]) -> ProcessorMi
     """What `kind.from_pretrained` does, with a video processor that needs no torchvision."""
     parts = {
         "image_processor": AutoImageProcessor,
+        "feature_extractor": AutoFeatureExtractor,
         "tokenizer": AutoTokenizer,
         "video_processor": _video_class(kind, where, options),
     }

@@ -260,6 +260,30 @@ def test_pictures_with_patches_left_out(name):
     agree(costs, count, total=False)
 
 
+@pytest.mark.rotating(axis="name", by="layer", count=2)
+@pytest.mark.parametrize("layer", range(3))
+@pytest.mark.parametrize("name", PACKED)
+def test_tokens_dropped_inside_the_tower(name, layer):
+    subject = subject_of(name)
+    inputs, spec = subject.batch(subject.prompt(2, 1)), f"unit-drop(layer={layer})"
+    planned, report = looked_at(subject, inputs, spec, "40%")
+    with compress(subject.model, spec, budget="40%"):
+        count = counted(subject.model, inputs)
+    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method(spec)
+    load = load_of(subject.model, report.images, text, method)
+    assert load == load_of(subject.model, planned, text, method)
+    assert len(set(load.encoder[0][:layer]) | {load.encoder[0][layer]}) == 1 + bool(layer)
+    costs = first_token(shape, load, causal=False)
+    whole = first_token(shape, load_of(subject.model, report.images, text), causal=False)
+    assert count.projector <= whole.projector
+    assert costs.projector == pytest.approx(count.projector, rel=1e-12)
+    assert costs.encoder <= count.encoder < whole.encoder
+    if "clips" in name or isinstance(family_of(subject.model).encoder, WindowEncoder):
+        assert costs.encoder == pytest.approx(count.encoder, rel=0.1)
+        costs = replace(costs, encoder=count.encoder)
+    agree(replace(costs, projector=count.projector), count, total=False)
+
+
 @pytest.mark.parametrize(
     ("name", "upstream"),
     [
