@@ -140,7 +140,7 @@ class Report:
         """The images and clips of the call, with what was dropped dimmed, and a legend.
 
         Args:
-            media: as they were given to the processor: paths, PIL images, arrays, `Video`s.
+            media: as they were given to the processor: paths, PIL images, arrays, videos.
             processor: the model's, for where the patches lie; default: the one that `compress` got.
             question: written below, like `answer` and the name of the `model`.
             answer: what the model said.
