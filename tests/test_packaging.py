@@ -112,7 +112,6 @@ def test_extras():
         "demo",
         "eval",
         "docs",
-        "vllm",
         "dev",
     }
 
