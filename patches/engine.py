@@ -21,7 +21,7 @@ from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.call.output_mask import OutputMask
 from vlmcompress.patches.decoder.between_layers import BetweenLayers
 from vlmcompress.patches.decoder.captured_attention import capture
-from vlmcompress.patches.decoder.continuation import go_on, masking
+from vlmcompress.patches.decoder.continuation import go_on, looked_at
 from vlmcompress.patches.decoder.mlp_activations import watch
 from vlmcompress.patches.decoder.prefill import Prefill
 from vlmcompress.patches.encoder.feature_call import FeatureCalls
@@ -35,6 +35,7 @@ from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
 from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
 from vlmcompress.patches.sequence.call_trace import Trace
+from vlmcompress.patches.sequence.host_chunk import HostChunk
 
 
 class Engine:
@@ -52,6 +53,7 @@ class Engine:
         self.notes = installed.signals.notes
         self._features: FeatureCalls | None = FeatureCalls(installed)
         self._between: BetweenLayers | None = BetweenLayers(installed)
+        self.dropped_before = self._features.dropped_before
         self._attached = Attachments()
         self._layers_hooked = False
 
@@ -220,8 +222,8 @@ class Engine:
         state = state_of(cache_of(kwargs))
         if state is None and not self.now.encoded:
             return None
-        kwargs = {**kwargs, "attention_mask": masking(self.now, kwargs.get("attention_mask"))}
-        changed = self._prefill(kwargs) if self.now.encoded else None
+        kwargs, chunk = looked_at(self.now, kwargs)
+        changed = None if chunk is None else self._prefill(kwargs, chunk)
         if changed is None:
             if state is None:
                 return None
@@ -231,10 +233,9 @@ class Engine:
             self._hook_layers()
         return args, {**kwargs, **changed}
 
-    def _prefill(self, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    def _prefill(self, kwargs: dict[str, Any], chunk: HostChunk) -> dict[str, Any] | None:
         """What changes for a decoder that is given new images; None where they stay whole."""
-        assert self.now.call is not None
-        prefill = Prefill(self._on, self.now.call, self.now.encoded, kwargs, self.now.prompt)
+        prefill = Prefill(self._on, chunk, self.now.encoded, kwargs, self.now.prompt)
         changed = prefill.run()
         if changed is not None:
             self.now.stages = prefill.stages

@@ -23,10 +23,12 @@ from vlmcompress.patches.encoder.packed_tower import PackedTowerDropping
 from vlmcompress.patches.encoder.patch_dropping import PatchDropping
 from vlmcompress.patches.encoder.patch_merging import PatchMerging
 from vlmcompress.patches.encoder.resizing import Resizing
+from vlmcompress.patches.encoder.tile_tower import Ahead, TileTowerDropping
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.unsupported import two_dimensional
+from vlmcompress.patches.sequence.host_chunk import HostChunk
 from vlmcompress.patches.sequence.placeholders import Prompt, locate
 from vlmcompress.patches.signals.known_features import note
 from vlmcompress.patches.signals.signals import Encoded
@@ -41,6 +43,9 @@ class BeforeProjector(Protocol):
     The feature call must give one feature for each placeholder of the prompts, so what is saved is
     put back as copies, and `Encoded.survivors` says which tokens are none.
     """
+
+    dropped_before: tuple[int, int] | None
+    """The layer of the tower before which tokens leave it, and of how many; None elsewhere."""
 
     def hook(self, attached: Attachments) -> None:
         """Hook the vision tower."""
@@ -83,8 +88,13 @@ class BeforeProjector(Protocol):
         ...
 
 
-def before_projector(parts: ModelParts, planner: Planner) -> BeforeProjector | None:
+def before_projector(parts: ModelParts, planner: Planner, ahead: Ahead) -> BeforeProjector | None:
     """For the method of the planner's pipeline that acts before the projector, if there is one.
+
+    Args:
+        parts: of the model.
+        planner: with the pipeline.
+        ahead: gives the layouts of the images of the running call.
 
     Raises:
         UnsupportedModelError: the model's vision tower does not allow it.
@@ -97,7 +107,9 @@ def before_projector(parts: ModelParts, planner: Planner) -> BeforeProjector | N
     if isinstance(method, Resizer):
         return Resizing(parts, planner)
     if isinstance(method, TowerDropper):
-        return PackedTowerDropping(parts, planner)
+        if "pixels" in parts.family.stages:
+            return PackedTowerDropping(parts, planner)
+        return TileTowerDropping(parts, planner, ahead)
     return PatchDropping(parts, planner)
 
 
@@ -111,7 +123,12 @@ class FeatureCalls:
             UnsupportedModelError: the model's vision tower does not allow it.
         """
         self._installed = installed
-        self._method = before_projector(installed, installed.planner)
+        self._method = before_projector(installed, installed.planner, self._layouts_ahead)
+
+    @property
+    def dropped_before(self) -> tuple[int, int] | None:
+        """The layer of the vision tower before which tokens leave, and of how many."""
+        return None if self._method is None else self._method.dropped_before
 
     def calls(self) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
         """Module and name of each call, and what runs instead: `call(original, ...)`."""
@@ -203,6 +220,11 @@ class FeatureCalls:
                 now.solved = installed.solver.solve(prompt, encoder)
         return now.solved.planner
 
+    def _layouts_ahead(self) -> list[Layout]:
+        """How the images of the running call lie."""
+        assert self._method is not None
+        return [image.layout for image in self._prompt_ahead(self._method).images]
+
     def _prompt_ahead(self, method: BeforeProjector) -> Prompt:
         """The prompt of the call that this thread is in, from its arguments alone."""
         installed = self._installed
@@ -222,9 +244,10 @@ class FeatureCalls:
             call = {name: given[name] for name in names if given.get(name) is not None}
             if any(name.startswith("pixel_values") for name in call):
                 layouts[modality] = method.layouts(modality, call)
-        images = locate(ids, family.placeholders(installed.model), layouts, family.continues)
-        mask = two_dimensional(given.get("attention_mask"))
-        return Prompt.of(ids, None if mask is None else mask[:, -ids.shape[1] :].bool(), images)
+        seen = HostChunk.of(ids, two_dimensional(given.get("attention_mask")))
+        tokens = family.placeholders(installed.model)
+        images = locate(seen.ids, tokens, layouts, family.continues)
+        return Prompt.of(seen.unmasked, images)
 
     def _parameters(self, modality: str) -> inspect.Signature:
         """Of a feature call; one that is the call of a module takes what its forward does."""

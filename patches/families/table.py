@@ -42,8 +42,8 @@ class Row:
     like: Encoder | None = None
     """The kind of its vision side; None where nothing is known of it."""
     pixels: bool = False
-    """Whether its processor cuts pixels, and its tower takes them, as Qwen does: then methods can
-    work on pixels, and leave patches out between the layers of the tower."""
+    """Whether its processor cuts pixels as those of Qwen do, so that methods can work on them, and
+    on patches between the layers of its tower."""
 
     frames_as_images: bool = False
     """Whether the placeholders of clips are those of images, frame by frame."""
@@ -169,6 +169,7 @@ ROWS: dict[str, Row] = {
     "deepseek_ocr2": Row(separators="end"),
     "hunyuan_vl": Row(separators="begin row end"),
     "hy_v4_vl": Row(separators="row"),
+    **dict.fromkeys(_names("inkling2 inkling2_loop"), Row(no_cuts=_BLOCKS)),
     "gemma3n": Row(no_cuts="its hidden states are four streams, and tokens their third axis"),
     "granite4_vision": Row(no_cuts="its decoder adds features of all tokens in its own loop"),
     "unlimited_ocr": Row(

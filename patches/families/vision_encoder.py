@@ -89,6 +89,10 @@ class Encoder:
         """How many of a tower's `layers` the features go through; the last is the feature layer."""
         return layers
 
+    def states(self, base: Any, layers: int) -> list[int]:
+        """The hidden states that become the features; 0 is what enters the first layer."""
+        return [layers]
+
     def full_attention_layers(self, base: Any, depth: int) -> Sequence[int]:
         """Layers before `depth` whose attention spans an image or frame, not a window of it."""
         return range(depth)

@@ -1,4 +1,4 @@
-"""What acts before the projector, for every type whose pixels and tower are as those of Qwen."""
+"""The stages "pixels" and "encoder", for every type whose processor cuts pixels as Qwen's do."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import pytest
 import torch
 import transformers
 from cut_pixels import cut, encode, every_feature, given, masked, pictures
-from given_patches import Given, picks
 from model_case import case_of
 from scope import CLIPS_HERE, DOZEN, PIXELS
 from torch.nn.functional import interpolate
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-from upstream_methods import Bright, Shrink
+from upstream_methods import Bright, Given, Shrink, picks
 
 from vlmcompress.api import compress
+from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.patches.families.tower_layers import attention_layers
 
 PROCESSED_AS = {"glm4v_moe": "glm4v", "glm_ocr": "glm46v"}
 """Types that have no image processor in transformers' list -> the type whose they take."""
@@ -81,52 +82,45 @@ def test_a_smaller_picture_is_what_the_processor_makes_of_one(subject):
             assert (one - other[cells]).abs().max() < 1e-4
 
 
-def compare(subject: Any, inputs: Any, method: Any, kept: Any, expected: Any, taps: int) -> None:
-    """Features of a tower that loses blocks, and of one in which nobody sees them.
-
-    Args:
-        subject: has the model.
-        inputs: of the feature call.
-        method: that leaves out half of the blocks.
-        kept: of each picture the blocks that stay.
-        expected: what the masked tower makes.
-        taps: DeepStack features that were taken before any block was lost.
-    """
-    bare = every_feature(encode(subject, inputs))
-    with compress(subject.model, method, budget="50%"):
-        found = every_feature(encode(subject, inputs))
-    assert len(found) == len(expected)
-    for stack, (mine, other) in enumerate(zip(found, expected, strict=True)):
-        for one, right, places in zip(mine, other, kept, strict=True):
-            assert (one[places] - right[places]).abs().max() < 1e-4
-            gone = torch.ones(len(one), dtype=torch.bool)
-            gone[places] = False
-            assert not one[gone].any() or 0 < stack <= taps
-    assert (found[0][0][kept[0]] - bare[0][0][kept[0]]).abs().max() > 1e-3
-
-
-def dropped(kept: Any, totals: list[int]) -> torch.Tensor:
-    """[blocks of all pictures] bool."""
-    gone = torch.ones(sum(totals), dtype=torch.bool)
-    gone[kept[0]] = gone[kept[1] + totals[0]] = False
-    return gone
-
-
 def test_leaving_out_pixels_equals_masking_them(subject, monkeypatch):
     _, inputs = pictures(subject, SIZES)
     rows = next(v for n, v in inputs.items() if n.startswith("pixel"))
     totals = [subject.frames * h * w for h, w in SIZES]
     blocks = rows.view(sum(totals), -1).sum(1).split(totals)
     kept = [b.argsort(descending=True)[: round(len(b) / 2)] for b in blocks]
-    expected = every_feature(masked(subject, inputs, dropped(kept, totals), monkeypatch))
-    compare(subject, inputs, Bright(), kept, expected, 0)
+    dropped = torch.ones(sum(totals), dtype=torch.bool)
+    dropped[kept[0]] = dropped[kept[1] + totals[0]] = False
+    expected = every_feature(masked(subject, inputs, dropped, monkeypatch))
+    bare = every_feature(encode(subject, inputs))
+    with compress(subject.model, Bright(), budget="50%"):
+        found = every_feature(encode(subject, inputs))
+    for mine, other in zip(found, expected, strict=True):
+        for number, places in enumerate(kept):
+            assert (mine[number][places] - other[number][places]).abs().max() < 1e-4
+            gone = torch.ones(totals[number], dtype=torch.bool)
+            gone[places] = False
+            assert not mine[number][gone].any()
+    assert (found[0][0][kept[0]] - bare[0][0][kept[0]]).abs().max() > 1e-3
 
 
-def test_leaving_out_patches_between_layers_equals_masking_them(subject, monkeypatch):
+def test_dropping_between_layers_equals_masking_from_there(subject, monkeypatch):
+    """For every layer; and keeping all changes not one bit."""
     _, inputs = pictures(subject, SIZES)
     totals = [subject.frames * h * w for h, w in SIZES]
-    kept = [picks(1, 1, total, round(total / 2))[0] for total in totals]
-    expected = every_feature(masked(subject, inputs, dropped(kept, totals), monkeypatch, 1))
-    taps = getattr(subject.model.config.vision_config, "deepstack_visual_indexes", None) or []
-    early = sum(layer < 1 for layer in taps)
-    compare(subject, inputs, Given(layer=1, seed=1), kept, expected, early)
+    subject.model.set_attn_implementation("sdpa")  # in which `masked` leaves it
+    bare = every_feature(encode(subject, inputs))
+    depth = len(attention_layers(ModelParts.of(subject.model).towers[0]))
+    for layer in range(depth):
+        kept = [picks(layer, 1, total, -(-total // 2))[0] for total in totals]
+        dropped = torch.ones(sum(totals), dtype=torch.bool)
+        dropped[kept[0]] = dropped[kept[1] + totals[0]] = False
+        expected = every_feature(masked(subject, inputs, dropped, monkeypatch, layer))
+        with compress(subject.model, Given(layer=layer, seed=layer), budget="100%"):
+            whole = every_feature(encode(subject, inputs))
+        with compress(subject.model, Given(layer=layer, seed=layer), budget="50%"):
+            found = every_feature(encode(subject, inputs))
+        for mine, other, all_of_it, untouched in zip(found, expected, whole, bare, strict=True):
+            for number, places in enumerate(kept):
+                assert (mine[number][places] - other[number][places]).abs().max() < 1e-4
+                assert torch.equal(all_of_it[number], untouched[number])
+        assert (found[0][0][kept[0]] - bare[0][0][kept[0]]).abs().max() > 1e-3
