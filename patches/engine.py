@@ -32,9 +32,15 @@ from vlmcompress.patches.hooks.arguments import (
     carries_images,
 )
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
-from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
+from vlmcompress.patches.hooks.unsupported import (
+    check_forward,
+    check_generate,
+    check_modalities,
+    two_dimensional,
+)
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
 from vlmcompress.patches.sequence.call_trace import Trace
+from vlmcompress.patches.sequence.host_chunk import HostChunk
 
 
 class Engine:
@@ -51,8 +57,8 @@ class Engine:
         self.collected = sorted(installed.signals.collected)
         self.notes = installed.signals.notes
         self._features: FeatureCalls | None = FeatureCalls(installed)
-        self.dropped_before = self._features.dropped_before
         self._between: BetweenLayers | None = BetweenLayers(installed)
+        self.dropped_before = self._features.dropped_before
         self._attached = Attachments()
         self._layers_hooked = False
 
@@ -221,8 +227,11 @@ class Engine:
         state = state_of(cache_of(kwargs))
         if state is None and not self.now.encoded:
             return None
-        kwargs = {**kwargs, "attention_mask": masking(self.now, kwargs.get("attention_mask"))}
-        changed = self._prefill(kwargs) if self.now.encoded else None
+        mask, ids = two_dimensional(kwargs.get("attention_mask")), self.now.call.get("input_ids")
+        chunk = HostChunk.of(ids, mask) if self.now.encoded else None
+        seen = None if chunk is None else chunk.mask
+        kwargs = {**kwargs, "attention_mask": masking(self.now, mask, seen)}
+        changed = None if chunk is None else self._prefill(kwargs, chunk)
         if changed is None:
             if state is None:
                 return None
@@ -232,10 +241,9 @@ class Engine:
             self._hook_layers()
         return args, {**kwargs, **changed}
 
-    def _prefill(self, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    def _prefill(self, kwargs: dict[str, Any], chunk: HostChunk) -> dict[str, Any] | None:
         """What changes for a decoder that is given new images; None where they stay whole."""
-        assert self.now.call is not None
-        prefill = Prefill(self._on, self.now.call, self.now.encoded, kwargs, self.now.prompt)
+        prefill = Prefill(self._on, chunk, self.now.encoded, kwargs, self.now.prompt)
         changed = prefill.run()
         if changed is not None:
             self.now.stages = prefill.stages

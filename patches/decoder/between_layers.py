@@ -57,8 +57,8 @@ class BetweenLayers:
         """DeepStack between layers that may have fewer tokens than the first."""
         stages = self._on.now.stages
         cut = None if stages is None else stages.last_cut(stages.current)
-        if cut is not None:
-            mask, (features,) = follow(mask, [features], cut)
+        if stages is not None and cut is not None:
+            mask, (features,) = follow(mask, [features], cut, stages.placeholders)
         return original(hidden, mask, features)
 
     def _cut(self, number: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:

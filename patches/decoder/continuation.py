@@ -16,22 +16,23 @@ from vlmcompress.patches.sequence.cache_state import CacheState, Slots, state_of
 from vlmcompress.patches.sequence.stage_layout import StageLayout
 
 
-def masking(now: CallState, mask: Any) -> Tensor | None:
+def masking(now: CallState, mask: Tensor | None, on_host: Tensor | None) -> Tensor | None:
     """The caller's 2-D attention mask, None where it is known to mask nothing.
 
     Looking waits for the device, so that only a prefill does.
 
-    Raises:
-        UnsupportedCallError: it is no 2-D mask.
+    Args:
+        now: the running call.
+        mask: [B, past + L] as the decoder was given it.
+        on_host: the same on the CPU, of a prefill with images.
     """
-    mask = two_dimensional(mask)
     if mask is None:
         return None
     if now.generating and not now.own_loop:
         if now.nothing_masked is None:
-            now.nothing_masked = bool(mask.all())
+            now.nothing_masked = bool((mask if on_host is None else on_host).all())
         return None if now.nothing_masked else mask
-    return None if now.encoded and bool(mask.all()) else mask
+    return None if on_host is not None and bool(on_host.all()) else mask
 
 
 def lay_out(installed: Installed, kwargs: dict[str, Any], past: int, columns: Slots) -> StageLayout:

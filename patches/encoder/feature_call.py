@@ -28,6 +28,7 @@ from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.unsupported import two_dimensional
+from vlmcompress.patches.sequence.host_chunk import HostChunk
 from vlmcompress.patches.sequence.placeholders import Prompt, locate
 from vlmcompress.patches.signals.known_features import note
 from vlmcompress.patches.signals.signals import Encoded
@@ -243,9 +244,10 @@ class FeatureCalls:
             call = {name: given[name] for name in names if given.get(name) is not None}
             if any(name.startswith("pixel_values") for name in call):
                 layouts[modality] = method.layouts(modality, call)
-        images = locate(ids, family.placeholders(installed.model), layouts, family.continues)
-        mask = two_dimensional(given.get("attention_mask"))
-        return Prompt.of(ids, None if mask is None else mask[:, -ids.shape[1] :].bool(), images)
+        seen = HostChunk.of(ids, two_dimensional(given.get("attention_mask")))
+        tokens = family.placeholders(installed.model)
+        images = locate(seen.ids, tokens, layouts, family.continues)
+        return Prompt.of(seen.unmasked, images)
 
     def _parameters(self, modality: str) -> inspect.Signature:
         """Of a feature call; one that is the call of a module takes what its forward does."""

@@ -123,14 +123,14 @@ class PatchMerging:
             return replace(
                 encoded, survivors=[Survivors.everything(layout) for layout in encoded.layouts]
             )
-        done.checks.settle()
+        slots = done.checks.read([tiles.slot for tiles in done.batches])
         due = min(done.counts.values()) + self._protected
         if not done.batches or any(tiles.remaining != due for tiles in done.batches):
             raise UnsupportedCallError(
                 f"{self._method.name} could not merge in the vision tower: call compress() before "
                 "torch.compile()"
             )
-        groups = torch.cat([tiles.slot.cpu() for tiles in done.batches])
+        groups = torch.cat(slots)
         groups = groups + torch.arange(len(groups))[:, None] * groups.shape[1]
         # Numbers of patches, packed as the features of the patches are.
         places = torch.arange(groups.numel(), dtype=torch.float64).view(*groups.shape, 1)

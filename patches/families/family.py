@@ -46,7 +46,8 @@ class Family:
     encoder: Encoder = Encoder()
     """The vision side, for signals."""
     feature_calls: Mapping[str, str] = IMAGES
-    """Modality -> bound method of the base model that returns its projected features."""
+    """Modality -> method of the base model, or of a part of it ("visual.encode"), that returns its
+    projected features."""
 
     text_module: str = "language_model"
     """Name of the decoder stack in the base model."""

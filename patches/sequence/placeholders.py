@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.patches.sequence.survivors import open_grids
 from vlmcompress.tokens import Grid, Layout
 
@@ -24,14 +25,14 @@ class Separators:
     at: Tensor
     """[S] int64: where they are, in columns of the prompt or in slots."""
     rows: Tensor
-    """[S, 2] int64: first visual token of the row, and the one after the last."""
+    """[S, 2] int64, on the CPU: first visual token of the row, and the one after the last."""
 
     def __len__(self) -> int:
         return len(self.at)
 
     def to(self, device: torch.device) -> Separators:
-        """The same on `device`."""
-        return Separators(self.at.to(device), self.rows.to(device))
+        """The same with places on `device`."""
+        return Separators(self.at.to(device), self.rows)
 
     def bound_to(self, index: Tensor) -> Tensor:
         """[S] bool: those with any of the visual tokens `index` in their row."""
@@ -39,39 +40,75 @@ class Separators:
         first, after = torch.searchsorted(index, self.rows.to(index.device)).unbind(1)
         return after > first
 
+    def all_stay(self, tokens: int, count: int) -> bool:
+        """Whether no row can have lost all its tokens, whichever are kept.
+
+        Args:
+            tokens: visual tokens of the image, closed ones among them.
+            count: how many of them are kept.
+        """
+        return not len(self) or count > tokens - int(self.rows.diff().min())
+
     def only(self, stay: Tensor) -> Separators:
-        """Those that `stay` [S] bool."""
-        places = stay.nonzero()[:, 0]  # the device is waited for once, not for each of the two
-        return Separators(self.at[places], self.rows[places])
+        """Those that `stay` [S] bool, on the CPU."""
+        places = stay.nonzero()[:, 0]
+        if len(places) == len(self):
+            return self
+        return Separators(self.at[places.to(self.at.device)], self.rows[places])
 
     def move(self, place: Tensor) -> Separators:
         """The same, now at `place[at]`."""
         return Separators(place[self.at], self.rows)
 
 
-def close(
-    keep: Tensor, at: Tensor, staying: Tensor, index: Tensor, separators: Separators
-) -> tuple[int, Separators]:
-    """Close the tokens of an image that are dropped, and separators of rows that lose them all.
+@dataclass(frozen=True)
+class Closing:
+    """The tokens of an image that are dropped, and separators of rows that lose them all."""
 
-    Args:
-        keep: [L] bool of its row, changed in place.
-        at: [V] int64: where its tokens are that were open so far.
-        staying: those of them that stay.
-        index: raster indices of those.
-        separators: of the image, open so far.
+    keep: Tensor
+    """[L] bool of its row, changed in place by `close`."""
+    at: Tensor
+    """[V] int64: where its tokens are that were open so far."""
+    staying: Tensor
+    """[K] int64: those of them that stay."""
+    index: Tensor
+    """[K] int64: raster indices of those."""
+    separators: Separators
+    """Of the image, open so far."""
+    tokens: int
+    """Visual tokens of the image, closed ones among them."""
+
+    def run(self, stay: Tensor | None) -> tuple[int, Separators]:
+        """Close them; `stay` [S] bool, on the CPU, says which separators stay, None for all."""
+        self.keep[self.at] = False
+        self.keep[self.staying] = True
+        dropped, left = len(self.at) - len(self.staying), self.separators
+        if stay is not None:
+            self.keep[left.at] = stay.to(self.keep.device)
+            left = left.only(stay)
+        return dropped + len(self.separators) - len(left), left
+
+
+def close(closings: Sequence[Closing], checks: Checks) -> list[tuple[int, Separators]]:
+    """Close tokens of all images.
+
+    Which separators lose their rows depends on which tokens are kept: where numbers alone do not
+    tell, the device is waited for, once for all images and together with `checks`.
 
     Returns:
-        How many were closed, and the kept separators.
+        Per image how many were closed, and the kept separators.
+
+    Raises:
+        VLMCompressError: a check that was due failed.
     """
-    keep[at] = False
-    keep[staying] = True
-    left = separators
-    if separators:
-        stay = separators.bound_to(index).to(keep.device)
-        keep[separators.at] = stay
-        left = separators.only(stay)
-    return len(at) - len(staying) + len(separators) - len(left), left
+    asked = {
+        number: one.separators.bound_to(one.index)
+        for number, one in enumerate(closings)
+        if not one.separators.all_stay(one.tokens, len(one.index))
+    }
+    found = checks.read(list(asked.values())) if asked else []
+    stay = dict(zip(asked, found, strict=True))
+    return [one.run(stay.get(number)) for number, one in enumerate(closings)]
 
 
 @dataclass(frozen=True)
@@ -150,7 +187,7 @@ def locate(
     """Walk the placeholders of each row and hand them to the images in order.
 
     Args:
-        input_ids: [B, L].
+        input_ids: [B, L], on the CPU.
         placeholders: modality -> placeholder token id.
         layouts: modality -> layout of each encoded image, as the encoder was called. Beams and
             `num_return_sequences` repeat rows after encoding: B is then a multiple of the prompts,
@@ -160,15 +197,14 @@ def locate(
     Raises:
         UnsupportedCallError: placeholders and encoded images do not match.
     """
-    ids = input_ids.cpu()
-    copies = _copies(ids, placeholders, layouts)
+    copies = _copies(input_ids, placeholders, layouts)
     token_of = {
         placeholders[modality]: iter([((modality, n), layout) for n, layout in enumerate(found)])
         for modality, found in layouts.items()
     }
     located: list[Located] = []
     first: list[Located] = []
-    for row, line in enumerate(ids):
+    for row, line in enumerate(input_ids):
         if row % copies:
             located += [replace(image, row=row) for image in first]
             continue
@@ -233,18 +269,16 @@ class Prompt:
     @classmethod
     def of(
         cls,
-        ids: Tensor,
-        valid: Tensor | None,
+        unmasked: Tensor,
         images: Sequence[Located],
         survivors: Sequence[Sequence[Grid] | None] | None = None,
     ) -> Prompt:
-        """Count the text of `ids` [B, L], of which `valid` [B, L] is no padding.
+        """Count the text of the columns `unmasked` [B, L] bool, on the CPU.
 
         Of an image that is masked, what a method left before the projector is not looked at: its
         budget is that of the whole image.
         """
-        batch, length = ids.shape
-        text = [length] * batch if valid is None else valid.sum(1).tolist()
+        text = unmasked.sum(1).tolist()
         for image in images:
             text[image.row] -= len(image.placeholders)
         survivors = [None] * len(images) if survivors is None else survivors

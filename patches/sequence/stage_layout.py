@@ -207,11 +207,12 @@ class StageLayout:
         rows = self.rows(self.current)
         opened = self._open(rows)
         keep = torch.ones_like(rows.index, dtype=torch.bool) if opened is None else opened.clone()
-        for span, places in zip(self.spans, kept, strict=True):
-            closed, span.separators = close(
-                keep[span.row], span.slots, span.slots[places], span.index[places], span.separators
-            )
+        closings = [
+            span.closing(keep, places) for span, places in zip(self.spans, kept, strict=True)
+        ]
+        for span, (closed, left) in zip(self.spans, close(closings, self.checks), strict=True):
             self.counts[span.row] -= closed
+            span.separators = left
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
         hidden, entered = take_all([hidden, rows.index], index)
@@ -223,6 +224,11 @@ class StageLayout:
             span.trace.cuts[layer] = span.index
             span.trace.separators[layer] = len(span.separators)
         return hidden
+
+    @property
+    def placeholders(self) -> int:
+        """Those of the chunk at the current stage that are not masked."""
+        return sum(len(span.index) + len(span.separators) for span in self.spans)
 
     def open(self) -> Tensor | None:
         """[B, Q] bool: slots of the chunk at the current stage that are tokens; None for all."""

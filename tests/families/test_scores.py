@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,14 @@ from scope import CUTS
 from shortening import TOLERANCE, EverySecond, maskable
 
 from vlmcompress.api import compress
-from vlmcompress.errors import UnsupportedCallError, VLMCompressError
+from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError, VLMCompressError
 from vlmcompress.laws.references import before_layers
 from vlmcompress.methods import get_method
 from vlmcompress.methods.contracts.layer_view import LayerView
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.pyramiddrop import PyramidDrop
 from vlmcompress.methods.registry import METHODS
+from vlmcompress.patches.hooks.arguments import cache_name
 from vlmcompress.patches.sequence.attention_masks import has_keys
 
 CLOSE = 1e-5
@@ -199,6 +201,58 @@ def test_a_second_cut_that_ranks_in_the_same_layer_sees_the_tokens_that_are_left
     weights = bare_weights(case, number)[:, -1:, left]
     expected = weights / weights.sum(-1, keepdim=True)
     assert (method.shown[1] - expected).abs().max() < CLOSE
+
+
+def test_a_new_picture_on_an_earlier_turn_is_ranked_by_the_attention_to_both(case):
+    """What is shown of the new turn, against what the same forward attended with."""
+    if case.model_type not in CUTS or case.first_cut - 1 != ranking_layer(case, case.first_cut - 1):
+        pytest.skip("no cut, or ranked elsewhere")
+    name = cache_name(case.parts.lm.forward)
+    first, second = case.alone
+    method, seen = Watching(k=case.first_cut, ratio=0.5, look=_last_row), []
+    attention = attention_of(case.parts.layers[case.first_cut - 1])
+    with torch.no_grad(), compress(case.model, method):
+        cache = case.model(**first, use_cache=True)[name]
+        mask = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
+        handle = attention.register_forward_hook(lambda *call: seen.append(call[-1][1]))
+        try:
+            case.model(**{**second, "attention_mask": mask, name: cache}, use_cache=True)
+        except UnsupportedCallError as error:
+            pytest.skip(str(error))
+        finally:
+            handle.remove()
+    rows, (weights,) = method.shown[-1]["last"], seen
+    assert weights.shape[-1] > rows.shape[-1]
+    assert (rows - weights[0, :, -1:, -rows.shape[-1] :]).abs().max() < CLOSE
+    if not _sees_a_part(case.kinds[case.first_cut - 1]):
+        assert rows.sum(-1).max() < 0.999  # the first turn has its share
+
+
+@pytest.mark.parametrize("method", ["fastv(k=1)", "pyramiddrop", "feather"])
+def test_attention_that_cannot_be_read_is_said_in_one_line(method, monkeypatch):
+    case = Case("kimi_k25")
+    attention = attention_of(case.parts.layers[0])
+    code = sys.modules[type(attention).__module__]
+    eager = code.eager_attention_forward
+
+    def other(module, query, *args, **kwargs):
+        if query.shape[2] < 5:  # not the layer's own call
+            raise TypeError("unexpected\nargument")
+        return eager(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(code, "eager_attention_forward", other)
+    said = r"^the attention of decoder layer \d \(\w+\) cannot be read \(TypeError: unexpected arg"
+    with (
+        compress(case.model, method),
+        pytest.raises(UnsupportedModelError, match=said) as error,
+    ):
+        case.logits(case.single)
+    assert "\n" not in str(error.value)
+    assert torch.equal(case.logits(case.single), case.bare)
+
+
+def _last_row(view: LayerView) -> Shown:
+    return {"last": view.attention(rows="last", of="previous")}
 
 
 def test_a_cut_before_any_attention_names_the_layers_that_may_cut(case):

@@ -15,9 +15,11 @@ from vlmcompress.cli.ask import ask
 from vlmcompress.cli.calibrate import calibrate
 from vlmcompress.cli.chat import chat
 from vlmcompress.cli.check import check
+from vlmcompress.cli.demo import demo
 from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
+from vlmcompress.cli.serve import serve
 from vlmcompress.version import __version__
 
 # click's class, wherever the installed typer keeps click.
@@ -33,10 +35,12 @@ app.command()(ask)
 app.command()(chat)
 app.command()(ls)
 app.command()(show)
+app.command()(demo)
 app.command()(check)
 app.command()(calibrate)
 app.command()(profile)
 app.command("eval")(evaluate)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:

@@ -30,12 +30,19 @@ from vlmcompress.models.video_processors import (
     SmolVLMVideoProcessor,
     VideoLlavaVideoProcessor,
 )
-from vlmcompress.models.video_processors_qwen import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+from vlmcompress.models.video_processors_qwen import (
+    Glm46VVideoProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 _VIDEO = {
     "Qwen2VLProcessor": Qwen2VLVideoProcessor,
     "Qwen2_5_VLProcessor": Qwen2VLVideoProcessor,
     "Qwen3VLProcessor": Qwen3VLVideoProcessor,
+    "Glm46VProcessor": Glm46VVideoProcessor,
+    "Qwen2_5OmniProcessor": Qwen2VLVideoProcessor,
+    "Qwen3OmniMoeProcessor": Qwen2VLVideoProcessor,
     "InternVLProcessor": InternVLVideoProcessor,
     "LlavaOnevisionProcessor": LlavaOnevisionVideoProcessor,
     "LlavaNextVideoProcessor": LlavaNextVideoVideoProcessor,
@@ -105,8 +112,8 @@ def _put_together(kind: Any, where: str, options: dict[str, Any]) -> ProcessorMi
     """What `kind.from_pretrained` does, with a video processor that needs no torchvision."""
     parts = {
         "image_processor": AutoImageProcessor,
-        "tokenizer": AutoTokenizer,
         "feature_extractor": AutoFeatureExtractor,
+        "tokenizer": AutoTokenizer,
         "video_processor": _video_class(kind, where, options),
     }
     settings, rest = kind.get_processor_dict(where, **options)

@@ -138,17 +138,19 @@ class Report:
         answer: str | None = None,
         model: str | None = None,
         layer: int | None = None,
+        width: int = 1600,
     ) -> Image:
         """The images and clips of the call, with what was dropped dimmed, and a legend.
 
         Args:
-            media: as they were given to the processor: paths, PIL images, arrays, `Video`s.
+            media: as they were given to the processor: paths, PIL images, arrays, clips (`Video`).
             processor: the model's, for where the patches lie; default: the one that `compress` got.
             question: written below, like `answer` and the name of the `model`.
             answer: what the model said.
             model: its name.
             layer: shows what enters this decoder layer; by default a patch is as bright as the
                 share of the layers that it reaches.
+            width: of the frames of a clip beside each other at most.
 
         Raises:
             VLMCompressError: no processor is known, or the media are not those of the call.
@@ -164,6 +166,7 @@ class Report:
             answer=answer,
             model=model,
             layer=layer,
+            width=width,
         )
 
     def plot(self) -> Any:

@@ -1,0 +1,80 @@
+"""Plans of images, made before these are encoded, without vLLM."""
+
+import pytest
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.contracts.method import ProjectorMethod
+from vlmcompress.methods.registry import METHODS
+from vlmcompress.serving.counts import ItemPlan, pipeline_of, plan, signals_of
+from vlmcompress.serving.settings import Settings
+from vlmcompress.tokens import Grid, Layout, Separator
+
+IMAGE = Layout.of(Grid(1, 12, 12))
+CLIP = Layout.of(Grid(4, 6, 6))
+ROWS = Layout((Grid(1, 2, 2), Grid(1, 2, 3)), (Separator(7, 4, 7), Separator(11, 7, 10)))
+
+
+@pytest.mark.parametrize(
+    ("budget", "layout", "kept"),
+    [("36", IMAGE, 36), ("25%", IMAGE, 36), ("200", IMAGE, 144), ("16 per frame", CLIP, 64)],
+)
+def test_counts_follow_from_the_layout(budget, layout, kept):
+    found = plan(Settings("divprune", budget), layout)
+    assert (found.given, found.keep) == (len(layout), kept)
+
+
+def test_separators_all_stay():
+    found = plan(Settings("divprune", "50%"), ROWS)
+    assert (found.given, found.keep) == (12, 5 + 2)
+    assert [kept for _, kept in found.parts] == [2, 3]
+
+
+@pytest.mark.parametrize("layout", [IMAGE, CLIP, ROWS])
+def test_a_plan_travels_as_bytes(layout):
+    found = plan(Settings("divprune", "30%"), layout, (5, 6))
+    assert ItemPlan.load(found.dump()) == found
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings("fastv", "25%"), "fastv cannot be served: fastv drops tokens between decoder"),
+        (Settings("divprune+fastv", "25%"), r"divprune\+fastv cannot be served"),
+        (Settings("tome", "25%"), r"tome\(stage='projector'\)"),
+        (Settings("pixelprune", "25%"), "pixelprune acts at the pixels stage"),
+        (Settings("text-only"), "keeps no token"),
+        (Settings("divprune", "0.4 flops"), "cannot be served per request"),
+        (Settings("divprune", "120 ms"), "cannot be served per request"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(settings, message):
+    with pytest.raises(VLMCompressError, match=message) as caught:
+        plan(settings, IMAGE)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_adaptive_method_needs_a_budget():
+    adaptive = [
+        name
+        for name in METHODS.names()
+        if issubclass(METHODS.get(name), ProjectorMethod) and METHODS.get(name).adaptive
+    ]
+    assert adaptive
+    for name in adaptive:
+        spec = "embedlens(table='tiny-llava')" if name == "embedlens" else name
+        with pytest.raises(VLMCompressError, match="decides by the content"):
+            plan(Settings(spec), IMAGE)
+        assert plan(Settings(spec, "25%"), IMAGE).keep == 36
+
+
+def test_signals_that_a_model_lacks_are_named():
+    assert signals_of("visionzip", {"keys", "cls_attention"}, "a model") == {
+        "keys",
+        "cls_attention",
+    }
+    with pytest.raises(VLMCompressError, match=r"needs cls_attention or .*which a model does not"):
+        signals_of("holov", {"text"}, "a model")
+
+
+def test_pipelines_are_read_once():
+    assert pipeline_of("divprune") is pipeline_of("divprune")

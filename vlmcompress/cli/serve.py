@@ -1,0 +1,113 @@
+"""`vlmcompress serve`: vLLM with fewer visual tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from vlmcompress.cli.common import one_line_errors
+from vlmcompress.errors import VLMCompressError
+
+Model = Annotated[
+    str | None,
+    typer.Argument(help="A built-in model, a folder or a Hugging Face id.", show_default=False),
+]
+Arguments = Annotated[
+    list[str] | None, typer.Argument(help="Arguments of `vllm serve`, behind --.", metavar="[ARGS]")
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        "-m",
+        help='A method spec; "full" prunes nothing but where a request asks for it.',
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", "-b", help='Tokens per image: 64, "25%", "16 per frame", "0.4 flops".'
+    ),
+]
+Positions = Annotated[
+    str, typer.Option(metavar="keep|renumber", help="Position ids of the tokens that are kept.")
+]
+Show = Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")]
+Check = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Ask a running server with and without pruning, and exit."),
+]
+
+
+@one_line_errors
+def serve(
+    model: Model = None,
+    arguments: Arguments = None,
+    method: Method = None,
+    budget: Budget = None,
+    positions: Positions = "keep",
+    show: Show = False,
+    check: Check = None,
+) -> None:
+    """Serve a model with vLLM, on fewer visual tokens.
+
+    Runs `vllm serve` with the settings of the plug-in; everything behind -- goes to vLLM. A request
+    may change method and budget where vLLM is given --trust-request-mm-kwargs.
+
+    \b
+    Examples:
+      vlmcompress serve tiny-llava --method divprune --budget 25% -- --port 8000
+      vlmcompress serve Qwen/Qwen2.5-VL-7B-Instruct -m visionzip -b 25% --print
+      vlmcompress serve --check http://localhost:8000
+
+    Exit code 2: bad input; else that of vLLM.
+    """
+    if check is not None:
+        if model is not None or method is not None:
+            raise VLMCompressError("--check asks a server that is running: give it no model")
+        from vlmcompress.cli.serve_check import asked
+
+        typer.echo(asked(check))
+        return
+    if model is None or method is None:
+        raise VLMCompressError("give a model and --method, or --check URL")
+    where, overrides = _settings(model, method, budget, positions)
+    given = ["serve", where, "--hf-overrides", json.dumps(overrides), *(arguments or ())]
+    if show:
+        typer.echo(shlex.join(["vllm", *given]))
+        return
+    if importlib.util.find_spec("vllm") is None:
+        raise VLMCompressError("vLLM is not installed: pip install 'vlmcompress[vllm]'")
+    # As a module: the script `vllm` need not be on the path of whoever calls this one.
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *given]
+    os.execv(command[0], command)
+
+
+def _settings(
+    model: str, method: str, budget: str | None, positions: str
+) -> tuple[str, dict[str, Any]]:
+    """Where the model is, and what overrides its configuration."""
+    from types import SimpleNamespace
+
+    from vlmcompress.defaults import AUTO
+    from vlmcompress.models.formats import read_config
+    from vlmcompress.models.names import resolve
+    from vlmcompress.serving.architectures import KEY, hf_overrides
+    from vlmcompress.serving.counts import method_of
+    from vlmcompress.serving.settings import Settings
+
+    where = resolve(model)
+    config = read_config(where, {})
+    if not config:
+        raise VLMCompressError(f"cannot read the configuration of {model!r}")
+    overrides = hf_overrides(config.get("architectures") or [], method, budget, positions)
+    Settings.of_server(SimpleNamespace(**{KEY: overrides[KEY]}))  # what is malformed fails here
+    if method != AUTO:
+        method_of(method)
+    return where, overrides
