@@ -10,11 +10,13 @@ from collections import Counter
 
 import transformers
 
-from dev.pages.readme import ROOT, keep_up
+from dev.pages.generated import ROOT, keep_up
 from vlmcompress.api import ModelInfo, list_models
 from vlmcompress.eval.report.markdown import as_table
+from vlmcompress.models.names import BUILT_IN
 from vlmcompress.patches.families.registry import FAMILIES
 from vlmcompress.patches.families.table import row_of
+from vlmcompress.patches.families.vision_encoder import Encoder
 
 PAGE = ROOT / "docs" / "models.md"
 
@@ -36,14 +38,49 @@ for the transformers that is installed.
   `vlmcompress check MODEL` asks these laws of your own weights: [what it asks](check.md).
 - *refused*: with the reason given here.
 
-Methods that need signals of the vision tower, act before the projector, or take a budget as FLOPs
-or time need an adapter that was written for the type: those with more than *text* below.
+What the columns say is proven by the same tests:
+
+- *before the projector*: methods may leave out or resize pixels, or act between the layers of the
+  tower, and what comes out is what a tower that does not see the rest makes.
+- *signals*: what methods may ask to know. *tower*: attention, keys and, where the tower has a CLS
+  token, its attention are those of eager attention. *text*: the question and the vocabulary.
+- *clips*: dropping holds for them, too. The frames of some are images to the model.
+- *costs*: a budget may be FLOPs or milliseconds, as the FLOPs equal what torch counts.
+
+A model works by Hugging Face id, by folder, or as an object of your own. Checkpoints in formats of
+their authors (`liuhaotian/llava-...`, InternVL's and Qwen-VL's own) are refused with the name of
+one to take instead; code of a checkpoint never runs unless `load(..., trust_remote_code=True)` says
+so.
+Built in, for trying things out without a download: {built_in}.
+
+"""
+
+_FAMILIES = """## Families with an adapter of their own
+
+Each passes the laws with random weights on the pinned transformers; on the oldest and the newest a
+sample of them runs, in which every pair of mechanism, prompts, method and attention is met.
+
+{table}
+
+- *Tiles* (LLaVA-NeXT, OneVision, InternVL, Idefics3, SmolVLM): the budget is that of the whole
+  image; its grids share it by their size. Newline embeddings are no visual tokens: they stay with
+  their rows.
+- *Video*: a clip is one grid of steps, rows and columns, and its budget counts for all of it unless
+  it says `per frame`. InternVL and SmolVLM turn a clip into images, one a frame, and so does the
+  report.
+- *DeepStack* (Qwen3-VL): the features that enter later layers are dropped along with their tokens.
+- *Gemma 3*: images keep attending to themselves, and sliding windows keep the distances of the
+  whole prompt. After a decoder-stage method no new image can follow on the same cache.
+- *Signals* for methods are collected only where a method needs them, without asking the model for
+  attention maps, and equal eager attention to 1e-5. `compress(..., processor=..., text_tower=...)`
+  tells where the question and a text tower come from.
+
 """
 
 
-_COLUMNS = [
+COLUMNS = [
     *("type", "class", "before the projector", "projector", "decoder"),
-    *("clips", "signals", "state"),
+    *("clips", "signals", "costs", "state"),
 ]
 
 
@@ -52,24 +89,42 @@ def page() -> str:
     infos = list_models()
     counts = Counter(info.state for info in infos)
     told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    head = _HEAD.format(version=transformers.__version__, counts=told)
+    built_in = ", ".join(f"`{name}`" for name in BUILT_IN)
+    head = _HEAD.format(version=transformers.__version__, counts=told, built_in=built_in)
+    own = _FAMILIES.format(table=families(infos))
     served = [info for info in infos if info.state != "refused"]
     refused = [info for info in infos if info.state == "refused"]
-    table = as_table(
-        _COLUMNS,
-        sorted(map(_row, served)),
-    )
+    table = as_table(COLUMNS, sorted(map(_row, served)))
     reasons = as_table(
         ["type", "class", "why it is refused"],
         ([f"`{info.name}`", f"`{info.classes[0]}`", info.reason or ""] for info in refused),
     )
-    return f"{head}\n{table}\n\n## Refused\n\n{reasons}\n"
+    return f"{head}{own}## All types\n\n{table}\n\n## Refused\n\n{reasons}\n"
+
+
+def families(infos: list[ModelInfo]) -> str:
+    """One row for each family with an adapter of its own."""
+    return as_table(
+        ["family", "classes", "stages", "images", "video", "signals"],
+        (
+            [
+                f"`{info.name}`",
+                ", ".join(f"`{name}`" for name in info.classes),
+                ", ".join(info.stages),
+                "yes" if info.images else "no",
+                "yes" if info.video else "no",
+                ", ".join(f"`{name}`" for name in info.signals),
+            ]
+            for info in infos
+            if info.name in FAMILIES and FAMILIES.package_of(info.name) is None
+        ),
+    )
 
 
 def _row(info: ModelInfo) -> list[str]:
     early = [stage for stage in info.stages if stage in ("pixels", "encoder")]
     cuts = "yes" if "decoder" in info.stages else f"no: {row_of(info.name).no_cuts}"
-    tower = "tower, text" if info.name in FAMILIES.names() and len(info.signals) > 2 else "text"
+    tower = "tower, text" if set(info.signals) - Encoder.signals else "text"
     state = info.state if info.reason is None else f"{info.state}: {info.reason}"
     return [
         f"`{info.name}`",
@@ -79,13 +134,14 @@ def _row(info: ModelInfo) -> list[str]:
         cuts,
         "yes" if info.video else "no",
         tower,
+        "yes" if info.no_costs is None else f"no, as {info.no_costs}",
         state,
     ]
 
 
 def main() -> None:
     """Rewrite docs/models.md, or only say whether that is needed."""
-    keep_up(PAGE, page, "models")
+    keep_up(lambda: {PAGE: page()}, "models")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class Retriever(Family):
     """What they have in common."""
 
     masks_output = True
+    no_costs = "it has no LM head"
     inner_types: ClassVar[tuple[str, ...]]
     """Types of the base model that were tested."""
 
@@ -60,7 +61,6 @@ class ColQwen2(Retriever):
     inner_types = ("qwen2_vl", "qwen2_5_vl")
     encoder = QwenEncoder()
     feature_calls: Mapping[str, str] = {"image": "visual._call_impl"}
-    mergers: ClassVar[tuple[str, ...]] = ("visual.merger",)
 
     def feature_arguments(self, modality: str, call: Mapping[str, Any]) -> dict[str, Any]:
         return {**call, "image_grid_thw": call["grid_thw"]}
