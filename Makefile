@@ -43,7 +43,7 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
 	test-lmms-eval test-vllm gate lint format typecheck public-types wheel-test dist \
-	docs readme accuracy baselines figures gpu-figures clean
+	docs readme accuracy pages pages-model baselines figures gpu-figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -142,6 +142,7 @@ readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and 
 	$(BIN)/python -m dev.pages.methods
 	$(BIN)/python -m dev.pages.models
 	$(BIN)/python -m dev.pages.results
+	$(BIN)/python -m dev.pages.retrieval
 	$(BIN)/python -m dev.pages.speed
 	$(BIN)/python -m dev.pages.which
 
@@ -151,6 +152,12 @@ accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour
 	$(MEASURE) --model tiny-qwen --limit pictures=500,clips=192 --out docs/eval/tiny-qwen \
 		--methods "all,embedlens(table='tiny-qwen'),$(SETTINGS)"
 	$(BIN)/python -m dev.pages.auto_table --out vlmcompress/methods/data/auto.json
+
+pages: $(READY) ## find drawn pages again with fewer vectors (five minutes), for docs/retrieval.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m vlmcompress.eval.retrieval --out dev/benchmarks/results/pages.json
+
+pages-model: $(READY) ## train the built-in page retriever again (40 minutes on one core)
+	$(BIN)/python -m dev.training.retrieval.train --work build/pages --out vlmcompress/assets/tiny_colqwen
 
 baselines: $(READY) ## write eval/baselines.json, which `make gate` compares with, anew
 	for model in tiny-llava tiny-qwen; do \

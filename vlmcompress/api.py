@@ -84,6 +84,7 @@ class Compression:
             decode_tokens=trace.decode_steps,
             engaged=any(image.mean < image.before - image.masked for image in images),
             signals=engine.collected,
+            dropped_before=engine.dropped_before,
             reason=reason,
             notes=list(engine.notes),
             processor=self._processor,

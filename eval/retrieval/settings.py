@@ -40,13 +40,9 @@ _COARSE = ("hierarchical(factor=4)", "hierarchical(factor=10)", "spatial(size=2)
 SETTINGS = (
     FULL,
     Setting("full", tokens="all"),
-    *(
-        Setting("before the decoder", method, share)
-        for method in ("divprune", "pool")
-        for share in _SHARES
-    ),
-    Setting("before the decoder", "random", "25%"),
-    *(Setting("inside it", "fastv", share) for share in ("75%", "60%")),
+    *(Setting("before the decoder", "divprune", share) for share in _SHARES),
+    *(Setting("before the decoder", method, "25%") for method in ("pool", "random")),
+    Setting("inside it", "fastv", "60%"),
     Setting("inside it", "pyramiddrop", "50%"),
     *(Setting("after it", pool=f"hierarchical(factor={factor})") for factor in _FACTORS),
     *(Setting("after it", pool=pool) for pool in _BY_PLACE),

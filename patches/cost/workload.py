@@ -151,6 +151,12 @@ class _Tower:
             shorter = {layer + 1: patches for layer, patches in leaving.items()}
             # What comes behind the feature layer runs on all patches again.
             entering[:depth] = tokens_per_layer(depth, self.tile, shorter)
+        if isinstance(upstream, TowerDropper) and upstream.shortens:
+            depth = self.encoder.depth(self.base, self.layers)
+            block = self.encoder.patches(self.base)
+            keep = round(self.tile // block * image.given / len(image.layout)) * block
+            first = upstream.before(depth)
+            entering[first:depth] = [keep] * (depth - first)
         tokens = tuple(patches + self.cls for patches in entering)
         patches, separated = self.tile * count, any(image.separators)
         return _Work(
@@ -166,9 +172,9 @@ class _Tower:
         if isinstance(upstream, Resizer):
             grid = upstream.shape(grid, image.given)
         whole, first = len(grid), 0
+        drops = isinstance(upstream, PixelSelector)
         if isinstance(upstream, TowerDropper):
-            first = upstream.before(self.layers)
-        drops = isinstance(upstream, PixelSelector | TowerDropper)
+            first, drops = upstream.before(self.layers), upstream.shortens
         kept = image.given if drops else whole
         counts = [whole if layer < first else kept for layer in range(self.layers)]
         pairs = [
@@ -187,7 +193,9 @@ class _Tower:
 
 def _taps(family: Family, base: Any) -> tuple[tuple[int, float], ...]:
     """See `_Tower.taps`: DeepStack has a merger for each, listed behind the last one."""
-    layers = getattr(base.config.vision_config, "deepstack_visual_indexes", None) or ()
+    if family.encoder.deep is None:
+        return ()
+    layers = base.config.vision_config.deepstack_visual_indexes
     costs = [macs(projector) for projector in family.projectors(base)]
     last = costs[len(costs) - len(layers) :]
-    return tuple((int(layer), cost / sum(costs)) for layer, cost in zip(layers, last, strict=False))
+    return tuple((int(layer), cost / sum(costs)) for layer, cost in zip(layers, last, strict=True))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
+from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError, VLMCompressError
 from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.patches.decoder.captured_attention import rehearse
 from vlmcompress.patches.decoder.cut_context import CutContext, Of
@@ -37,7 +38,8 @@ class CapturedAttention(CutContext):
         slots = slots.to(attended.keys.device) + attended.past
         only = torch.zeros(attended.keys.shape[2], dtype=torch.bool, device=slots.device)
         only[slots] = True
-        weights = attended.weights(row, queries, only, masked=False)[..., slots]
+        with self._explained(self.number(of)):
+            weights = attended.weights(row, queries, only, masked=False)[..., slots]
         return _share(weights).to(self.hidden.device)  # what a sink takes is not there either
 
     def spread(self, of: Of, row: int, mass: Tensor, temperature: float) -> Tensor:
@@ -96,14 +98,30 @@ class CapturedAttention(CutContext):
             )
         if not rope:
             arguments = {**arguments, _ROTARY: _without_turning(arguments.get(_ROTARY))}
-        return rehearse(self.layers[number], hidden, arguments, self.now)
+        with self._explained(number):
+            return rehearse(self.layers[number], hidden, arguments, self.now)
 
     def _weights(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:
         """[H, R, P + Q] float32."""
         attended = self.attended(of, rope)
         past = self.past_seen(of, attended.past) if attended.past else None
-        found = attended.weights(row, queries, self.seen(of, row, queries, past))
-        return found.to(self.hidden.device)
+        seen = self.seen(of, row, queries, past)
+        with self._explained(self.number(of)):
+            return attended.weights(row, queries, seen).to(self.hidden.device)
+
+    @contextmanager
+    def _explained(self, number: int) -> Iterator[None]:
+        """Whatever goes wrong in code of a model that no test has seen is said in one line."""
+        try:
+            yield
+        except (VLMCompressError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"the attention of decoder layer {number} ({type(self.layers[number]).__name__}) "
+                f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())}): use a "
+                "projector-stage method"
+            ) from error
 
 
 def _share(weights: Tensor) -> Tensor:

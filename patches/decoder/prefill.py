@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmcompress.budget.planner import Planner
 from vlmcompress.methods.composition.pipeline import ImagePlan
-from vlmcompress.methods.contracts.before_projector import EncoderMethod
+from vlmcompress.methods.contracts.before_projector import EncoderMethod, TowerDropper
 from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.ops.gather import axes_first, axes_last, take_all
 from vlmcompress.ops.questions import Asking, abreast, answered
@@ -181,8 +181,11 @@ class Prefill:
             left = survivors.alive
             merges = isinstance(self.planner.pipeline.upstream, EncoderMethod)
             sizes = survivors.sizes.to(self.embeds.device) if merges else None
-            features = tokens.features[left.to(self.embeds.device)]
-            tokens = replace(tokens, features=features, sizes=sizes)
+            if isinstance(self.planner.pipeline.upstream, TowerDropper):
+                tokens = some_of(tokens, left)  # signals are of all tokens, too
+            else:
+                features = tokens.features[left.to(self.embeds.device)]
+                tokens = replace(tokens, features=features, sizes=sizes)
         if image.unmasked is None:
             return tokens
         return some_of(tokens, torch.isin(left, image.unmasked).nonzero()[:, 0])

@@ -23,6 +23,7 @@ from vlmcompress.patches.encoder.packed_tower import PackedTowerDropping
 from vlmcompress.patches.encoder.patch_dropping import PatchDropping
 from vlmcompress.patches.encoder.patch_merging import PatchMerging
 from vlmcompress.patches.encoder.resizing import Resizing
+from vlmcompress.patches.encoder.tile_tower import Ahead, TileTowerDropping
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.attachments import Attachments
@@ -42,6 +43,9 @@ class BeforeProjector(Protocol):
     The feature call must give one feature for each placeholder of the prompts, so what is saved is
     put back as copies, and `Encoded.survivors` says which tokens are none.
     """
+
+    dropped_before: tuple[int, int] | None
+    """The layer of the tower before which tokens leave it, and of how many; None elsewhere."""
 
     def hook(self, attached: Attachments) -> None:
         """Hook the vision tower."""
@@ -84,8 +88,13 @@ class BeforeProjector(Protocol):
         ...
 
 
-def before_projector(parts: ModelParts, planner: Planner) -> BeforeProjector | None:
+def before_projector(parts: ModelParts, planner: Planner, ahead: Ahead) -> BeforeProjector | None:
     """For the method of the planner's pipeline that acts before the projector, if there is one.
+
+    Args:
+        parts: of the model.
+        planner: with the pipeline.
+        ahead: gives the layouts of the images of the running call.
 
     Raises:
         UnsupportedModelError: the model's vision tower does not allow it.
@@ -98,7 +107,9 @@ def before_projector(parts: ModelParts, planner: Planner) -> BeforeProjector | N
     if isinstance(method, Resizer):
         return Resizing(parts, planner)
     if isinstance(method, TowerDropper):
-        return PackedTowerDropping(parts, planner)
+        if "pixels" in parts.family.stages:
+            return PackedTowerDropping(parts, planner)
+        return TileTowerDropping(parts, planner, ahead)
     return PatchDropping(parts, planner)
 
 
@@ -112,7 +123,12 @@ class FeatureCalls:
             UnsupportedModelError: the model's vision tower does not allow it.
         """
         self._installed = installed
-        self._method = before_projector(installed, installed.planner)
+        self._method = before_projector(installed, installed.planner, self._layouts_ahead)
+
+    @property
+    def dropped_before(self) -> tuple[int, int] | None:
+        """The layer of the vision tower before which tokens leave, and of how many."""
+        return None if self._method is None else self._method.dropped_before
 
     def calls(self) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
         """Module and name of each call, and what runs instead: `call(original, ...)`."""
@@ -203,6 +219,11 @@ class FeatureCalls:
             with now.aside():
                 now.solved = installed.solver.solve(prompt, encoder)
         return now.solved.planner
+
+    def _layouts_ahead(self) -> list[Layout]:
+        """How the images of the running call lie."""
+        assert self._method is not None
+        return [image.layout for image in self._prompt_ahead(self._method).images]
 
     def _prompt_ahead(self, method: BeforeProjector) -> Prompt:
         """The prompt of the call that this thread is in, from its arguments alone."""

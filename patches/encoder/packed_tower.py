@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import BudgetError, UnsupportedModelError
@@ -44,7 +44,10 @@ class PackedTowerDropping(PatchDropping):
     def __init__(self, parts: ModelParts, planner: Planner) -> None:
         super().__init__(parts, planner)
         layers = [attention_layers(tower) for tower in parts.towers]
-        self._first = self._method.before(min(map(len, layers)))
+        depth = min(map(len, layers))
+        self._first = self._method.before(depth)
+        self.dropped_before = self._first, depth
+        self._method.suits(parts.family.encoder.patches(parts.base))
         for layer, _ in (one for found in layers for one in found):
             known = inspect.signature(layer.forward).parameters
             if not all(name in known for name in _SEGMENTS):
@@ -66,6 +69,17 @@ class PackedTowerDropping(PatchDropping):
         if done.idle:
             self._settle(done, [torch.arange(len(grid)) for grid in grids], order)
         return self._through(run, done), done
+
+    def _enter(
+        self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        if self._method.shortens:
+            return super()._enter(number, module, args, kwargs)
+        run = self._run()
+        if run is not None and number == self._first:
+            self._reach(run, args[0] if args else kwargs["hidden_states"])
+            run.ran, self._thread.run = True, None
+        return None
 
     @torch.no_grad()
     def _reach(self, run: PackedRun, hidden: Tensor) -> None:

@@ -80,6 +80,8 @@ class PatchDropping:
     places of the others are filled with zeros, which do not enter the decoder.
     """
 
+    dropped_before: tuple[int, int] | None = None
+
     def __init__(self, parts: ModelParts, planner: Planner) -> None:
         self._model, self._family = parts.model, parts.family
         self._base, self._towers = parts.base, parts.towers

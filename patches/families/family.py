@@ -46,7 +46,8 @@ class Family:
     encoder: Encoder = Encoder()
     """The vision side, for signals."""
     feature_calls: Mapping[str, str] = IMAGES
-    """Modality -> bound method of the base model that returns its projected features."""
+    """Modality -> method of the base model, or of a part of it ("visual.encode"), that returns its
+    projected features."""
 
     text_module: str = "language_model"
     """Name of the decoder stack in the base model."""
@@ -193,6 +194,14 @@ class Family:
             UnsupportedCallError: the tokens of this modality are no patches.
         """
         return tile
+
+    def tiles(self, pixels: Tensor) -> int | None:
+        """Tiles that the pixels of a feature call bring, each with placeholders of its own; None
+        where tiles are joined to images, so that only the features tell.
+
+        Only where methods act at the encoder stage and `image_grid_of_tile` may be None.
+        """
+        return None
 
     def check(self, model: nn.Module) -> None:
         """Raise unless every seam the engine hooks is where this version of the engine expects it.

@@ -25,7 +25,6 @@ from vlmcompress.patches.families.table import (
     row_of,
 )
 from vlmcompress.patches.families.vision_encoder import Encoder
-from vlmcompress.patches.families.vision_encoders_packed import PackedEncoder
 from vlmcompress.tokens import Grid, Layout
 
 _BASES = ("model", "")
@@ -74,7 +73,7 @@ class Generic(Family):
             raise UnsupportedModelError(OUT_OF_SCOPE[self.name])
         self._base_path, base = _find_base(model)
         self.text_module = _find_decoder(base)
-        self._tokens, self.feature_calls = _find_calls(base, config)
+        self._tokens, self.feature_calls = _find_calls(base, config, self._row.frames_as_images)
         untested = self.name in TESTED - CLIPS
         self.video = "video" in self.feature_calls and not untested
         self.masks_in_base = _makes_masks(base)
@@ -118,7 +117,7 @@ class Generic(Family):
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
     ) -> list[Layout]:
         words, encoder = self._row.separators, self.encoder
-        if isinstance(encoder, PackedEncoder) and not words and f"{modality}_grid_thw" in call:
+        if encoder.sizes is not None and encoder.sizes.format(modality) in call and not words:
             return [Layout.of(Grid(*g)) for g in encoder.grids(self.base(model), modality, call)]
         shapes = shapes_of(modality, call)
         counts = pieces_of(features, modality, call, shapes)
@@ -182,14 +181,16 @@ def _find_decoder(base: nn.Module) -> str:
     )
 
 
-def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str, str]]:
+def _find_calls(base: nn.Module, config: Any, alike: bool) -> tuple[dict[str, int], dict[str, str]]:
     """Modality -> placeholder token, and -> feature call. Clips whose placeholders are those of
-    images are left out: nobody could tell them apart."""
+    images are left out, but where the table says so: a prompt of such has either or."""
     tokens: dict[str, int] = {}
     calls: dict[str, str] = {}
     for modality in _MODALITIES:
-        name, token = f"get_{modality}_features", token_of(config, modality)
-        if callable(getattr(base, name, None)) and token not in (None, *tokens.values()):
+        name = f"get_{modality}_features"
+        token = token_of(config, "image" if alike else modality)
+        taken = set() if alike else {*tokens.values()}
+        if callable(getattr(base, name, None)) and token not in (None, *taken):
             calls[modality], tokens[modality] = name, int(token)  # type: ignore[arg-type]
     if "image" not in tokens:
         raise UnsupportedModelError("its configuration names no image token")

@@ -73,11 +73,16 @@ def _with_newlines(count: int, rows: int, side: int) -> Layout:
         rows: how many of them are newlines.
         side: of the overview.
     """
-    overview, rest = side * side, count - side * side
+    rest = count - side * side
     width = rest // max(rows, 1) - 1
     if width < 1:
         return Layout((Grid(1, side, side),), tuple(_of_overview(rows, side)))
-    starts = [overview + row * width for row in range(rows)]
+    return rows_with_newlines(side, rows, width)
+
+
+def rows_with_newlines(side: int, rows: int, width: int) -> Layout:
+    """An overview of `side` x `side` tokens, then rows with a newline after each."""
+    starts = [side * side + row * width for row in range(rows)]
     separators = (
         Separator(start + width + row, start, start + width) for row, start in enumerate(starts)
     )

@@ -24,6 +24,7 @@ class Retriever(Family):
     """What they have in common."""
 
     masks_output = True
+    no_costs = "it has no LM head"
     inner_types: ClassVar[tuple[str, ...]]
     """Types of the base model that were tested."""
 

@@ -18,6 +18,7 @@ from vlmcompress.patches.families.vision_encoders_packed import (
     NativeEncoder,
     PackedEncoder,
     PaddedEncoder,
+    PairedEncoder,
     RasterEncoder,
     WindowEncoder,
 )
@@ -41,8 +42,11 @@ class Row:
     like: Encoder | None = None
     """The kind of its vision side; None where nothing is known of it."""
     pixels: bool = False
-    """Whether its processor cuts pixels as those of Qwen do, so that methods can work on them."""
+    """Whether its processor cuts pixels as those of Qwen do, so that methods can work on them, and
+    on patches between the layers of its tower."""
 
+    frames_as_images: bool = False
+    """Whether the placeholders of clips are those of images, frame by frame."""
     uncounted: str | None = None
     """Why the FLOPs of such a vision side or of its decoder are not known."""
 
@@ -54,7 +58,7 @@ class Row:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Where methods may act."""
-        pixels: tuple[Stage, ...] = ("pixels",) if self.pixels else ()
+        pixels: tuple[Stage, ...] = ("pixels", "encoder") if self.pixels else ()
         inside: tuple[Stage, ...] = () if self.no_cuts else ("decoder",)
         return (*pixels, "projector", *inside)
 
@@ -86,7 +90,7 @@ def _qwen(kind: Encoder, **more: Any) -> Row:
 _PADDED = "its pictures are padded to a size that only the call knows"
 _PICKS = "what its layers pick their keys with is not counted"
 _TOWER, _PROJECTOR = "vision_tower", "multi_modal_projector"
-_GLM = _qwen(PackedEncoder(), per_token=("visual.downsample",))
+_GLM = replace(_qwen(PackedEncoder(), per_token=("visual.downsample",)), frames_as_images=True)
 
 _MUSE = _like(RasterEncoder(), _TOWER, "vision_projection", per_token=("vision_adapter",))
 
@@ -102,7 +106,7 @@ ROWS: dict[str, Row] = {
     ),
     "dots3_note": _like(PackedEncoder(), _TOWER, "vision_tower.merger", uncounted=_PICKS),
     "ernie4_5_vl_moe": _like(
-        PackedEncoder(),
+        PairedEncoder(),
         _TOWER,
         "resampler_model",
         uncounted="tokens of pictures meet other experts than words",
@@ -116,7 +120,7 @@ ROWS: dict[str, Row] = {
         uncounted="its connector sees tiles of several sizes",
     ),
     **dict.fromkeys(_names("glm46v glm4v glm4v_moe glm_ocr glmga"), _GLM),
-    "glm5_next": replace(_GLM, uncounted=_PICKS),
+    "glm5_next": replace(_GLM, uncounted=_PICKS, frames_as_images=False),
     "hyperclovax_vision_v2": _like(
         WindowEncoder(), "vision_model", "projector", per_token=("vision_model.merger",)
     ),
@@ -139,6 +143,7 @@ ROWS: dict[str, Row] = {
         _TOWER,
         _PROJECTOR,
         per_patch=(f"{_PROJECTOR}.linear_1", f"{_PROJECTOR}.linear_2"),
+        across_frames=True,
     ),
     "mistral_large4": _like(NativeEncoder(), _TOWER, _PROJECTOR, uncounted=_PICKS),
     "molmo2": _like(
@@ -208,9 +213,9 @@ BROKEN = {
 
 CLIPS = frozenset(
     _names("""
-    cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 hy_v4_vl
-    hyperclovax_vision_v2 lfm3_vl minimax_m3_vl qwen2_5_omni_thinker qwen3_5 qwen3_5_moe
-    qwen3_omni_moe_thinker qwen4_exp
+    cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 gemma4 glm46v
+    glm4v glm4v_moe glm_ocr glmga hy_v4_vl hyperclovax_vision_v2 lfm3_vl minimax_m3_vl
+    qwen2_5_omni_thinker qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen4_exp
     """)
 )
 """Those of them whose clips were tested."""

@@ -51,12 +51,17 @@ class Encoder:
     """Vision towers in the base model; several have the same sizes."""
     projector: str = "multi_modal_projector"
     """The projector in the base model."""
+    sizes: str | None = None
+    """The argument of feature calls that says how large pictures are, "{}" standing for the
+    modality; None where all are of one size, or nothing says it."""
     deep: str | None = None
     """Where projectors of other layers of the tower are, for DeepStack."""
     per_token: tuple[str, ...] = ()
     """Modules beside the projector that run once for each token, for costs."""
     per_patch: tuple[str, ...] = ()
     """Modules of the projector that run once for each patch, for costs."""
+    across_frames: bool = False
+    """Whether patches attend to those of other frames of their clip."""
     cls_place: int = 0
     """Which token of a tile is its CLS, where it has one."""
     watched: bool = False
@@ -84,6 +89,10 @@ class Encoder:
         """How many of a tower's `layers` the features go through; the last is the feature layer."""
         return layers
 
+    def states(self, base: Any, layers: int) -> list[int]:
+        """The hidden states that become the features; 0 is what enters the first layer."""
+        return [layers]
+
     def full_attention_layers(self, base: Any, depth: int) -> Sequence[int]:
         """Layers before `depth` whose attention spans an image or frame, not a window of it."""
         return range(depth)
@@ -91,6 +100,12 @@ class Encoder:
     def patches(self, base: Any) -> int:
         """Of how many neighbouring patches the projector makes one feature."""
         return 1
+
+    def grids(
+        self, base: Any, modality: str, call: Mapping[str, Any]
+    ) -> list[tuple[int, int, int]]:
+        """Frames, rows and columns of the tokens of each image or clip, for those with `sizes`."""
+        raise NotImplementedError
 
     def to_tokens(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
@@ -171,7 +186,7 @@ class Encoder:
 
     def compared(self, base: Any, grid: Grid, layer: int, layers: int) -> int:
         """Pairs of tokens of a grid that attention compares in one of a tower's `layers`."""
-        return grid.t * (grid.h * grid.w) ** 2
+        return len(grid) ** 2 if self.across_frames else grid.t * (grid.h * grid.w) ** 2
 
 
 def _pair(size: Any) -> tuple[int, int]:

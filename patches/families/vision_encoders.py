@@ -30,7 +30,6 @@ class PatchEncoder(Encoder):
         return max(self.states(base, layers))
 
     def states(self, base: Any, layers: int) -> list[int]:
-        """The hidden states that become the features; 0 is what enters the first layer."""
         chosen = self._chosen(base)
         states = [chosen] if isinstance(chosen, int) else chosen
         return [state if state >= 0 else layers + 1 + state for state in states]
@@ -122,6 +121,9 @@ class Idefics3Encoder(Encoder):
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
     ) -> Tensor:
         return block_means(values, self.merge_side(base))
+
+    def patches(self, base: Any) -> int:
+        return self.merge_side(base) ** 2
 
 
 class ModernVBertEncoder(Idefics3Encoder):

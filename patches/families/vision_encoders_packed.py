@@ -12,6 +12,9 @@ from vlmcompress.patches.families.vision_encoder import Encoder, signals_of
 from vlmcompress.patches.hooks.arguments import on_host
 from vlmcompress.tokens import Grid
 
+_PAIR = 2
+"""Frames that become one, where they do."""
+
 
 class PackedEncoder(Encoder):
     """All patches in one sequence, merged in groups of neighbours in it (Qwen2-VL, Qwen3-VL).
@@ -22,6 +25,7 @@ class PackedEncoder(Encoder):
     signals = signals_of("encoder_attention", "keys", "projection")
     towers = ("visual",)
     projector = "visual.merger"
+    sizes = "{}_grid_thw"
 
     def projected(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
@@ -30,6 +34,9 @@ class PackedEncoder(Encoder):
 
     def patches(self, base: Any) -> int:
         return self.merge_side(base) ** 2
+
+    def tile(self, base: Any) -> int | None:
+        return None  # whatever image size its configuration names
 
     def pieces(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
@@ -49,6 +56,30 @@ class DeepEncoder(PackedEncoder):
     """Qwen3-VL: layers between have projectors of their own, whose features the decoder adds."""
 
     deep = "visual.deepstack_merger_list"
+
+
+class PairedEncoder(PackedEncoder):
+    """ERNIE 4.5 VL: the tokens at a place in each two frames of a clip become one."""
+
+    def grids(
+        self, base: Any, modality: str, call: Mapping[str, Any]
+    ) -> list[tuple[int, int, int]]:
+        frames = super().grids(base, modality, call)
+        return [(max(1, t // _PAIR), h, w) for t, h, w in frames]
+
+    def projected(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
+    ) -> Tensor:
+        tokens = super().projected(base, modality, values, call)
+        frames = super().grids(base, modality, call)
+        clips = torch.split(tokens, [t * h * w for t, h, w in frames])
+        return torch.cat([_paired(*each) for each in zip(clips, frames, strict=True)])
+
+
+def _paired(clip: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """[t * h * w, C] -> the means of each two frames; an image stays as it is."""
+    t, h, w = shape
+    return clip if t == 1 else clip.view(t // _PAIR, _PAIR, h * w, -1).mean(1).flatten(0, 1)
 
 
 class RasterEncoder(PackedEncoder):
@@ -74,6 +105,8 @@ class RasterEncoder(PackedEncoder):
 class NativeEncoder(RasterEncoder):
     """Pixtral: pictures of any size in pixels, the patches of all of them in one sequence."""
 
+    sizes = "image_sizes"
+
     def grids(
         self, base: Any, modality: str, call: Mapping[str, Any]
     ) -> list[tuple[int, int, int]]:
@@ -83,6 +116,8 @@ class NativeEncoder(RasterEncoder):
 
 class PaddedEncoder(RasterEncoder):
     """SigLIP 2: pictures of any size as rows of a batch, padded to the longest."""
+
+    sizes = "spatial_shapes"
 
     def grids(
         self, base: Any, modality: str, call: Mapping[str, Any]

@@ -150,23 +150,49 @@ class PooledEncoder(Encoder):
 class PlacedEncoder(Encoder):
     """Gemma 4: patches in any order with their places beside them, and places of none at the end.
 
-    Blocks of them become one token, row by row.
+    Blocks of them become one token, row by row; the frames of clips are pictures of their own.
     """
 
     signals = signals_of("encoder_attention", "keys")
+    sizes = "{}_position_ids"
+
+    def grids(
+        self, base: Any, modality: str, call: Mapping[str, Any]
+    ) -> list[tuple[int, int, int]]:
+        side = self.merge_side(base)
+        shapes = [(int(one[:, 1].max()), int(one[:, 0].max())) for one in _places(modality, call)]
+        blocks = [((y + 1) // side, (x + 1) // side) for y, x in shapes]
+        frames = _frames(modality, call, len(blocks))
+        starts = [sum(frames[:number]) for number in range(len(frames))]
+        return [(t, *blocks[start]) for t, start in zip(frames, starts, strict=True)]
 
     def to_tokens(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
     ) -> list[Tensor]:
-        side = self.merge_side(base)
-        places = call[f"{modality}_position_ids"].flatten(0, -3).to(values.device)
-        return [self._blocks(*one, side) for one in zip(values, places, strict=True)]
+        side, places = self.merge_side(base), _places(modality, call).to(values.device)
+        each = [_blocks(*one, side) for one in zip(values, places, strict=True)]
+        parts = iter(each)
+        frames = _frames(modality, call, len(each))
+        return [torch.cat([next(parts) for _ in range(count)]) for count in frames]
 
-    def _blocks(self, values: Tensor, places: Tensor, side: int) -> Tensor:
-        """[n, C] at places [n, 2] (x, y) -> [blocks, C]."""
-        real = places[:, 0] >= 0
-        x, y = (places[real] // side).unbind(-1)
-        number = y * (x.max() + 1) + x
-        own = values[real]
-        total = own.new_zeros(int(number.max()) + 1, own.shape[-1]).index_add_(0, number, own)
-        return total / side**2
+
+def _places(modality: str, call: Mapping[str, Any]) -> Tensor:
+    """[pictures, n, 2] (x, y), -1 where there is no patch."""
+    places: Tensor = call[f"{modality}_position_ids"]
+    return places.flatten(0, -3)
+
+
+def _frames(modality: str, call: Mapping[str, Any], pictures: int) -> list[int]:
+    """Pictures of each image or clip."""
+    counts = call.get("num_frames_per_video") if modality == "video" else None
+    return [1] * pictures if counts is None else [int(count) for count in on_host(counts)]
+
+
+def _blocks(values: Tensor, places: Tensor, side: int) -> Tensor:
+    """[n, C] at places [n, 2] (x, y) -> [blocks, C]."""
+    real = places[:, 0] >= 0
+    x, y = (places[real] // side).unbind(-1)
+    number = y * (x.max() + 1) + x
+    own = values[real]
+    total = own.new_zeros(int(number.max()) + 1, own.shape[-1]).index_add_(0, number, own)
+    return total / side**2

@@ -79,7 +79,7 @@ class Signals:
         """
         self._parts, self._name = parts, pipeline.name
         family = parts.family
-        given = defined(pipeline, given_by(family, parts.base))
+        given = defined(pipeline, parts, given_by(family, parts.base))
         self.collected = self._resolved(pipeline, given)
         """The signals that are collected: what the methods need, as this model can give it."""
         found: TextTower | None = None

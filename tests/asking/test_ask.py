@@ -117,7 +117,7 @@ def test_a_comparison_has_all_settings_and_says_what_changed(tiny_llava):
     text = str(found)
     assert "144 -> 9" in text
     assert "refused: fastv at 9: fastv with its first cut" in text
-    assert found.changed().startswith(("all 3", "3 of 3", "2 of 3", "1 of 3", "0 of 3"))
+    assert found.changed().startswith(("nothing, 3 of 3", "2 of 3", "1 of 3", "0 of 3"))
     assert found.overlay(columns=2).width == 2 * 480 + 12
 
 

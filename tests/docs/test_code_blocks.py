@@ -29,6 +29,7 @@ QUICK = {"README.md", "migrating.md", "concepts.md"}
 ELSEWHERE = {
     "extending.md": "tests/test_extending.py installs and uses the package",
     "flops.md": "tests/flops/test_flops_page.py compares what it prints",
+    "upstream.md": "it is code of vLLM, for its issues",
     "serving.md": "tests/vllm_engine runs an engine in an environment of its own",
 }
 OTHERS = {
@@ -121,7 +122,8 @@ def test_shell_lines_name_what_exists():
         seen.add(program)
         if program == "vlmcompress":
             known = {flag for parameter in commands[name].params for flag in parameter.opts}
-            used = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
+            own = words[2 : words.index("--")] if "--" in words else words[2:]
+            used = {word.split("=")[0] for word in own if word.startswith("--")}
             assert used <= known, f"{page}: {shlex.join(words)}"
         elif program == "make":
             assert name in targets, f"{page}: {shlex.join(words)}"

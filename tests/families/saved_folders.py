@@ -93,9 +93,14 @@ FOLDERS = {
         },
         {"image_token": "<|image|>", "video_token": "<|video|>"},
         picture="<|begin_of_image|><|image|><|end_of_image|>",
+        clip="<|begin_of_video|><|video|><|end_of_video|>",
         settings={
             "patch_size": 14,
             "size": {"shortest_edge": 112 * 112, "longest_edge": 2 * 112**2},
+        },
+        videos={
+            "video_processor_type": "Glm46VVideoProcessor",
+            "size": {"shortest_edge": 56**2, "longest_edge": 8 * 112**2},
         },
     ),
     "gemma4": Folder(

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from model_case import Case, case_of
-from scope import COUNTED, CUTS, DOZEN, mended
+from clip_case import ClipCase
+from model_case import Case, Inputs, case_of
+from scope import CLIPS_HERE, COUNTED, CUTS, DOZEN, mended
 from shortening import EverySecond
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,12 +38,12 @@ def case(request: Any) -> Any:
         yield found
 
 
-def counted(case: Case) -> tuple[float, list[float]]:
+def counted(case: Case, inputs: Inputs) -> tuple[float, list[float]]:
     """FLOPs of a prefill of one prompt: all of them, and of each decoder layer."""
     model: Any = case.model
     last = {} if shape_of(model).all_logits else {"logits_to_keep": 1}
     with FlopCounterMode(display=False) as counter:
-        case.logits(case.single, **last)
+        case.logits(inputs, **last)
     found = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     names = {module: f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
     beyond = [overhang(layer) for layer in case.parts.layers]
@@ -60,28 +61,30 @@ def overhang(layer: nn.Module) -> int:
     return sum(2 * c.weight.numel() * (c.kernel_size[0] - 1) for c in convolutions)
 
 
-def words(case: Case) -> list[int]:
+def words(case: Case, inputs: Inputs | None = None) -> list[int]:
     """Tokens of the prompt that are no placeholders."""
-    return [int((case.single["input_ids"] != case.token).sum())]
+    return [int(((inputs or case.single)["input_ids"] != case.token).sum())]
 
 
-def agree(case: Case, load: Load) -> None:
+def agree(case: Case, load: Load, inputs: Inputs | None = None) -> None:
     """What is predicted and what torch counts, layer by layer."""
     costs = first_token(shape_of(case.model), load, causal=False)
-    total, layers = counted(case)
+    total, layers = counted(case, inputs or case.single)
     assert list(costs.prefill) == layers
     assert costs.total == total
 
 
-def whole(case: Case) -> Sequence[Any]:
+def whole(case: Case, inputs: Inputs | None = None) -> Sequence[Any]:
     """The pictures of the prompt with all their tokens."""
     with compress(case.model, "full") as c:
-        case.logits(case.single)
+        case.logits(inputs or case.single)
         return [(image.row, image.layout, None) for image in c._engine.trace.images]
 
 
-def test_a_bare_call(case):
-    agree(case, load_of(case.model, whole(case), words(case)))
+@pytest.mark.parametrize("number", [0, 1], ids=["square", "wide"])
+def test_a_bare_call(case, number):
+    inputs = case.alone[number]
+    agree(case, load_of(case.model, whole(case, inputs), words(case, inputs)), inputs)
 
 
 @pytest.mark.parametrize("method", ["random", "cut"])
@@ -124,3 +127,26 @@ def test_a_budget_of_flops_is_met(case):
         kept = c.report().images[0].after
     assert 1 <= kept < one - 1
     assert share(kept) <= middle < share(kept + 1)
+
+
+@pytest.mark.parametrize("method", [None, "random", "cut"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in DOZEN else pytest.param(name, marks=pytest.mark.slow)
+        for name in COUNTED
+        if name in CLIPS_HERE
+    ],
+)
+def test_a_call_with_a_clip(name, method):
+    case = ClipCase(name)
+    if hasattr(case.model, "set_experts_implementation"):
+        case.model.set_experts_implementation("eager")
+    if method is None:
+        agree(case, load_of(case.model, whole(case), words(case)))
+        return
+    cut = method == "cut"
+    chosen: Any = EverySecond(k=case.first_cut, ratio=0.5) if cut else method
+    with compress(case.model, chosen, budget=None if cut else "50%") as c:
+        case.logits(case.single)
+        agree(case, load_of(case.model, c.report().images, words(case)))

@@ -1,4 +1,4 @@
-"""The stage "pixels", for every type whose processor cuts pixels up as those of Qwen do."""
+"""The stages "pixels" and "encoder", for every type whose processor cuts pixels as Qwen's do."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from model_case import case_of
 from scope import CLIPS_HERE, DOZEN, PIXELS
 from torch.nn.functional import interpolate
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-from upstream_methods import Bright, Shrink
+from upstream_methods import Bright, Given, Shrink, picks
 
 from vlmcompress.api import compress
+from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.patches.families.tower_layers import attention_layers
 
 PROCESSED_AS = {"glm4v_moe": "glm4v", "glm_ocr": "glm46v"}
 """Types that have no image processor in transformers' list -> the type whose they take."""
@@ -99,3 +101,26 @@ def test_leaving_out_pixels_equals_masking_them(subject, monkeypatch):
             gone[places] = False
             assert not mine[number][gone].any()
     assert (found[0][0][kept[0]] - bare[0][0][kept[0]]).abs().max() > 1e-3
+
+
+def test_dropping_between_layers_equals_masking_from_there(subject, monkeypatch):
+    """For every layer; and keeping all changes not one bit."""
+    _, inputs = pictures(subject, SIZES)
+    totals = [subject.frames * h * w for h, w in SIZES]
+    subject.model.set_attn_implementation("sdpa")  # in which `masked` leaves it
+    bare = every_feature(encode(subject, inputs))
+    depth = len(attention_layers(ModelParts.of(subject.model).towers[0]))
+    for layer in range(depth):
+        kept = [picks(layer, 1, total, -(-total // 2))[0] for total in totals]
+        dropped = torch.ones(sum(totals), dtype=torch.bool)
+        dropped[kept[0]] = dropped[kept[1] + totals[0]] = False
+        expected = every_feature(masked(subject, inputs, dropped, monkeypatch, layer))
+        with compress(subject.model, Given(layer=layer, seed=layer), budget="100%"):
+            whole = every_feature(encode(subject, inputs))
+        with compress(subject.model, Given(layer=layer, seed=layer), budget="50%"):
+            found = every_feature(encode(subject, inputs))
+        for mine, other, all_of_it, untouched in zip(found, expected, whole, bare, strict=True):
+            for number, places in enumerate(kept):
+                assert (mine[number][places] - other[number][places]).abs().max() < 1e-4
+                assert torch.equal(all_of_it[number], untouched[number])
+        assert (found[0][0][kept[0]] - bare[0][0][kept[0]]).abs().max() > 1e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from scope import CUTS
 from shortening import TOLERANCE, EverySecond, maskable
 
 from vlmcompress.api import compress
-from vlmcompress.errors import UnsupportedCallError, VLMCompressError
+from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError, VLMCompressError
 from vlmcompress.laws.references import before_layers
 from vlmcompress.methods import get_method
 from vlmcompress.methods.contracts.layer_view import LayerView
@@ -225,6 +226,29 @@ def test_a_new_picture_on_an_earlier_turn_is_ranked_by_the_attention_to_both(cas
     assert (rows - weights[0, :, -1:, -rows.shape[-1] :]).abs().max() < CLOSE
     if not _sees_a_part(case.kinds[case.first_cut - 1]):
         assert rows.sum(-1).max() < 0.999  # the first turn has its share
+
+
+@pytest.mark.parametrize("method", ["fastv(k=1)", "pyramiddrop", "feather"])
+def test_attention_that_cannot_be_read_is_said_in_one_line(method, monkeypatch):
+    case = Case("kimi_k25")
+    attention = attention_of(case.parts.layers[0])
+    code = sys.modules[type(attention).__module__]
+    eager = code.eager_attention_forward
+
+    def other(module, query, *args, **kwargs):
+        if query.shape[2] < 5:  # not the layer's own call
+            raise TypeError("unexpected\nargument")
+        return eager(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(code, "eager_attention_forward", other)
+    said = r"^the attention of decoder layer \d \(\w+\) cannot be read \(TypeError: unexpected arg"
+    with (
+        compress(case.model, method),
+        pytest.raises(UnsupportedModelError, match=said) as error,
+    ):
+        case.logits(case.single)
+    assert "\n" not in str(error.value)
+    assert torch.equal(case.logits(case.single), case.bare)
 
 
 def _last_row(view: LayerView) -> Shown:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from bare_towers import BareTower, look_at
+from clip_case import ClipCase
 from looker import every_layer, looker, per_image
 from model_case import Case, case_of
-from scope import DESCRIBED, DOZEN, mended
+from scope import CLIPS_HERE, DESCRIBED, DOZEN, mended
 
 from vlmcompress.api import compress
 from vlmcompress.patches.signals.tower_hooks import AT_FEATURE, PER_LAYER
@@ -62,3 +64,22 @@ def test_signals_are_those_of_eager_attention(case, monkeypatch):
     with compress(case.model, method, budget="50%"):
         case.logits(case.both)
     check(shown, bare, signals)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in DOZEN else pytest.param(name, marks=pytest.mark.slow)
+        for name in DESCRIBED
+        if name in CLIPS_HERE
+    ],
+)
+def test_signals_of_clips_are_those_of_eager_attention(name, monkeypatch):
+    case = ClipCase(name)
+    bare = look_at(case, case.inputs, "video", monkeypatch)
+    signals = signals_of(case)
+    method, shown = looker(*signals, layers=every_layer)
+    with compress(case.model, method, budget="50%"):
+        case.logits(case.inputs)
+    joined = replace(bare, mixture=[torch.cat(bare.mixture)])  # some give frames one by one
+    check(shown, joined, signals)

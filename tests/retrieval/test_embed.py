@@ -103,6 +103,8 @@ COLQWEN = (retriever("colqwen2").model, processor("colqwen2"))
         ({"images": PAGES, "texts": QUERIES}, "give either"),
         ({"texts": QUERIES, "pool": "rows"}, "pool is for pages: queries are embedded whole"),
         ({"texts": QUERIES, "method": "divprune"}, "method is for pages"),
+        ({"texts": "red star"}, "give a list of pages or of queries, also for one"),
+        ({"images": PAGES[0]}, "give a list of pages"),
         ({"images": PAGES, "budget": 8}, "a budget needs a method"),
         ({"images": PAGES, "tokens": "words"}, "tokens='words' is not possible"),
         ({"images": PAGES, "batch_size": 0}, "batch_size must be 1 or more, got 0"),
@@ -118,6 +120,15 @@ COLQWEN = (retriever("colqwen2").model, processor("colqwen2"))
 def test_what_cannot_be_done_is_said(given, message):
     with pytest.raises(VLMCompressError, match=message):
         vlmcompress.embed(*COLQWEN, **given)
+
+
+def test_nothing_gives_nothing():
+    assert vlmcompress.embed(*COLQWEN, []) == vlmcompress.embed(*COLQWEN, texts=[]) == []
+    pools = [None, "global", "rows", "hierarchical(factor=2)"]
+    for vectors in vlmcompress.embed(
+        *COLQWEN, PAGES[:1], method="text-only", pool=pools, tokens="visual"
+    ):
+        assert [each.shape for each in vectors] == [(0, 16)]
 
 
 def test_a_model_that_gives_no_vectors_is_refused():

@@ -75,6 +75,37 @@ def test_dropping_inside_the_decoder_equals_taking_the_tokens_out_there(found, p
     assert (short - whole).abs().max() > 100 * TOLERANCE
 
 
+@pytest.mark.parametrize("method", ["divprune", "fastv"])
+def test_eager_attention_gives_the_same(found, page, method):
+    with reduced(found.model, method):
+        short = found.vectors(page)
+    found.model.set_attn_implementation("eager")
+    try:
+        with reduced(found.model, method):
+            eager = found.vectors(page)
+    finally:
+        found.model.set_attn_implementation("sdpa")
+    assert (short - eager).abs().max() < TOLERANCE
+
+
+def test_renumbered_positions_are_those_of_a_prompt_without_the_tokens():
+    """Of ColQwen2, which takes embeddings and counts their positions itself."""
+    found = retriever("colqwen2.5")
+    page, given = found.page(0, 4, 5), {}
+    lm = ModelParts.of(found.model).lm
+    handle = lm.register_forward_pre_hook(
+        lambda _, args, kwargs: given.update(kwargs), with_kwargs=True
+    )
+    found.vectors(page)
+    handle.remove()
+    with compress(found.model, "divprune", "50%", positions="renumber") as c:
+        short = found.vectors(page)
+    keep = entering(page, c.report().images[0], 0)
+    reference = found.vectors({"inputs_embeds": given["inputs_embeds"][:, keep]})
+    assert (short - reference).abs().max() < TOLERANCE
+    assert (short - found.vectors(page)[:, keep]).abs().max() > 100 * TOLERANCE
+
+
 @pytest.mark.parametrize("left", [True, False])
 @pytest.mark.parametrize("method", ["divprune", "fastv"])
 def test_a_batch_equals_its_members_and_padding_is_zero(found, page, method, left):
@@ -137,3 +168,9 @@ def test_a_vlm_inside_that_was_not_tested_is_refused(monkeypatch):
     monkeypatch.setattr(type(model.config.vlm_config), "model_type", "qwen9_vl")
     with pytest.raises(UnsupportedModelError, match="around qwen2_vl or qwen2_5_vl, this one"):
         compress(model, "divprune", budget=8)
+
+
+@pytest.mark.parametrize("budget", ["0.5 flops", "5 ms"])
+def test_costs_are_refused_at_once(budget):
+    with pytest.raises(UnsupportedModelError, match="no LM head: give a budget of tokens"):
+        compress(retriever("colqwen2").model, "divprune", budget)

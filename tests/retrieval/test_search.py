@@ -94,6 +94,13 @@ def test_equal_pages_keep_their_order():
             assert row in ([0, 2, 1, 3], [1, 3, 0, 2])
 
 
+def test_equal_pages_keep_their_order_whatever_chose_them():
+    (middle,) = COARSE[0]
+    coarse = [(share * middle)[None] for share in (-1, 0, 1)]
+    hits = vlmcompress.search([middle[None]], PAGES[:1] * 3, coarse=coarse)
+    assert hits.pages.tolist() == [[0, 1, 2]]
+
+
 def test_half_precision_is_added_up_in_float32():
     pages = [page.half() for page in PAGES]
     hits = vlmcompress.search([query.half() for query in QUERIES], pages)

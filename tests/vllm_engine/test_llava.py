@@ -181,39 +181,14 @@ def test_a_question_without_words_is_refused_where_they_are_needed(llava):
         llava.generate([asked])
 
 
-def test_a_prompt_that_ends_with_its_image(llava):
+@pytest.mark.parametrize("method", [None, "divprune"])
+def test_a_prompt_that_ends_with_its_image(llava, method, in_process):
     """The answer goes on from the position after the whole image."""
-    loaded_ids = _ends_with_image(llava, None)
-    kept = _ends_with_image(llava, {"method": "full"})
-    assert loaded_ids == _compressed_end("divprune", BUDGET)
-    assert kept == _compressed_end(None, None)
-    assert loaded_ids != kept
-
-
-def _ends_with_image(llava, settings):
-    asked = request("tiny-llava", PICTURES[1], settings)
-    asked["prompt"] = "user : how many circles are there ? <image>"
-    return ids_of(llava.generate([asked], 12, ignore_eos=True))[0]
-
-
-def _compressed_end(method, budget):
-    import contextlib
-
-    from vllm_cases import loaded
-
-    import vlmcompress
-
-    model, processor = loaded("tiny-llava")
     text = "user : how many circles are there ? <image>"
-    inputs = processor(text=text, images=PICTURES[1].media, return_tensors="pt")
-    context = (
-        contextlib.nullcontext()
-        if method is None
-        else vlmcompress.compress(model, method, budget, processor=processor)
-    )
-    with context:
-        ids = model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=None)
-    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+    asked = request("tiny-llava", PICTURES[1], None if method else {"method": "full"})
+    asked["prompt"] = text
+    found = ids_of(llava.generate([asked], 12, ignore_eos=True))[0]
+    assert found == in_process("tiny-llava", text, PICTURES[1].media, method, BUDGET)
 
 
 def test_text_alone_is_answered(llava):

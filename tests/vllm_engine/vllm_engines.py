@@ -63,10 +63,11 @@ def engine_of(folder: str, name: str, **extra: Any) -> Iterator[Engine]:
         "limit_mm_per_prompt": {"image": 3, "video": 1} if name == "tiny-qwen" else {"image": 3},
         "disable_log_stats": False,
     }
-    llm = LLM(folder, **(options | extra))
+    made = Engine(LLM(folder, **(options | extra)), name)
     try:
-        yield Engine(llm, name)
+        yield made
     finally:
-        del llm
+        # An engine that is collected later takes down what the next one has set up.
+        made.llm = None
         gc.collect()
         cleanup_dist_env_and_memory()

@@ -48,15 +48,23 @@ class Answer:
         """Mean over decoder layers of those that enter each."""
         return sum(image.mean for image in self.report.images)
 
-    def overlay(self, layer: int | None = None, model: str | None = None) -> Image:
+    def overlay(
+        self, layer: int | None = None, model: str | None = None, width: int = 1600
+    ) -> Image:
         """The pictures with dropped patches dimmed, over method, budget, question and answer.
 
         Args:
             layer: shows what enters this decoder layer; None shows how far each patch gets.
             model: a name to be written there as well.
+            width: of the frames of a clip beside each other at most.
         """
         return self.report.overlay(
-            self.media, question=self.question, answer=self.answer, model=model, layer=layer
+            self.media,
+            question=self.question,
+            answer=self.answer,
+            model=model,
+            layer=layer,
+            width=width,
         )
 
     def to_dict(self) -> dict[str, Any]:

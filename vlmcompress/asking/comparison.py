@@ -39,7 +39,7 @@ class Comparison:
         ]
 
     def changed(self) -> str:
-        """One line: which settings answer otherwise than all tokens do."""
+        """In one line, what changed: which settings answer otherwise than all tokens do."""
         first, *others = self.answers
         other = [f"{one.setting.name} ({one.answer or 'empty'})" for one in others]
         other = [
@@ -48,7 +48,7 @@ class Comparison:
         if not others:
             return "nothing was compared"
         if not other:
-            return f"all {len(others)} answer as with all tokens: {first.answer or '(empty)'}"
+            return f"nothing, {len(others)} of {len(others)} answer as with all tokens"
         same = f"{len(others) - len(other)} of {len(others)} answer as with all tokens"
         return f"{same}; otherwise: {', '.join(other)}"
 
@@ -85,7 +85,7 @@ class Comparison:
             for row in table
         ]
         lines += [f"refused: {name}: {why}" for name, why in self.refused.items()]
-        return "\n".join([*lines, self.changed()])
+        return "\n".join([*lines, f"changed: {self.changed()}"])
 
     def _repr_html_(self) -> str:
         from vlmcompress.report.html import as_image, as_table
@@ -95,6 +95,6 @@ class Comparison:
             for name, why in self.refused.items()
         )
         return (
-            f"<div>{as_table(_HEADS, self.rows())}<p>{html.escape(self.changed())}</p>{refused}"
-            f"{as_image(self.overlay())}</div>"
+            f"<div>{as_table(_HEADS, self.rows())}<p>changed: {html.escape(self.changed())}</p>"
+            f"{refused}{as_image(self.overlay())}</div>"
         )

@@ -15,6 +15,7 @@ from vlmcompress.cli.ask import ask
 from vlmcompress.cli.calibrate import calibrate
 from vlmcompress.cli.chat import chat
 from vlmcompress.cli.check import check
+from vlmcompress.cli.demo import demo
 from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
@@ -34,6 +35,7 @@ app.command()(ask)
 app.command()(chat)
 app.command()(ls)
 app.command()(show)
+app.command()(demo)
 app.command()(check)
 app.command()(calibrate)
 app.command()(profile)

@@ -168,7 +168,7 @@ def first_token(shape: ModelShape, load: Load, causal: bool = True) -> Costs:
         for layer, *counts in zip(shape.encoder, image, compared, strict=True)
     )
     per_token, per_image = shape.pooler
-    around = shape.embedding * patches + per_token * tokens + per_image * len(load.encoder)
+    around = (shape.embedding + per_token) * patches + per_image * len(load.encoder)
     left = sum(row[-1] for row in load.rows)
     by_layer = list(zip(shape.decoder, zip(*load.rows, strict=True), strict=False))
     held = sum(layer.cached * layer.kept(n) for layer, counts in by_layer for n in counts)

@@ -23,9 +23,9 @@ class UnitDrop(TowerDropper):
     "unit-drop+divprune". Which units stay is decided by what enters the layer:
 
     "spread" keeps those whose patches differ most: the largest squared distance of the patches from
-    their mean. Plain surfaces leave first. It takes a token of several patches.
-    "farthest" keeps those whose means are farthest from one another, by the cosine of the means as
-    they are (centred means are far worse), as DivPrune does with features.
+    their mean. Plain surfaces leave first. "farthest" keeps those whose means are farthest from one
+    another, by the cosine of the means as they are (centred means are far worse), as DivPrune does
+    with features. "auto" is "spread", or "farthest" where a token is one patch.
     """
 
     name: ClassVar[str] = "unit-drop"
@@ -34,10 +34,13 @@ class UnitDrop(TowerDropper):
 
     layer: int | float = 0.25
     """Before which layer, 0-based: an integer, or a share of the layers below 1 (rounded)."""
-    score: Literal["spread", "farthest"] = "spread"
+    score: Literal["auto", "spread", "farthest"] = "auto"
     """What decides which tokens stay."""
     ratio: float = 0.25
     """Share of the tokens kept where no budget is given."""
+    whole_tower: bool = False
+    """For comparisons: choose before the layer, but let the tower go on with everything, so that
+    only the decoder works less."""
 
     def __post_init__(self) -> None:
         check_fields(self, ratio="(0, 1]", layer="[0, inf)")
@@ -62,20 +65,24 @@ class UnitDrop(TowerDropper):
             )
         return self.layer
 
-    @torch.no_grad()
-    def select(self, tokens: TokenPatches, count: int) -> Tensor:
-        """[B, count] int64 ascending.
+    @property
+    def shortens(self) -> bool:
+        return not self.whole_tower
 
-        Raises:
-            VLMCompressError: "spread" of tokens of one patch.
-        """
-        hidden = tokens.hidden.float()
-        means = hidden.mean(2)
-        if self.score == "farthest":
-            return farthest_point(means, count)
-        if hidden.shape[2] < 2:
+    def suits(self, patches: int) -> None:
+        """Raise for "spread" where a token is one patch."""
+        if self.score == "spread" and patches < 2:
             raise VLMCompressError(
                 'unit-drop: score="spread" compares the patches of a token, and here a token is '
                 'one patch: give score="farthest"'
             )
+
+    @torch.no_grad()
+    def select(self, tokens: TokenPatches, count: int) -> Tensor:
+        """[B, count] int64 ascending."""
+        hidden = tokens.hidden.float()
+        self.suits(hidden.shape[2])
+        means = hidden.mean(2)
+        if self.score == "farthest" or hidden.shape[2] < 2:
+            return farthest_point(means, count)
         return top_k((hidden - means[:, :, None]).square().sum((2, 3)), count)

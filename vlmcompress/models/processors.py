@@ -30,12 +30,17 @@ from vlmcompress.models.video_processors import (
     SmolVLMVideoProcessor,
     VideoLlavaVideoProcessor,
 )
-from vlmcompress.models.video_processors_qwen import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+from vlmcompress.models.video_processors_qwen import (
+    Glm46VVideoProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 _VIDEO = {
     "Qwen2VLProcessor": Qwen2VLVideoProcessor,
     "Qwen2_5_VLProcessor": Qwen2VLVideoProcessor,
     "Qwen3VLProcessor": Qwen3VLVideoProcessor,
+    "Glm46VProcessor": Glm46VVideoProcessor,
     "Qwen2_5OmniProcessor": Qwen2VLVideoProcessor,
     "Qwen3OmniMoeProcessor": Qwen2VLVideoProcessor,
     "InternVLProcessor": InternVLVideoProcessor,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.report.footer import with_footer
-from vlmcompress.report.overlay import draw, side_by_side
+from vlmcompress.report.overlay import SHEET, draw, side_by_side
 
 if TYPE_CHECKING:
     from vlmcompress.media.video import Video
@@ -25,6 +25,7 @@ def picture(
     answer: str | None = None,
     model: str | None = None,
     layer: int | None = None,
+    width: int = SHEET,
 ) -> Image.Image:
     """What `draw` draws, over a footer; see `Report.overlay`.
 
@@ -43,7 +44,7 @@ def picture(
         about.append(f"question: {question}")
     if answer is not None:
         about.append(f"answer: {answer or '(empty)'}")
-    return with_footer(draw(media, report.images, processor, layer=layer), about)
+    return with_footer(draw(media, report.images, processor, layer=layer, width=width), about)
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:

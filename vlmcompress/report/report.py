@@ -94,6 +94,9 @@ class Report:
     prefill and LM head."""
     resolved: float | None = None
     """The share of the tokens in percent that the budget came to."""
+    dropped_before: tuple[int, int] | None = None
+    """The layer of the vision tower, 0-based, before which tokens left it, and of how many; None
+    where no method drops there."""
     reason: str | None = None
     """Why `method="auto"` took this method; None where the user named it."""
     notes: list[str] = field(default_factory=list)
@@ -135,6 +138,7 @@ class Report:
         answer: str | None = None,
         model: str | None = None,
         layer: int | None = None,
+        width: int = 1600,
     ) -> Image:
         """The images and clips of the call, with what was dropped dimmed, and a legend.
 
@@ -146,6 +150,7 @@ class Report:
             model: its name.
             layer: shows what enters this decoder layer; by default a patch is as bright as the
                 share of the layers that it reaches.
+            width: of the frames of a clip beside each other at most.
 
         Raises:
             VLMCompressError: no processor is known, or the media are not those of the call.
@@ -161,6 +166,7 @@ class Report:
             answer=answer,
             model=model,
             layer=layer,
+            width=width,
         )
 
     def plot(self) -> Any:
@@ -191,6 +197,9 @@ class Report:
             if image.grid[0] > 1:
                 lines.append(f"    per frame {frame_counts([image])}")
             lines += [f"    note: {note}" for note in image.notes]
+        if self.dropped_before is not None:
+            layer, layers = self.dropped_before
+            lines.append(f"  dropped before layer {layer} of {layers} of the vision tower")
         lines += [f"  note: {note}" for note in self.notes]
         if self.reason is not None:
             lines.append(f"  {self.reason}")

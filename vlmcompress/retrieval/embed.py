@@ -103,6 +103,8 @@ def embed(
     """
     if (images is None) == (texts is None):
         raise VLMCompressError("give either images= (pages) or texts= (queries)")
+    if isinstance(images, Picture) or isinstance(texts, str):
+        raise VLMCompressError("give a list of pages or of queries, also for one")
     if tokens not in _TOKENS:
         raise VLMCompressError(f"tokens={tokens!r} is not possible: give {' or '.join(_TOKENS)}")
     if batch_size < 1:

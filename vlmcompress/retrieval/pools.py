@@ -145,6 +145,8 @@ class Hierarchical(Pool):
             raise VLMCompressError(f"hierarchical: {name} must be {least} or more, got {value}")
 
     def pool(self, page: PageVectors) -> Tensor:
+        if not len(page.vectors):  # a method may leave none
+            return page.vectors
         vectors = normalize(page.vectors.float(), dim=-1)
         labels = self._labels(vectors)
         order = labels.new_full((int(labels.max()) + 1,), len(labels))

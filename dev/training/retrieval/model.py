@@ -26,6 +26,7 @@ BACKBONE = ASSETS / "tiny_qwen"
 def make_config() -> ColQwen2Config:
     """A Qwen2.5-VL of `LAYERS` layers, and a projection to `DIM`."""
     backbone: Any = AutoConfig.from_pretrained(BACKBONE)
+    backbone._name_or_path = ""  # it would be written down
     text = backbone.text_config
     text.num_hidden_layers, text.layer_types = LAYERS, text.layer_types[:LAYERS]
     return ColQwen2Config(vlm_config=backbone, embedding_dim=DIM)

@@ -5,7 +5,7 @@
 The tower stays as it is in tiny-qwen, so its features are computed once; the decoder layers and the
 projection learn that a query scores highest (MaxSim) with a page that has what it names. Both
 directions of the contrast count, and pages that are relevant by chance are no negatives. Continues
-from its checkpoint in the work folder. One CPU core needs half an hour. The schedule follows the
+from its checkpoint in the work folder. One CPU core needs 40 minutes. The schedule follows the
 clock, so two runs never give the same bits.
 """
 
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--pages", type=int, default=6_000, help="pages to train on")
-    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -284,6 +284,40 @@ def test_tokens_dropped_inside_the_tower(name, layer):
     agree(replace(costs, projector=count.projector), count, total=False)
 
 
+@pytest.mark.parametrize("name", ["random qwen3-vl", "random internvl"])
+def test_a_tower_that_goes_on_with_everything_costs_as_much(name):
+    subject = subject_of(name)
+    inputs, spec = subject.batch(subject.prompt(2, 1)), "unit-drop(layer=1, whole_tower=True)"
+    planned, report = looked_at(subject, inputs, spec, "40%")
+    with compress(subject.model, spec, budget="40%"):
+        count = counted(subject.model, inputs)
+    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method(spec)
+    load = load_of(subject.model, report.images, text, method)
+    agree(first_token(shape, load, causal=False), count, total=False)
+    assert load == load_of(subject.model, planned, text, method)
+
+
+DROPPED = ["random internvl", "random idefics3", "random smolvlm", "random gemma3"]
+DROPPED += ["tiny-llava", "random llava-onevision", "random vipllava"]
+
+
+@pytest.mark.rotating(axis="name", by="layer", count=2)
+@pytest.mark.parametrize("layer", range(2))
+@pytest.mark.parametrize("name", DROPPED)
+def test_tokens_of_tiles_dropped_inside_the_tower(name, layer):
+    subject = subject_of(name)
+    inputs, spec = subject.batch(subject.prompt(2, 1)), f"unit-drop(layer={layer})"
+    planned, report = looked_at(subject, inputs, spec, "40%")
+    with compress(subject.model, spec, budget="40%"):
+        count = counted(subject.model, inputs)
+    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method(spec)
+    load = load_of(subject.model, report.images, text, method)
+    costs = first_token(shape, load, causal=False)
+    agree(costs, count, total=False)
+    assert load.encoder == load_of(subject.model, planned, text, method).encoder
+    assert costs.encoder < first_token(shape, load_of(subject.model, report.images, text)).encoder
+
+
 @pytest.mark.parametrize(
     ("name", "upstream"),
     [

@@ -132,6 +132,18 @@ class TowerDropper(Method):
             VLMCompressError: there is no such layer.
         """
 
+    @property
+    def shortens(self) -> bool:
+        """Whether the tower goes on without what leaves; else only the decoder does."""
+        return True
+
+    def suits(self, patches: int) -> None:
+        """Raise where it cannot choose among tokens of so many patches each.
+
+        Raises:
+            VLMCompressError: it cannot.
+        """
+
     @abstractmethod
     def select(self, tokens: TokenPatches, count: int) -> Tensor:
         """[B, count] int64: of each the raster indices that stay, ascending and unique."""

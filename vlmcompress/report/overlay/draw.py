@@ -22,7 +22,7 @@ from vlmcompress.report.report import ImageReport, by_medium
 
 _LARGEST = 1600
 _GAP, _CAPTION = 12, 26
-_SHEET = 1600
+SHEET = 1600
 """Width of a sheet of tiles at most; tiles shrink where there are many."""
 _TILES = (320, 200, 128)
 """Longer side of a tile with up to 16 and up to 64 of them, and with more."""
@@ -34,6 +34,7 @@ def draw(
     processor: Any,
     side: int = 480,
     layer: int | None = None,
+    width: int = SHEET,
 ) -> Image.Image:
     """Images and clips side by side as the decoder got them, each over a line with token counts.
 
@@ -49,6 +50,7 @@ def draw(
         processor: the model's processor, for where the patches lie.
         side: the longer side of an image is enlarged to at least this many pixels.
         layer: shows what enters this decoder layer instead.
+        width: of the frames of a clip beside each other at most.
 
     Raises:
         VLMCompressError: media and reports do not go together, the decoder has no such layer, or it
@@ -64,7 +66,7 @@ def draw(
             f"mean over layers {sum(r.mean for r in own):g}"
         )
         if isinstance(one, Video):
-            shown, more = [_sheet(one, own, processor, layer)], [caption]
+            shown, more = [_sheet(one, own, processor, layer, width)], [caption]
         else:
             shown, more = _single(one, steps_of(own, layer), processor, side)
             more = [caption] if not more else [more[0], f"{more[1]}; in all {caption}"]
@@ -117,7 +119,7 @@ def _single(
 
 
 def _sheet(
-    video: Video, reports: Sequence[ImageReport], processor: Any, layer: int | None
+    video: Video, reports: Sequence[ImageReport], processor: Any, layer: int | None, room: int
 ) -> Image.Image:
     """One tile for each temporal step of a clip, its first frame."""
     steps = steps_of(reports, layer)
@@ -134,5 +136,5 @@ def _sheet(
         frame = Image.fromarray(video.frames[number * each])
         tiles.append(panel(frame, [(box, step)], scale))
         captions.append(f"{video.times[number * each]:.2f} s: {step.kept} kept")
-    columns = max(1, (_SHEET + _GAP) // (tiles[0].width + _GAP))
+    columns = max(1, (room + _GAP) // (tiles[0].width + _GAP))
     return side_by_side(tiles, captions, min(columns, len(tiles)), size=12)

@@ -116,6 +116,19 @@ _SEAMS: dict[str, Callable[[], bool]] = {
 }
 
 
+def open_gate(multimodal_config: Any) -> None:
+    """Let the runner ask a model for positions once it knows what it kept.
+
+    vLLM asks its options for video pruning whether to. For this instance the answer is yes; on a
+    CPU nobody asks (`mend_cpu_runner`).
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        # Not a lambda: configurations are pickled.
+        multimodal_config.is_multimodal_pruning_enabled = functools.partial(bool, 1)
+
+
 def mend_cpu_runner() -> None:
     """Let vLLM's runner for CPUs ask a model whether it corrects positions.
 

@@ -5,18 +5,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from vlmcompress.errors import UnsupportedModelError
+import torch
+
+from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
+from vlmcompress.patches.families.family import square
+from vlmcompress.patches.families.llava_next import rows_with_newlines
+from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.serving.vllm.family import Family
+from vlmcompress.tokens import Grid, Layout
+
+_OLD_TOWER = {r"^((model\.)?vision_tower\.)(?!vision_model\.)": r"\1vision_model."}
+"""Checkpoints that transformers 5 wrote lack a level that vLLM expects."""
 
 
 class Llava(Family):
     """One square grid per image, from a CLIP or SigLIP tower."""
 
     adapter = "llava"
-    renames = {r"^((model\.)?vision_tower\.)(?!vision_model\.)": r"\1vision_model."}  # noqa: RUF012
+    renames = _OLD_TOWER
 
     def check_config(self, config: Any) -> None:
         kind = config.vision_config.model_type
@@ -24,18 +35,103 @@ class Llava(Family):
             raise UnsupportedModelError(f"a LLaVA with a {kind} cannot be served: its grids vary")
 
 
-class Qwen2_5VL(Family):
+class LlavaNext(Llava):
+    """An overview and tiles, joined and cut to the shape of the image, with newlines after rows.
+
+    vLLM packs tiles in a way of its own, so that no signals of the tower are given.
+    """
+
+    adapter = "llava_next"
+
+    def gives(self, config: Any) -> frozenset[str]:
+        return Encoder.signals
+
+    def layout(self, config: Any, modality: str, item: Mapping[str, Any], count: int) -> Layout:
+        size = item["image_sizes"].flatten().tolist()
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        rows, width = self.packed(config, size, side)
+        found = rows_with_newlines(side, rows, width) if width else None
+        if found is None or found.placeholders != count:
+            raise UnsupportedCallError(
+                f"an image of {size[0]} x {size[1]} pixels, {count} tokens, has no rows to prune"
+            )
+        return found
+
+    def packed(self, config: Any, size: Sequence[int], side: int) -> tuple[int, int]:
+        """Rows and columns of the joined tiles of an image of `size`, height first."""
+        from transformers.models.llava_next import modeling_llava_next as of
+
+        pinpoints, pixels = config.image_grid_pinpoints, config.vision_config.image_size
+        high, wide = of.get_anyres_image_grid_shape(size, pinpoints, pixels)
+        tiles = torch.empty(1, high * side, wide * side, device="meta")
+        return tuple(of.unpad_image(tiles, size).shape[1:])
+
+
+class LlavaOnevision(LlavaNext):
+    """As LLaVA-NeXT, but that large pictures are shrunk; clips are served whole."""
+
+    adapter = "llava_onevision"
+
+    def packed(self, config: Any, size: Sequence[int], side: int) -> tuple[int, int]:
+        rows, width = super().packed(config, size, side)
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(rows * width / (most * side**2))
+        return (int(rows // ratio), int(width // ratio)) if ratio > 1.1 else (rows, width)
+
+
+class Qwen2VL(Family):
     """Images and clips of any size, positions with three axes."""
 
-    adapter = "qwen2_5_vl"
-    modalities = ("image", "video")
+    adapter = "qwen2_vl"
+    modalities: tuple[str, ...] = ("image", "video")
     renumbers = False
     tower, attention, projection = "visual.blocks", "attn", "qkv"
 
 
+class Qwen2_5VL(Qwen2VL):
+    """As Qwen2-VL, with windows in most layers of the tower."""
+
+    adapter = "qwen2_5_vl"
+
+
+class Qwen3VL(Qwen2VL):
+    """As Qwen2-VL; clips, whose frames have text between them, are served whole."""
+
+    adapter = "qwen3_vl"
+    modalities = ("image",)
+
+
+class InternVL(Family):
+    """Tiles of an image one after the other, each of the same square grid."""
+
+    adapter = "internvl"
+    tower, attention = "vision_tower.encoder.layer", "attention"
+
+    def layout(self, config: Any, modality: str, item: Mapping[str, Any], count: int) -> Layout:
+        side = math.isqrt(config.image_seq_length)
+        return Layout((Grid(1, side, side),) * (count // side**2))
+
+
+class Gemma3(Family):
+    """One square grid per image, whose tokens see one another."""
+
+    adapter = "gemma3"
+    renames = _OLD_TOWER
+
+    def layout(self, config: Any, modality: str, item: Mapping[str, Any], count: int) -> Layout:
+        return Layout.of(square(count))
+
+
 FAMILIES: dict[str, type[Family]] = {
     "LlavaForConditionalGeneration": Llava,
+    "LlavaNextForConditionalGeneration": LlavaNext,
+    "LlavaOnevisionForConditionalGeneration": LlavaOnevision,
+    "Qwen2VLForConditionalGeneration": Qwen2VL,
     "Qwen2_5_VLForConditionalGeneration": Qwen2_5VL,
+    "Qwen3VLForConditionalGeneration": Qwen3VL,
+    "Qwen3_5ForConditionalGeneration": Qwen3VL,
+    "InternVLForConditionalGeneration": InternVL,
+    "Gemma3ForConditionalGeneration": Gemma3,
 }
 
 

@@ -35,8 +35,8 @@ class Family:
     """The layers of the vision tower, up to the one that gives the features."""
     attention: str = "self_attn"
     """The attention module in such a layer."""
-    projection: str = "qkv_proj"
-    """The projection to queries, keys and values in it."""
+    projection: str | None = None
+    """The projection to queries, keys and values in it, where keys are rotated afterwards."""
     renames: ClassVar[Mapping[str, str]] = {}
     """Pattern -> replacement, for names of weights that vLLM does not know."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from vllm.distributed import get_tp_group
 from vllm.logger import init_logger
 from vllm.multimodal.inputs import PlaceholderRange
@@ -22,6 +21,7 @@ from vlmcompress.patches.decoder.selection import choose
 from vlmcompress.serving.counts import ItemPlan, method_of
 from vlmcompress.serving.settings import Settings
 from vlmcompress.serving.vllm import positions
+from vlmcompress.serving.vllm.compat import open_gate
 from vlmcompress.serving.vllm.family import Family
 from vlmcompress.serving.vllm.processor import FIELD, plans_in
 from vlmcompress.serving.vllm.signals import TowerTaps
@@ -46,10 +46,7 @@ class Pruned:
         keep = Settings.of_server(self._hf_config).positions == "keep"
         self.carries_positions = keep and model_config.uses_mrope
         if self.carries_positions:
-            # vLLM lets a model correct M-RoPE positions once it knows what it kept, but asks its
-            # options for video pruning whether to. For this instance the answer is yes.
-            config = model_config.multimodal_config
-            config.is_multimodal_pruning_enabled = functools.partial(bool, 1)
+            open_gate(model_config.multimodal_config)
         self._taps = TowerTaps(self, self.family, self._hf_config)  # type: ignore[arg-type]
 
     # ---- features ----
@@ -57,8 +54,11 @@ class Pruned:
     @torch.no_grad()
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """As vLLM's model, with the features that the plans leave; one call has one modality."""
-        if FIELD not in kwargs:
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        if FIELD not in kwargs:  # a modality that is not pruned
+            whole = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            if not self.carries_positions:
+                return whole
+            return [nn.functional.pad(one, (0, positions.COLUMNS)) for one in whole]
         plans = plans_in(kwargs.pop(FIELD))
         modality = "video" if any("video" in name for name in kwargs) else "image"
         asked = [self._asked(plan) for plan in plans]
@@ -168,16 +168,21 @@ class Pruned:
         """Those of the unpruned prompt; see `positions`."""
         if not self.carries_positions:
             return self._full_positions(input_tokens, mm_features)
-        runs, whole_features, grown = [], [], 0
+        runs, whole_features, tokens, grown = [], [], list(input_tokens), 0
         for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
-            run = _run(feature)
-            runs.append(run)
-            place = PlaceholderRange(run.start + grown, run.given)
+            run, place = _run(feature), feature.mm_position
+            if run is None:
+                place = replace(place, offset=place.offset + grown)
+            else:
+                runs.append(run)
+                place = PlaceholderRange(run.start + grown, run.given)
+                more = run.given - run.kept
+                tokens[place.offset : place.offset] = [input_tokens[run.start]] * more
+                grown += more
             whole_features.append(
                 SimpleNamespace(data=feature.data, modality=feature.modality, mm_position=place)
             )
-            grown += run.given - run.kept
-        whole, delta = self._full_positions([0] * (len(input_tokens) + grown), whole_features)
+        whole, delta = self._full_positions(tokens, whole_features)
         found, delta = positions.marked(whole, delta, runs, len(input_tokens))
         found.after_prompt = delta  # type: ignore[attr-defined]
         return found, delta
@@ -224,15 +229,15 @@ class Pruned:
         return replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
 
 
-def _run(feature: Any) -> positions.Run:
-    """Where the features of an image lie in a prompt."""
+def _run(feature: Any) -> positions.Run | None:
+    """Where the features of an image lie in a prompt; None where its modality is not pruned."""
+    if FIELD not in feature.data:
+        return None
     place = feature.mm_position
     mask = place.is_embed
     first = 0 if mask is None else int(mask.to(torch.int).argmax())
-    element = None if feature.data is None else feature.data.get(FIELD)
-    kept = place.get_num_embeds()
-    given = kept if element is None else plans_in([element.data])[0].given
-    return positions.Run(place.offset + first, kept, given)
+    (plan,) = plans_in([feature.data[FIELD].data])
+    return positions.Run(place.offset + first, plan.keep, plan.given)
 
 
 def _agreed(found: Tensor | None) -> Tensor | None:

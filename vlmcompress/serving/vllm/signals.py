@@ -72,8 +72,9 @@ class TowerTaps:
         self._calls: dict[int, list[AttentionCall]] = defaultdict(list)
         for number, layer in enumerate(layers[: self.depth]):
             attention = layer.get_submodule(family.attention)
-            projection = attention.get_submodule(family.projection)
-            projection.register_forward_hook(functools.partial(self._project, number))
+            if family.projection is not None:
+                projection = attention.get_submodule(family.projection)
+                projection.register_forward_hook(functools.partial(self._project, number))
             attention.attn.register_forward_pre_hook(
                 functools.partial(self._see, number), with_kwargs=True
             )
@@ -113,7 +114,8 @@ class TowerTaps:
         flat = key.transpose(1, 2).flatten(2)
         if ends is not None:
             lengths = [b - a for a, b in pairwise(ends.tolist()) if b > a]
-            query, key = query[0], key[0]
+            query, key, flat = query[0], key[0], flat[0]
+        if self._projected is not None:
             flat = self._projected.reshape(-1, 3, heads * size)[:, 1]
         self._calls[number].append(AttentionCall(query, key, flat, module.scale, lengths))
 

@@ -1,0 +1,213 @@
+"""Small models with random weights of families that have no built-in one, as folders for vLLM."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import processor_folders as folders
+import torch
+import transformers
+
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 32,
+    "max_position_embeddings": 1024,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+TOWER = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 4,
+}
+_SPECIAL = {name: number for number, name in enumerate(folders.SPECIAL)}
+_MROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
+_QWEN = {
+    "image_token_id": _SPECIAL["<|image_pad|>"],
+    "video_token_id": _SPECIAL["<|video_pad|>"],
+    "vision_start_token_id": _SPECIAL["<|vision_start|>"],
+    "vision_end_token_id": _SPECIAL["<|vision_end|>"],
+}
+_QWEN_TOWER = {"depth": 3, "patch_size": 4, "num_heads": 2, "spatial_merge_size": 2}
+_LLAVA_TILES = {"image_token_index": _SPECIAL["<image>"], "vision_feature_layer": -2}
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """How to make one."""
+
+    kind: folders.Kind
+    config: dict[str, Any]
+    class_name: str
+    placeholder: str
+    size: tuple[int, int] = (44, 40)
+    """Width and height of the pictures that it is asked about."""
+
+
+def _next(pinpoints: list[list[int]]) -> folders.Kind:
+    crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    return folders.Kind(
+        "llava_next",
+        "LlavaNextProcessor",
+        "LlavaNextImageProcessor",
+        crop | {"image_grid_pinpoints": pinpoints},
+        placeholders=("<image>", "<video>"),
+        options={"patch_size": 4, "vision_feature_select_strategy": "default"}
+        | {"num_additional_image_tokens": 1},
+    )
+
+
+_PINPOINTS = [[32, 64], [64, 32], [64, 64]]
+_QWEN_SIZES = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 256}}
+_QWEN_SIZES["size"]["longest_edge"] = 4096
+
+MODELS: dict[str, RandomModel] = {
+    "Qwen2-VL": RandomModel(
+        folders.KINDS["qwen2_vl"],
+        _QWEN
+        | {
+            "text_config": TEXT | {"rope_parameters": _MROPE},
+            "vision_config": _QWEN_TOWER | {"embed_dim": 64, "hidden_size": 64},
+        },
+        "Qwen2VLForConditionalGeneration",
+        folders._QWEN[0],
+    ),
+    "Qwen3-VL": RandomModel(
+        folders.KINDS["qwen3_vl"],
+        _QWEN
+        | {
+            "text_config": TEXT | {"rope_parameters": _MROPE | {"mrope_interleaved": True}},
+            "vision_config": _QWEN_TOWER
+            | {
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "out_hidden_size": 64,
+                "num_position_embeddings": 144,
+                "deepstack_visual_indexes": [0, 1],
+            },
+        },
+        "Qwen3VLForConditionalGeneration",
+        folders._QWEN[0],
+    ),
+    "LLaVA-NeXT": RandomModel(
+        _next(_PINPOINTS),
+        _LLAVA_TILES
+        | {
+            "vision_config": TOWER | {"model_type": "clip_vision_model", "projection_dim": 16},
+            "text_config": TEXT | {"model_type": "llama"},
+            "image_grid_pinpoints": _PINPOINTS,
+        },
+        "LlavaNextForConditionalGeneration",
+        "<image>",
+    ),
+    "LLaVA-OneVision": RandomModel(
+        folders.Kind(
+            "llava_onevision",
+            "LlavaOnevisionProcessor",
+            "LlavaOnevisionImageProcessor",
+            {"size": {"height": 32, "width": 32}, "image_grid_pinpoints": _PINPOINTS},
+            placeholders=("<image>", "<video>"),
+            options={"num_image_tokens": 64, "vision_feature_select_strategy": "full"}
+            | {"vision_aspect_ratio": "anyres_max_2"},
+        ),
+        {
+            "image_token_index": _SPECIAL["<image>"],
+            "video_token_index": _SPECIAL["<video>"],
+            "vision_feature_layer": -1,
+            "vision_aspect_ratio": "anyres_max_2",
+            "vision_config": TOWER
+            | {"model_type": "siglip_vision_model", "vision_use_head": False},
+            "text_config": TEXT | {"model_type": "qwen2"},
+            "image_grid_pinpoints": _PINPOINTS,
+        },
+        "LlavaOnevisionForConditionalGeneration",
+        "<image>",
+    ),
+    "InternVL": RandomModel(
+        folders.Kind(
+            "internvl",
+            "InternVLProcessor",
+            "GotOcr2ImageProcessor",
+            {"size": {"height": 32, "width": 32}, "crop_to_patches": True, "max_patches": 3},
+            placeholders=("<IMG_CONTEXT>", "<video>"),
+            options={"image_seq_length": 16},
+            named=folders.KINDS["internvl"].named,
+        ),
+        {
+            "vision_config": TOWER
+            | {"model_type": "internvl_vision", "image_size": [32, 32], "patch_size": [4, 4]},
+            "text_config": TEXT | {"model_type": "qwen2"},
+            "image_token_id": _SPECIAL["<IMG_CONTEXT>"],
+            "image_seq_length": 16,
+        },
+        "InternVLForConditionalGeneration",
+        "<IMG_CONTEXT>",
+    ),
+    "Gemma 3": RandomModel(
+        folders.Kind(
+            "gemma3",
+            "Gemma3Processor",
+            "Gemma3ImageProcessor",
+            {"size": {"height": 32, "width": 32}},
+            placeholders=("<img>", "<video>"),
+            options={"image_seq_length": 16},
+            named={
+                "boi_token": "<img>",
+                "eoi_token": "</img>",
+                "image_token": "<IMG_CONTEXT>",
+            },
+        ),
+        {
+            "vision_config": TOWER
+            | {"model_type": "siglip_vision_model", "vision_use_head": False},
+            "text_config": TEXT
+            | {
+                "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+                "sliding_window": 64,
+                "tie_word_embeddings": True,
+            },
+            "image_token_id": _SPECIAL["<IMG_CONTEXT>"],
+            "boi_token_index": _SPECIAL["<img>"],
+            "eoi_token_index": _SPECIAL["</img>"],
+            "mm_tokens_per_image": 16,
+        },
+        "Gemma3ForConditionalGeneration",
+        "<img>",
+    ),
+}
+
+
+def write(folder: Path, name: str) -> Path:
+    """The model and its processor in a folder, as transformers saves them."""
+    made = MODELS[name]
+    folders.write_folder(folder, made.kind)
+    (folder / "config.json").unlink()
+    torch.manual_seed(0)
+    cls = getattr(transformers, made.class_name)
+    model = cls(cls.config_class(**made.config))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:  # as large as layers keep values, so that pictures matter
+            fan = parameter[0].numel()
+            parameter.data.copy_(
+                torch.randn(parameter.shape, generator=generator) * 1.5 * fan**-0.5
+            )
+        else:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == [made.class_name]
+    return folder
