@@ -1,8 +1,7 @@
 """Ask one question about every picture of a folder, offline, with vLLM and fewer visual tokens.
 
 pip install 'vlmcompress[vllm]'
-python examples/vllm_batch.py pictures/ "what is on the sign?" \
-        --model Qwen/Qwen2.5-VL-3B-Instruct
+python examples/vllm_batch.py pictures/ "what is on the sign?" --model Qwen/Qwen2.5-VL-3B-Instruct
 """
 
 import argparse

@@ -21,7 +21,7 @@ from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.call.output_mask import OutputMask
 from vlmcompress.patches.decoder.between_layers import BetweenLayers
 from vlmcompress.patches.decoder.captured_attention import capture
-from vlmcompress.patches.decoder.continuation import go_on, masking
+from vlmcompress.patches.decoder.continuation import go_on, looked_at
 from vlmcompress.patches.decoder.mlp_activations import watch
 from vlmcompress.patches.decoder.prefill import Prefill
 from vlmcompress.patches.encoder.feature_call import FeatureCalls
@@ -32,12 +32,7 @@ from vlmcompress.patches.hooks.arguments import (
     carries_images,
 )
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
-from vlmcompress.patches.hooks.unsupported import (
-    check_forward,
-    check_generate,
-    check_modalities,
-    two_dimensional,
-)
+from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.sequence.host_chunk import HostChunk
@@ -227,10 +222,7 @@ class Engine:
         state = state_of(cache_of(kwargs))
         if state is None and not self.now.encoded:
             return None
-        mask, ids = two_dimensional(kwargs.get("attention_mask")), self.now.call.get("input_ids")
-        chunk = HostChunk.of(ids, mask) if self.now.encoded else None
-        seen = None if chunk is None else chunk.mask
-        kwargs = {**kwargs, "attention_mask": masking(self.now, mask, seen)}
+        kwargs, chunk = looked_at(self.now, kwargs)
         changed = None if chunk is None else self._prefill(kwargs, chunk)
         if changed is None:
             if state is None:

@@ -34,8 +34,7 @@ class BetweenLayers:
             args, kwargs = args[:1], named_after_first(module, args, kwargs)
         given = hidden = args[0] if args else kwargs["hidden_states"]
         if number in stages.cuts:
-            own = stages.arguments.of(number, kwargs, hidden)
-            hidden = self._cut(number, hidden, {**stages.arguments.follow(kwargs), **(own or {})})
+            hidden = self._cut(number, hidden, kwargs)
         if stages.starts_stage(number):
             stages.start_stage(number)
         changed = stages.arguments.of(number, kwargs, hidden)
@@ -61,20 +60,20 @@ class BetweenLayers:
             mask, (features,) = follow(mask, [features], cut, stages.placeholders)
         return original(hidden, mask, features)
 
-    def _cut(self, number: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def _cut(self, number: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
         """Score the surviving tokens of every image and keep the best of them.
 
-        `arguments` are those of the layer, for the tokens that are still there.
+        `given` are the model's own arguments of the layer, by name.
         """
         on, stages, decoder = self._on, self._on.now.stages, self._on.planner.pipeline.decoder
         assert stages is not None
         assert decoder is not None
+        own = stages.arguments.of(number, given, hidden)  # notes rotary embeddings, too
         hidden = hidden.to(device_of(on.layers[number], hidden.device))  # accelerate does so later
-        context: CutContext = (
-            ComputedAttention(number, on.layers, stages, hidden)
-            if on.family.no_scores is None
-            else CapturedAttention(number, on.layers, stages, hidden, on.now, arguments)
-        )
+        context: CutContext = ComputedAttention(number, on.layers, stages, hidden)
+        if on.family.no_scores is not None:
+            arguments = {**stages.arguments.follow(given), **(own or {})}
+            context = CapturedAttention(number, on.layers, stages, hidden, on.now, arguments)
         # Nothing waits for the device in the middle of a prefill.
         with on.trace.timed("selection", hidden.device), collected(stages.checks):
             return stages.cut(number, ranked(context, decoder), hidden)

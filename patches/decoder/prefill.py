@@ -27,15 +27,8 @@ from vlmcompress.patches.sequence.deepstack import added, follow_in_loop, looked
 from vlmcompress.patches.sequence.host_chunk import HostChunk
 from vlmcompress.patches.sequence.packing import pack, slot_of
 from vlmcompress.patches.sequence.per_token import kept_of
-from vlmcompress.patches.sequence.placeholders import (
-    Closing,
-    Located,
-    Pieces,
-    Prompt,
-    Separators,
-    close,
-    locate,
-)
+from vlmcompress.patches.sequence.placeholders import Located, Pieces, Prompt, locate
+from vlmcompress.patches.sequence.separators import Separators, close
 from vlmcompress.patches.sequence.spans import Span
 from vlmcompress.patches.sequence.stage_layout import StageLayout
 from vlmcompress.patches.sequence.survivors import Survivors
@@ -222,25 +215,17 @@ class Prefill:
         """Chunk columns of the kept slots, the kept columns [B, L], and the longest row."""
         device = self.embeds.device
         keep = torch.ones(self.batch, self.length, dtype=torch.bool, device=device)
-        if self.valid is not None:
-            keep &= self.valid.to(device)
+        valid = None if self.valid is None else self.valid.to(device)
+        if valid is not None:
+            keep &= valid
         self.counts = self.unmasked.sum(1).tolist()
         if all(len(k) == len(i.open) for i, k in zip(self.images, kept, strict=True)):
             # Only decoder layers drop: leave what is masked where it is.
             self.separators = [image.separators.to(device) for image in self.images]
             columns = torch.arange(self.length, device=device).expand(self.batch, self.length)
-            return Slots(columns, self.valid), torch.ones_like(keep), self.length
-        closings = [
-            Closing(
-                keep[image.row],
-                image.columns[image.open].to(device),
-                image.columns.to(device)[indices],
-                indices,
-                image.separators.to(device),
-                len(image.layout),
-            )
-            for image, indices in zip(self.images, kept, strict=True)
-        ]
+            return Slots(columns, valid), torch.ones_like(keep), self.length
+        pairs = zip(self.images, kept, strict=True)
+        closings = [image.closing(keep, indices) for image, indices in pairs]
         self.separators = []
         for image, (closed, left) in zip(self.images, close(closings, self.checks), strict=True):
             self.counts[image.row] -= closed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -96,9 +97,18 @@ class LayerKinds:
         a longer one. Where no layer before it is full, the nearest that attends to tokens at all;
         `layer` itself where there is none.
         """
-        attend = [n for n, name in enumerate(self.names[: layer + 1]) if has_keys(name)]
-        full = [number for number in attend if self.reach_of(self.names[number]) is None]
-        return max(full or attend, default=layer)
+        return self._ranks[layer]
+
+    @cached_property
+    def _ranks(self) -> tuple[int, ...]:
+        """Of each layer; asked for several times at every layer of a prefill."""
+        found, full, attends = [], -1, -1
+        for number, name in enumerate(self.names):
+            attends = number if has_keys(name) else attends
+            full = number if attends == number and self.reach_of(name) is None else full
+            near = full if full >= 0 else attends
+            found.append(near if near >= 0 else number)
+        return tuple(found)
 
     @property
     def needs_padding(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +30,7 @@ class EarlierInputs:
 
     def wants(self, layer: int) -> bool:
         """Whether a later cut ranks in a layer that is about to run."""
-        return layer in self._wanted(layer)
+        return self._until.get(layer, 0) > layer
 
     def remember(
         self, layer: int, hidden: Tensor, embeddings: Mapping[str, tuple[Tensor, Tensor]]
@@ -39,12 +40,19 @@ class EarlierInputs:
 
     def cut(self, layer: int, index: Tensor) -> None:
         """Before `layer` the tokens `index` [B, Q'] are left; forget what no cut needs any more."""
-        again = self._wanted(layer)
-        self.inputs = {n: tuple(take_all(x, index)) for n, x in self.inputs.items() if n in again}
-        self.attended = {n: x.left(index) for n, x in self.attended.items() if n in again}
+        until = self._until
+        self.inputs = {
+            n: tuple(take_all(x, index)) for n, x in self.inputs.items() if until[n] > layer
+        }
+        self.attended = {n: x.left(index) for n, x in self.attended.items() if until[n] > layer}
         self.calls = {}
 
-    def _wanted(self, after: int) -> set[int]:
-        """Layers in which the cuts behind `after` may rank: that just before them, or there."""
-        near = {cut + step for cut in self.cuts if cut > after for step in (-1, 0, 1)}
-        return {self.kinds.ranks_in(layer) for layer in near if layer < len(self.kinds.names)}
+    @cached_property
+    def _until(self) -> dict[int, int]:
+        """Layer -> the last cut that may rank in it: in the layer just before the cut, or there."""
+        return {
+            self.kinds.ranks_in(cut + step): cut
+            for cut in self.cuts
+            for step in (-1, 0, 1)
+            if cut + step < len(self.kinds.names)
+        }

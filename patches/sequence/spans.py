@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlmcompress.patches.sequence.call_trace import ImageTrace
-from vlmcompress.patches.sequence.placeholders import Closing, Separators
+from vlmcompress.patches.sequence.separators import Closing, Separators
 
 
 @dataclass

@@ -26,7 +26,7 @@ from vlmcompress.patches.sequence.cache_state import CacheState, Slots
 from vlmcompress.patches.sequence.earlier_inputs import EarlierInputs
 from vlmcompress.patches.sequence.layer_arguments import LayerArguments
 from vlmcompress.patches.sequence.packing import both, pack, slot_of
-from vlmcompress.patches.sequence.placeholders import close
+from vlmcompress.patches.sequence.separators import close
 from vlmcompress.patches.sequence.spans import Span
 
 Rotary = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]

@@ -182,16 +182,36 @@ def test_compare_warms_up_and_alternates(cli, loaded, sample, monkeypatch):
     assert document["full"]["answer"] is not None
 
 
-def test_compare_shows_the_medians_without_the_warm_up():
+@pytest.mark.parametrize(("rounds", "total"), [(3, 30.0), (2, 10.0), (1, 50.0)])
+def test_compare_shows_the_run_of_the_median_total_without_the_warm_up(rounds, total):
+    """Its stages and `other` add up; medians of every stage by itself would not."""
     from types import SimpleNamespace
 
     from vlmcompress.asking.answer import Answer
-    from vlmcompress.asking.asker import Asker
+    from vlmcompress.asking.asker import Asker, with_other
 
     asker = Asker.__new__(Asker)
-    times = iter([100.0, 5.0, 1.0, 3.0])
-    asker.run = lambda setting: Answer(setting, "a", SimpleNamespace(), {"total": next(times)})
-    assert asker.compare(["x"], 3)[0].milliseconds == {"other": 3.0, "total": 3.0}
+    times = iter([(1000, 1), (50, 1), (10, 7), (30, 20)])  # total, prefill
+
+    def run(setting):
+        total, prefill = next(times)
+        found = with_other({"prefill": float(prefill), "total": float(total)})
+        return Answer(setting, "a", SimpleNamespace(), found)
+
+    asker.run = run
+    found = asker.compare(["x"], rounds)[0].milliseconds
+    assert found["total"] == total
+    assert found["prefill"] + found["other"] == total
+
+
+@pytest.mark.parametrize("compared", [(), ("--compare", "--repeat", 3)])
+def test_times_add_up_to_the_total(cli, loaded, sample, compared):
+    document = ask(cli, sample, QUESTION, "--method", "divprune+fastv", "--compare", *compared)
+    for name in ("full", "reduced"):
+        times = document[name]["milliseconds"]
+        parts = [time for stage, time in times.items() if stage != "total"]
+        assert sum(parts) == pytest.approx(times["total"])
+        assert min(parts) >= 0
 
 
 @pytest.mark.parametrize("name", ["kept.png", "kept.jpg", "KEPT.PNG"])

@@ -12,20 +12,27 @@ from vlmcompress.calibrate import training_questions
 from vlmcompress.cli.ask import ask
 from vlmcompress.cli.calibrate import calibrate
 from vlmcompress.cli.chat import chat
+from vlmcompress.cli.check import check
 from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
 
 ROOT = Path(vlmcompress.__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = (ask, chat, ls, show, calibrate, profile, evaluate)
+COMMANDS = (ask, chat, ls, show, calibrate, check, profile, evaluate)
 HELP = {command.__name__: command.__doc__ for command in COMMANDS}
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES} | HELP
 COMMAND = re.compile(
-    r"^ *(?:accelerate launch .*)?\bvlmcompress ((?:ask|chat|ls|show|calibrate|profile|eval) .*)$"
+    r"^ *(?:accelerate launch .*)?\bvlmcompress "
+    r"((?:ask|chat|ls|show|calibrate|check|profile|eval) .*)$"
 )
 QUICK = {"ask", "chat", "ls", "show", "calibrate"}
-ELSEWHERE = {"llava-hf/llava-1.5-7b-hf", "my/vlm"}
+SYNOPSIS = re.compile(r"\.\.\.|\[--")
+"""Lines that say what may be given, rather than a command."""
+ELSEWHERE = dict.fromkeys(
+    ["llava-hf/llava-1.5-7b-hf", "my/vlm", "path/to/your/model"], "tiny-llava"
+)
+ELSEWHERE["Qwen/Qwen2.5-VL-3B-Instruct"] = "tiny-qwen"
 """Models that have to be downloaded; a built-in one stands in."""
 SHORTER = {
     "ask": ("--max-new-tokens", "1"),
@@ -34,11 +41,17 @@ SHORTER = {
     "profile": ("--rounds", "1", "--output-tokens", "1"),
     "eval": ("--limit", "1"),
 }
+SMALLER = ("--layers", "1", "--encoder-layers", "3")
+"""Of a published shape; an option that is given twice counts as it was given last."""
+BASELINES = "eval/baselines.json"
+"""What `--check` asks again; the one that ships is asked by `make gate`, for minutes."""
 
 
 def commands(text):
     found = [COMMAND.match(line) for line in text.splitlines()]
-    return [shlex.split(one[1], comments=True) for one in found if one and "..." not in one[1]]
+    return [
+        shlex.split(one[1], comments=True) for one in found if one and not SYNOPSIS.search(one[1])
+    ]
 
 
 def shown(kinds):
@@ -48,18 +61,21 @@ def shown(kinds):
 
 
 def run(cli, command):
-    if "contrast" in " ".join(command) or "--check" in command or "--random-weights" in command:
-        return  # tests/test_extending.py, `make gate` and tests/cli/test_profile.py have these
+    if "contrast" in " ".join(command):
+        return  # of a package that tests/test_extending.py installs
     # Every method is evaluated by `make accuracy`; that "all" is understood, by tests/eval.
-    stand_ins = {"all": "divprune"} | dict.fromkeys(ELSEWHERE, "tiny-llava")
+    stand_ins = {"all": "divprune"} | ELSEWHERE
     command = [stand_ins.get(word, word) for word in command]
     name = command[0]
+    shorter = () if "--check" in command else SHORTER.get(name, ())
+    if "--random-weights" in command:
+        shorter += SMALLER
     if "--limit" in command:
         at = command.index("--limit")
         command[at : at + 2] = []
     if name == "ask" and "--compare" in command:
         command += ["--repeat", "1"]
-    result = cli(*command, *SHORTER.get(name, ()))
+    result = cli(*command, *shorter)
     assert result.exit_code == 0, f"{shlex.join(command)}: {result.output} {result.exception}"
 
 
@@ -94,8 +110,35 @@ def test_profile(cli, loaded, folder, source):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("source", shown({"check"}))
+def test_check(cli, loaded, folder, source):
+    for command in shown({"check"})[source]:
+        run(cli, command)
+
+
+@pytest.fixture
+def baselines(cli, loaded, folder):
+    """The file that `eval --check` is shown with, of few questions."""
+    (folder / BASELINES).parent.mkdir()
+    few = ("--methods", "divprune", "--budgets", "25%", "--tasks", "pictures", "--limit", "4")
+    made = cli("eval", *few, "--out", "made", "--save-baselines", BASELINES)
+    assert made.exit_code == 0, made.output
+
+
+def test_nothing_is_left_out():
+    """What the other tests of this file are here for is really shown somewhere."""
+    everything = [
+        word
+        for lines in shown(set(SHORTER) | {"ls", "check"}).values()
+        for c in lines
+        for word in c
+    ]
+    assert {"--random-weights", "--check", "--compare", "check", "ls"} <= set(everything)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("source", shown({"eval"}))
-def test_eval(cli, loaded, folder, source):
+def test_eval(cli, loaded, folder, baselines, source):
     for command in shown({"eval"})[source]:
         for name in ("results", "clips", "mine"):
             shutil.rmtree(folder / name, ignore_errors=True)

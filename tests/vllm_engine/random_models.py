@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class RandomModel:
     placeholder: str
     size: tuple[int, int] = (44, 40)
     """Width and height of the pictures that it is asked about."""
+    scale: float = 1.5
+    """Of its weights: so large that pictures matter to the answers."""
 
 
 def _next(pinpoints: list[list[int]]) -> folders.Kind:
@@ -71,12 +73,18 @@ def _next(pinpoints: list[list[int]]) -> folders.Kind:
 
 
 _PINPOINTS = [[32, 64], [64, 32], [64, 64]]
-_QWEN_SIZES = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 256}}
-_QWEN_SIZES["size"]["longest_edge"] = 4096
+_NORMS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255}
+_NORMS |= {"do_rescale": True, "do_normalize": True}
+"""Written out, as checkpoints do: without, vLLM leaves pixels as they are."""
+
+
+def _normed(kind: folders.Kind) -> folders.Kind:
+    return replace(kind, settings=kind.settings | _NORMS)
+
 
 MODELS: dict[str, RandomModel] = {
     "Qwen2-VL": RandomModel(
-        folders.KINDS["qwen2_vl"],
+        _normed(folders.KINDS["qwen2_vl"]),
         _QWEN
         | {
             "text_config": TEXT | {"rope_parameters": _MROPE},
@@ -86,7 +94,7 @@ MODELS: dict[str, RandomModel] = {
         folders._QWEN[0],
     ),
     "Qwen3-VL": RandomModel(
-        folders.KINDS["qwen3_vl"],
+        _normed(folders.KINDS["qwen3_vl"]),
         _QWEN
         | {
             "text_config": TEXT | {"rope_parameters": _MROPE | {"mrope_interleaved": True}},
@@ -112,6 +120,7 @@ MODELS: dict[str, RandomModel] = {
         },
         "LlavaNextForConditionalGeneration",
         "<image>",
+        scale=3.0,
     ),
     "LLaVA-OneVision": RandomModel(
         folders.Kind(
@@ -120,14 +129,12 @@ MODELS: dict[str, RandomModel] = {
             "LlavaOnevisionImageProcessor",
             {"size": {"height": 32, "width": 32}, "image_grid_pinpoints": _PINPOINTS},
             placeholders=("<image>", "<video>"),
-            options={"num_image_tokens": 64, "vision_feature_select_strategy": "full"}
-            | {"vision_aspect_ratio": "anyres_max_2"},
+            options={"num_image_tokens": 64, "vision_feature_select_strategy": "full"},
         ),
         {
             "image_token_index": _SPECIAL["<image>"],
             "video_token_index": _SPECIAL["<video>"],
             "vision_feature_layer": -1,
-            "vision_aspect_ratio": "anyres_max_2",
             "vision_config": TOWER
             | {"model_type": "siglip_vision_model", "vision_use_head": False},
             "text_config": TEXT | {"model_type": "qwen2"},
@@ -135,6 +142,7 @@ MODELS: dict[str, RandomModel] = {
         },
         "LlavaOnevisionForConditionalGeneration",
         "<image>",
+        scale=3.0,
     ),
     "InternVL": RandomModel(
         folders.Kind(
@@ -203,7 +211,7 @@ def write(folder: Path, name: str) -> Path:
         if parameter.dim() > 1:  # as large as layers keep values, so that pictures matter
             fan = parameter[0].numel()
             parameter.data.copy_(
-                torch.randn(parameter.shape, generator=generator) * 1.5 * fan**-0.5
+                torch.randn(parameter.shape, generator=generator) * made.scale * fan**-0.5
             )
         else:
             parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)

@@ -17,6 +17,8 @@ import vlmcompress
 from vlmcompress.serving import hf_overrides
 
 BUDGET, TOKENS = "50%", 12
+NEAR = 0.01
+"""Logits that rounding may put in another order."""
 METHODS = {name: ["divprune", "mmtok", "tome(stage='projector')"] for name in MODELS}
 for _name in ("Qwen2-VL", "Qwen3-VL", "InternVL", "Gemma 3"):
     METHODS[_name] += ["hiprune", "scope"]
@@ -41,6 +43,7 @@ class Asked:
         self.texts = [f"User : {self.made.placeholder} {one} ?" for one in ("which", "what", "way")]
 
     def transformers(self, method, budget=BUDGET):
+        """Answers, each up to where the two best tokens are as good as equal."""
         answers = []
         for text, picture in zip(self.texts, self.pictures, strict=True):
             inputs = self.processor(text=[text], images=[[picture]], return_tensors="pt")
@@ -50,10 +53,18 @@ class Asked:
                 else vlmcompress.compress(self.model, method, budget, processor=self.processor)
             )
             with pruned:
-                ids = self.model.generate(
-                    **inputs, max_new_tokens=TOKENS, do_sample=False, eos_token_id=None
+                found = self.model.generate(
+                    **inputs,
+                    max_new_tokens=TOKENS,
+                    do_sample=False,
+                    eos_token_id=None,
+                    output_logits=True,
+                    return_dict_in_generate=True,
                 )
-            answers.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
+            ids = found.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+            best = torch.cat(found.logits).topk(2).values
+            near = (best[:, 0] - best[:, 1] < NEAR).tolist()
+            answers.append(ids[: near.index(True)] if True in near else ids)
         return answers
 
     def vllm(self, settings):
@@ -86,12 +97,17 @@ def asked(tmp_path_factory):
         now.pop().context.__exit__(None, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_answers_are_those_of_compress(asked, name, method):
     family = asked(name)
-    full = family.transformers(None)
-    assert family.vllm({"method": "full"}) == full
-    right = family.transformers(method)
+    full, right = family.transformers(None), family.transformers(method)
+    assert sum(map(len, right)) >= TOKENS
     assert right != full
-    assert family.vllm({"method": method}) == right
-    assert family.vllm({"method": method}) == right
+    same(family.vllm({"method": "full"}), full)
+    for _ in range(2):  # the second time from the prefix cache
+        same(family.vllm({"method": method}), right)
+
+
+def same(found, right):
+    assert [ids[: len(one)] for ids, one in zip(found, right, strict=True)] == right

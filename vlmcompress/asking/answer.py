@@ -27,8 +27,8 @@ class Answer:
     """Without prompt, special tokens, and blanks at both ends."""
     report: Report
     milliseconds: dict[str, float]
-    """The report's stages, `other`, then `total`: all of `generate`. Medians where there were
-    several; `other` is what the stages leave of the total."""
+    """The report's stages, `other`, then `total`: all of `generate`. `other` is what the stages
+    leave of the total, so that they add up to it."""
     question: str = ""
     media: Sequence[Image | Video] = field(default=(), repr=False)
     """What was asked about."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from PIL.Image import Image
@@ -53,7 +52,8 @@ class Asker:
         """Answer in each setting, after a warm-up, in turn and `repeat` times.
 
         Returns:
-            One answer for each setting with the medians of its times.
+            For each setting the answer with the median total, of an even number the faster one of
+            the two in the middle. Medians of each stage, of several answers, would not add up.
         """
         for setting in settings:
             self.run(setting)
@@ -78,13 +78,12 @@ def compressed(model: Any, processor: Any, setting: Setting) -> Compression:
 
 
 def _median(runs: list[Answer]) -> Answer:
-    stages = runs[0].milliseconds
-    times = {stage: statistics.median(run.milliseconds[stage] for run in runs) for stage in stages}
-    return replace(runs[0], milliseconds=with_other(times))
+    middle = statistics.median_low(run.milliseconds["total"] for run in runs)
+    return next(run for run in runs if run.milliseconds["total"] == middle)
 
 
 def with_other(times: Mapping[str, float]) -> dict[str, float]:
     """Times with `other` before `total`: sampling, embedding and whatever else takes its time."""
-    stages = {name: time for name, time in times.items() if name not in ("other", "total")}
-    other = max(0.0, times["total"] - sum(stages.values()))
+    stages = {name: time for name, time in times.items() if name != "total"}
+    other = times["total"] - sum(stages.values())
     return {**stages, "other": other, "total": times["total"]}

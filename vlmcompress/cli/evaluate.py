@@ -11,7 +11,7 @@ import typer
 from vlmcompress import defaults
 from vlmcompress.cli import complete
 from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet
-from vlmcompress.cli.options import Device, Dtype
+from vlmcompress.cli.options import Device, Dtype, path_option
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
@@ -59,18 +59,18 @@ Seed = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option("--batch", help="Questions answered at once. Default: 32.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder for answers and report.")]
+Out = Annotated[Path | None, path_option(metavar="DIR", help="Folder for answers and report.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 Check = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         help="Ask again what this file of baselines was made with; exit 1 if a method is worse "
         "beyond noise."
     ),
 ]
 Keep = Annotated[
     Path | None,
-    typer.Option("--save-baselines", help="Write such a file of this run, or add the model to it."),
+    path_option("--save-baselines", help="Write such a file of this run, or add the model to it."),
 ]
 
 

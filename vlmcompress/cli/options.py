@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import Annotated, Any
 
 import typer
 
 from vlmcompress import defaults
 from vlmcompress.cli import complete
 from vlmcompress.cli.common import hush
+from vlmcompress.files import at_home
+
+
+def path_option(*names: str, metavar: str = "FILE", **described: Any) -> Any:
+    """An option for a `Path`, in which `~` is the home folder also where no shell put it in."""
+    return typer.Option(*names, metavar=metavar, parser=at_home, **described)
+
+
+def name_option(*names: str, **described: Any) -> Any:
+    """The same for the name of a file as a text, such as one that turns out to be a URL."""
+    return typer.Option(*names, metavar="FILE", parser=os.path.expanduser, **described)
+
 
 ImageFiles = Annotated[
-    list[str] | None, typer.Option("--image", "-i", help="An image file; may be repeated.")
+    list[str] | None, name_option("--image", "-i", help="An image file; may be repeated.")
 ]
 VideoFiles = Annotated[
-    list[str] | None, typer.Option("--video", "-v", help="A video file; may be repeated.")
+    list[str] | None, name_option("--video", "-v", help="A video file; may be repeated.")
 ]
 Frames = Annotated[
     int | None,

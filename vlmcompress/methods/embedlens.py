@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files import at_home
 from vlmcompress.files.untrusted import read_json
 from vlmcompress.methods.contracts.method import AskingSelector, share_kept
 from vlmcompress.methods.contracts.options import check_fields
@@ -49,7 +50,7 @@ class WordTable:
         if name in known:
             return cls.parse(known[name])
         try:
-            return cls.parse(read_json(Path(name)))
+            return cls.parse(read_json(at_home(name)))
         except OSError:
             raise VLMCompressError(
                 f"embedlens: table {name!r} is neither {' nor '.join(known)} nor a readable "

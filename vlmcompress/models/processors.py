@@ -49,7 +49,10 @@ _VIDEO = {
     "VideoLlavaProcessor": VideoLlavaVideoProcessor,
     "SmolVLMProcessor": SmolVLMVideoProcessor,
 }
-"""Processor of transformers -> what takes the place of its video processor."""
+"""Processor of transformers -> what takes the place of its video processor, where the files name
+none, as old ones do. transformers' own list of these names is blank without torchvision, and a name
+cannot be had from another: the processor of Qwen2.5-VL goes with the video processor of Qwen2-VL.
+"""
 
 
 def load_processor(where: str, **options: Any) -> ProcessorMixin:

@@ -136,11 +136,11 @@ def test_a_cut_does_not_wait_for_the_device(name, monkeypatch):
     inputs = shown.batch(shown.prompt(1, 3, text=4), shown.prompt(2, 4, text=9))
     cut, done = BetweenLayers._cut, []
 
-    def watched(self: Any, number: int, hidden: Tensor, arguments: Any) -> Tensor:
+    def watched(self: Any, number: int, hidden: Tensor, given: Any) -> Tensor:
         done.append(number)
         with Waiting(), monkeypatch.context() as patch:
             patch.setattr(Tensor, "tolist", None)
-            return cut(self, number, hidden, arguments)
+            return cut(self, number, hidden, given)
 
     monkeypatch.setattr(BetweenLayers, "_cut", watched)
     with compress(shown.model, Glancing(counts=((2, 30), (4, 3)))):

@@ -24,9 +24,10 @@ from vlmcompress.cli.options import (
     Options,
     Quiet,
     VideoFiles,
+    path_option,
 )
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.files import at_home, whole_file
+from vlmcompress.files import whole_file
 
 if TYPE_CHECKING:
     from vlmcompress.asking.answer import Answer
@@ -83,20 +84,20 @@ Repeat = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="With --compare: timed rounds after one warm-up; medians are shown. Default: "
-        f"{_ROUNDS}.",
+        help="With --compare: timed rounds after one warm-up; that of the median total is shown. "
+        f"Default: {_ROUNDS}.",
     ),
 ]
 Overlay = Annotated[
     Path | None,
-    typer.Option(help="Write the pictures with dropped patches dimmed to this file."),
+    path_option(help="Write the pictures with dropped patches dimmed to this file."),
 ]
 Each = Annotated[
     bool, typer.Option("--each", help="Ask about each file by itself, not about all at once.")
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         help="With --each, a folder or a file of questions: write the answers to this .jsonl or "
         ".csv file. Default: JSON lines on stdout."
     ),
@@ -160,7 +161,6 @@ def ask(
 
     if repeat is not None and not compare:
         raise VLMCompressError("--repeat is for --compare, which is not given")
-    overlay = None if overlay is None else at_home(overlay)
     media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
     many = ManyArguments(out, resume, batch or BATCH, model, device, dtype, max_new_tokens)
     if is_many(media.words, each):

@@ -13,7 +13,16 @@ import typer
 from vlmcompress import defaults
 from vlmcompress.cli import complete
 from vlmcompress.cli.common import one_line_errors, quiet
-from vlmcompress.cli.options import Device, Dtype, Fps, Frames, ImageFiles, ModelName, VideoFiles
+from vlmcompress.cli.options import (
+    Device,
+    Dtype,
+    Fps,
+    Frames,
+    ImageFiles,
+    ModelName,
+    VideoFiles,
+    path_option,
+)
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output, whole_file
 
@@ -74,15 +83,14 @@ Batch = Annotated[int, typer.Option(min=1, help="Rows: the same prompt so many t
 Attn = Annotated[Attention, typer.Option(help="Attention implementation.")]
 Json = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--json",
-        metavar="FILE",
         help="Write one JSON document to this file; - prints it and nothing else.",
     ),
 ]
 Plot = Annotated[
     Path | None,
-    typer.Option(help="Draw the times to this .png, .pdf or .svg file. Needs matplotlib."),
+    path_option(help="Draw the times to this .png, .pdf or .svg file. Needs matplotlib."),
 ]
 
 

@@ -131,7 +131,8 @@ class Reducer(ProjectorMethod):
 class AskingSelector(Selector):
     """One that must know values of the device on its way.
 
-    The engine asks for those of all images at once; by itself `select` waits for each.
+    The engine calls `selecting` and asks for what all images must know at once; by itself `select`
+    waits for each.
     """
 
     @abstractmethod

@@ -67,6 +67,10 @@ class LlavaNext(Llava):
         return tuple(of.unpad_image(tiles, size).shape[1:])
 
 
+_MOST_TILES = 9
+"""In vLLM, whatever the configuration says; in all checkpoints."""
+
+
 class LlavaOnevision(LlavaNext):
     """As LLaVA-NeXT, but that large pictures are shrunk; clips are served whole."""
 
@@ -74,8 +78,7 @@ class LlavaOnevision(LlavaNext):
 
     def packed(self, config: Any, size: Sequence[int], side: int) -> tuple[int, int]:
         rows, width = super().packed(config, size, side)
-        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-        ratio = math.sqrt(rows * width / (most * side**2))
+        ratio = math.sqrt(rows * width / (_MOST_TILES * side**2))
         return (int(rows // ratio), int(width // ratio)) if ratio > 1.1 else (rows, width)
 
 
