@@ -69,7 +69,9 @@ def follow_in_loop(
         return {}
     mask, features = found
     merged = merge(mask, list(features.values()), images, reductions)
-    return {_FEATURES: dict(zip(features, follow(mask, merged, slots, count)[1], strict=True))}
+    kept, rows = follow(mask, merged, slots, count)
+    # The mask as well: what it says of fillers, which get no features, is that of real tokens.
+    return {_MASK: kept[..., None], _FEATURES: dict(zip(features, rows, strict=True))}
 
 
 def follow(
