@@ -21,6 +21,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 
 ROOT = Path(vlmcompress.__file__).parents[1]
+PAGES_FOR_OTHERS = {"upstream.md"}
+"""Issues for another project, with its code."""
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^ *```(\S*)[^\n]*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 STAND_INS = {"Qwen/Qwen2.5-VL-3B-Instruct": "tiny-qwen", "llava-hf/llava-1.5-7b-hf": "tiny-llava"}
@@ -42,7 +44,7 @@ OTHERS = {
 
 def blocks():
     """Page, place, language and text of every block."""
-    for page in PAGES:
+    for page in (page for page in PAGES if page.name not in PAGES_FOR_OTHERS):
         for number, found in enumerate(BLOCK.finditer(page.read_text(encoding="utf-8"))):
             yield page.name, number, found[1], found[2]
 
@@ -57,13 +59,22 @@ def python_blocks():
 def shell_lines():
     """Commands of shell blocks, those that go over several lines joined."""
     for page, _, language, text in blocks():
-        if language in ("", "bash"):
-            for line in re.sub(r"\\\n *", "", text).splitlines():
-                words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
-                while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                    words.pop(0)
-                if words:
-                    yield page, words
+        given = ""
+        for line in text.splitlines() if language in ("", "bash") else ():
+            given = f"{given.removesuffix(chr(92))}{line}"
+            try:
+                words = shlex.split(given, comments=True)
+            except ValueError:  # a quotation goes on in the next line
+                given += "\n"
+                continue
+            if given.endswith("\\"):
+                continue
+            given = ""
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                words.pop(0)
+            if words:
+                yield page, words
+        assert not given, f"{page}: a command does not end: {given}"
 
 
 @pytest.mark.parametrize("code", list(python_blocks()))
@@ -121,7 +132,9 @@ def test_shell_lines_name_what_exists():
         seen.add(program)
         if program == "vlmcompress":
             known = {flag for parameter in commands[name].params for flag in parameter.opts}
-            used = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
+            own = words[2 : words.index("--")] if "--" in words else words[2:]
+            used = {word.strip("[]").split("=")[0] for word in own}
+            used = {word for word in used if word.startswith("--")}
             assert used <= known, f"{page}: {shlex.join(words)}"
         elif program == "make":
             assert name in targets, f"{page}: {shlex.join(words)}"

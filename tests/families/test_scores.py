@@ -207,20 +207,33 @@ def test_a_new_picture_on_an_earlier_turn_is_ranked_by_the_attention_to_both(cas
     """What is shown of the new turn, against what the same forward attended with."""
     if case.model_type not in CUTS or case.first_cut - 1 != ranking_layer(case, case.first_cut - 1):
         pytest.skip("no cut, or ranked elsewhere")
-    name = cache_name(case.parts.lm.forward)
+    if case.model_type == "qwen4_exp":
+        pytest.xfail("its n-gram embeddings raise IndexError on a second picture behind a cut")
     first, second = case.alone
+    name = cache_name(case.parts.lm.forward)
+    mask = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
+
+    def turns() -> None:
+        cache = case.model(**first, use_cache=True)[name]
+        seen.clear()
+        case.model(**{**second, "attention_mask": mask, name: cache}, use_cache=True)
+
     method, seen = Watching(k=case.first_cut, ratio=0.5, look=_last_row), []
     attention = attention_of(case.parts.layers[case.first_cut - 1])
-    with torch.no_grad(), compress(case.model, method):
-        cache = case.model(**first, use_cache=True)[name]
-        mask = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
-        handle = attention.register_forward_hook(lambda *call: seen.append(call[-1][1]))
-        try:
-            case.model(**{**second, "attention_mask": mask, name: cache}, use_cache=True)
-        except UnsupportedCallError as error:
-            pytest.skip(str(error))
-        finally:
-            handle.remove()
+    handle = attention.register_forward_hook(lambda *call: seen.append(call[-1][1]))
+    try:
+        with torch.no_grad():
+            try:
+                turns()
+            except Exception as error:  # whatever a model raises that takes no second picture
+                pytest.skip(f"the bare model does not: {type(error).__name__}")
+            with compress(case.model, method):
+                try:
+                    turns()
+                except UnsupportedCallError as error:
+                    pytest.skip(str(error))
+    finally:
+        handle.remove()
     rows, (weights,) = method.shown[-1]["last"], seen
     assert weights.shape[-1] > rows.shape[-1]
     assert (rows - weights[0, :, -1:, -rows.shape[-1] :]).abs().max() < CLOSE
