@@ -109,7 +109,11 @@ def test_csv_in_and_out(cli, loaded, tmp_path):
 
 @pytest.mark.parametrize(
     ("suffix", "torn"),
-    [(".jsonl", b""), (".jsonl", b'{"image": "half'), (".csv", b',a.png,,,"half\nof it')],
+    [
+        pytest.param(".jsonl", b"", marks=pytest.mark.slow),
+        (".jsonl", b'{"image": "half'),
+        (".csv", b',a.png,,,"half\nof it'),
+    ],
 )
 def test_stopped_and_resumed_gives_the_file_of_one_run(
     cli, loaded, tmp_path, monkeypatch, suffix, torn

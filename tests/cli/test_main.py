@@ -1,5 +1,7 @@
 """The entry point of the script: exit codes, and wrong usage in one line."""
 
+import time
+
 import pytest
 import typer
 
@@ -61,3 +63,24 @@ def test_an_interrupt_is_quiet(script, monkeypatch, stop):
 
     monkeypatch.setattr(cli, "app", interrupted)
     assert script("ls", "methods") == (130, "", "")
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_quiet_hushes_notes_spinners_and_bars(capsys, monkeypatch, quiet):
+    """What all commands say on stderr comes through these three."""
+    from vlmcompress.cli import common, progress_bar
+
+    monkeypatch.setattr(progress_bar, "EVERY", 0.0)
+    monkeypatch.setattr(common, "EVERY", 0.0)
+    common.hush(quiet)
+    try:
+        common.tell(["a note"])
+        with common.progress("working"):
+            time.sleep(0.2)
+        with progress_bar.Advance(2) as advance:
+            time.sleep(0.01)
+            advance(1, "half")
+    finally:
+        common.hush(False)
+    said = capsys.readouterr().err
+    assert [word in said for word in ("a note", "working", "half")] == [not quiet] * 3

@@ -13,7 +13,7 @@ import typer
 
 from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
-from vlmcompress.cli.options import Device, Dtype, path_option
+from vlmcompress.cli.options import Device, Dtype, Quiet, path_option
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.files import check_output, whole_file
 
@@ -77,6 +77,7 @@ def calibrate(
     batch: Batch = 8,
     device: Device = None,
     dtype: Dtype = None,
+    quietly: Quiet = False,
 ) -> None:
     """Measure on a model what a method has to know about it; write a table.
 

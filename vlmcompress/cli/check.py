@@ -8,7 +8,7 @@ import typer
 
 from vlmcompress.cli import complete
 from vlmcompress.cli.common import one_line_errors, progress, quiet, silent_libraries
-from vlmcompress.cli.options import Device, Dtype, name_option
+from vlmcompress.cli.options import Device, Dtype, Quiet, name_option
 
 Model = Annotated[
     str,
@@ -34,6 +34,7 @@ def check(
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
+    quietly: Quiet = False,
 ) -> None:
     """Prove on a model's own weights that dropping tokens changes nothing else.
 

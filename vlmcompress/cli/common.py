@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from vlmcompress.cli.progress_bar import EVERY
+from vlmcompress.cli.progress_bar import EVERY, shown
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files.untrusted import one_line
 
@@ -37,16 +37,6 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(2) from error
 
     return guarded
-
-
-class _Shown:
-    """What commands show on stderr besides errors."""
-
-    quiet = False
-    """Nothing: `--quiet`."""
-
-
-shown = _Shown()
 
 
 def hush(wanted: bool) -> bool:

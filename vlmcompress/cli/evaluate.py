@@ -11,7 +11,7 @@ import typer
 from vlmcompress import defaults
 from vlmcompress.cli import complete
 from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet
-from vlmcompress.cli.options import Device, Dtype, path_option
+from vlmcompress.cli.options import Device, Dtype, Quiet, path_option
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
@@ -89,6 +89,7 @@ def evaluate(
     dtype: Dtype = None,
     check: Check = None,
     save_baselines: Keep = None,
+    quietly: Quiet = False,
 ) -> None:
     """Measure the accuracy of methods at budgets, beside baselines, with a report.
 

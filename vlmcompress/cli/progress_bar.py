@@ -16,6 +16,16 @@ EVERY = 30.0
 """Seconds between lines where stderr is no terminal."""
 
 
+class _Shown:
+    """What commands show on stderr besides errors."""
+
+    quiet = False
+    """Nothing: `--quiet`."""
+
+
+shown = _Shown()
+
+
 class Part(Protocol):
     """Which of several processes this is."""
 
@@ -39,12 +49,11 @@ class Advance:
         steps: of this process.
         part: only the first process shows anything, as if all were as far.
         done: steps that were done before.
-        quiet: nobody shows anything.
     """
 
-    def __init__(self, steps: int, part: Part = ALONE, done: int = 0, quiet: bool = False) -> None:
+    def __init__(self, steps: int, part: Part = ALONE, done: int = 0) -> None:
         self._steps, self._part, self._done = steps, part, done
-        self._shows, self._before = part.rank == 0 and not quiet, done
+        self._shows, self._before = part.rank == 0 and not shown.quiet, done
         self._started = self._told = time.monotonic()
         self._bar: Progress | None = None
 

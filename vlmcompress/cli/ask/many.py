@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vlmcompress import defaults
-from vlmcompress.cli.common import progress, quiet, shown, tell
+from vlmcompress.cli.common import progress, quiet, tell
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home, check_output
@@ -135,7 +135,7 @@ def _write(
     from vlmcompress.asking.results import as_lines, row_of
 
     failed, (done, count) = 0, steps
-    with Advance(count, done=done, quiet=shown.quiet) as advance:
+    with Advance(count, done=done) as advance:
         for window in asker.answers(questions):
             rows = [row_of(question, found, run) for question, found in window]
             failed += sum("error" in row for row in rows)

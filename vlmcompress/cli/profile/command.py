@@ -20,6 +20,7 @@ from vlmcompress.cli.options import (
     Frames,
     ImageFiles,
     ModelName,
+    Quiet,
     VideoFiles,
     path_option,
 )
@@ -119,6 +120,7 @@ def profile(
     attn: Attn = Attention.sdpa,
     as_json: Json = None,
     plot: Plot = None,
+    quietly: Quiet = False,
 ) -> None:
     """Measure where the time goes: the full model, methods, and no visual token at all, in turn.
 
