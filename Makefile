@@ -212,4 +212,4 @@ dist: ## build sdist and wheel into dist/ and check what a package index would s
 	.venv-dist/bin/python -m twine check --strict dist/*
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm .venv-dist .venv-pyright build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-demo .venv-vllm .venv-dist .venv-pyright build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
