@@ -8,6 +8,7 @@ the methods take turns.
 """
 
 import argparse
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -253,6 +254,7 @@ def main() -> None:
     for name in names:
         content["timed"] += timed(name, CASES[name], asked.rounds)
         print(*content["timed"][-len(TIMED) :], sep="\n", flush=True)
+    content["provenance"]["load"] = os.getloadavg()[1]
     write_json(asked.out, content)
 
 
