@@ -35,7 +35,8 @@ SETTINGS := $(SETTINGS),ppllava(repair='window'),ppllava(repair='count'),aim,tod
 SETTINGS := $(SETTINGS),divprune+fastv,scope+fastv,mmtok+fastv,cdpruner(negate=False)+fastv
 SETTINGS := $(SETTINGS),scope+pyramiddrop,mmtok+pyramiddrop,cdpruner(negate=False)+pyramiddrop
 SETTINGS := $(SETTINGS),mctf(stage='projector')+fastv,mctf(stage='projector')+pyramiddrop
-SETTINGS := $(SETTINGS),scope+adaptinfer,pitome+divprune+adaptinfer
+SETTINGS := $(SETTINGS),scope+adaptinfer,pitome+divprune+adaptinfer,unit-drop+divprune
+INSIDE = divprune,unit-drop+divprune,unit-drop(whole_tower=True)+divprune
 # Two processes with a thread each get more out of two cores than one process with two.
 MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes 2 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no --module vlmcompress eval \
@@ -162,6 +163,10 @@ accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour
 		--methods "all,embedlens(table='tiny-llava'),$(SETTINGS)"
 	$(MEASURE) --model tiny-qwen --limit pictures=500,clips=192 --out docs/eval/tiny-qwen \
 		--methods "all,embedlens(table='tiny-qwen'),$(SETTINGS)"
+	for model in tiny-llava tiny-qwen; do \
+		$(MEASURE) --model $$model --tasks pictures --limit 600 --seed 7 --methods "$(INSIDE)" \
+			--out docs/eval/inside-the-tower/$$model || exit; \
+	done
 	$(BIN)/python -m dev.pages.auto_table --out vlmcompress/methods/data/auto.json
 
 pages: $(READY) ## find drawn pages again with fewer vectors (five minutes), for docs/retrieval.md
@@ -184,6 +189,7 @@ figures: $(READY) ## measure times on this machine's CPU again (half an hour, on
 	$(BIN)/python -m dev.benchmarks.farthest_point --out dev/benchmarks/results/farthest_point.json
 	$(BIN)/python -m dev.benchmarks.decode_step --out dev/benchmarks/results/decode_step.json
 	$(BIN)/python -m dev.benchmarks.published_shapes --out dev/benchmarks/results/published_shapes.json
+	$(BIN)/python -m dev.benchmarks.encoder_stage --out dev/benchmarks/results/encoder_stage.json
 
 gpu-figures: $(READY) ## on a machine with a GPU: its tests, then kernels, decoding and whole 7B shapes
 	$(BIN)/python -m pytest --full -m gpu

@@ -190,8 +190,8 @@ def test_a_model_with_a_costly_encoder_is_shown_less(tiny_qwen, tiny_llava):
         for budget in ("0.4 flops", "0.9 flops"):
             with compress(model, "auto", budget=budget) as c:
                 taken[model.config.model_type, budget] = c._engine.planner.pipeline
-    assert taken["qwen2_5_vl", "0.4 flops"].upstream.name == "pixelprune"
-    assert taken["llava", "0.4 flops"].upstream.name in ("tome", "pitome", "mctf")
+    assert taken["qwen2_5_vl", "0.4 flops"].upstream.name in ("pixelprune", "unit-drop")
+    assert taken["llava", "0.4 flops"].upstream.name in ("tome", "pitome", "mctf", "unit-drop")
     for kind in ("qwen2_5_vl", "llava"):
         assert taken[kind, "0.9 flops"].upstream is None
     assert "auto" not in str(parse("divprune").name)
@@ -221,7 +221,7 @@ def test_tiles_and_windows_are_taken_into_account(monkeypatch):
     with compress(SUBJECTS["tiny-qwen"]().model, "auto", budget="0.8 flops"):
         pass
     assert seen["0.8 flops"].behind < seen["0.8 flops"].before < 1
-    assert set(seen.pop("0.8 flops").stages) == set(QWEN)
+    assert set(seen.pop("0.8 flops").stages) == set(TOWER)
     assert all(set(case.stages) == {"projector", "decoder"} for case in seen.values())
     assert seen["0.01 flops"].behind is None
     assert 0 < seen["0.9 flops"].encoder < 1

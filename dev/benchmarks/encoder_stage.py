@@ -8,6 +8,7 @@ the methods take turns.
 """
 
 import argparse
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ def _published(name: str, pieces: tuple[Grid, ...], timed: Grid) -> Case:
 
 _SQUARE = (Grid(1, 32, 32),)
 CASES: dict[str, Case] = {
-    "qwen2.5-vl-7b": _published("qwen2.5-vl-7b", _SQUARE, Grid(1, 24, 24)),
-    "qwen3-vl-4b": _published("qwen3-vl-4b", _SQUARE, Grid(1, 24, 24)),
+    "qwen2.5-vl-7b": _published("qwen2.5-vl-7b", _SQUARE, Grid(1, 16, 16)),
+    "qwen3-vl-4b": _published("qwen3-vl-4b", _SQUARE, Grid(1, 16, 16)),
     "internvl3-2b": _published("internvl3-2b", (Grid(1, 16, 16),) * 4, Grid(1, 16, 16)),
     # HuggingFaceTB/SmolVLM2-2.2B-Instruct
     "smolvlm2-2.2b": Case(
@@ -240,19 +241,20 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--models", help="separated by commas; all by default")
+    parser.add_argument("--timed", help="models, separated by commas; all by default")
     asked = parser.parse_args()
     logging.set_verbosity_error()
-    names = asked.models.split(",") if asked.models else list(CASES)
+    names = asked.timed.split(",") if asked.timed else list(CASES)
     content: dict[str, Any] = {
         "provenance": machine("python -m dev.benchmarks.encoder_stage", torch.device("cpu"))
         | {"rounds": asked.rounds, "share": SHARE, "layers": LAYERS, "words": WORDS},
-        "predicted": [predicted(name, CASES[name]) for name in names],
+        "predicted": [predicted(*case) for case in CASES.items()],
         "timed": [],
     }
     for name in names:
         content["timed"] += timed(name, CASES[name], asked.rounds)
         print(*content["timed"][-len(TIMED) :], sep="\n", flush=True)
+    content["provenance"]["load"] = os.getloadavg()[1]
     write_json(asked.out, content)
 
 

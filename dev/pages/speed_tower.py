@@ -28,7 +28,8 @@ tokens kept in the end. Predicted; counted by torch on tiny models, they are equ
 """
 _TIMES = """Time of a feature call (tower and projector) beside the bare model's, with {layers}
 layers of the tower, float32, taking turns; {rounds} rounds, smallest and largest ratio in brackets.
-*Predicted* is the same of FLOPs. {share} of the tokens kept.
+*Predicted* is the same of FLOPs. {share} of the tokens kept. {load:.0f} processes waited for
+the machine's processors meanwhile: the more there are, the rougher are these ratios.
 
 """
 _STAGES = """### Do the stages cost accuracy, or the shorter tower?
@@ -36,8 +37,8 @@ _STAGES = """### Do the stages cost accuracy, or the shorter tower?
 The same choice is made before the same layer. *Shorter* goes on without what was dropped, *whole*
 lets the tower go on with everything and drops behind it, so that the two differ in the shorter
 tower alone. `divprune` selects once, to the same final count. Right answers in % to the same
-questions of drawn worlds ({questions}); in brackets questions that only the one and only the other
-answered right, and p of the exact paired test, not corrected.
+questions of drawn worlds ({questions}). The last columns count the questions that only the one and
+only the other answered right, with p of the exact paired test, not corrected.
 
 """
 _DIVPRUNE = "divprune"
