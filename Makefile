@@ -22,6 +22,7 @@ NEWEST := .venv-newest/bin/python
 VLLM ?= 0.32.0
 # What meets transformers: what another version of it can break.
 MEETS = tests/patches tests/ecosystem tests/models tests/calibrate tests/profiler tests/cli/test_ask.py
+GALLERY := build/docs/pictures
 SAMPLES := vlmcompress/assets/samples
 DEMO = $(SAMPLES)/street.png "what color is the circle ?" --method divprune --budget 36
 CLIP = --video $(SAMPLES)/runway.mp4 "which way does the circle move ?" --budget 25%
@@ -40,9 +41,9 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 	--device cpu --budgets 50%,25%,12.5%,6.25% --resume
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-laws test-oldest test-newest test-lmms-eval test-vllm gate \
-	lint format typecheck wheel-test \
-	readme accuracy baselines figures gpu-figures clean
+.PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
+	test-lmms-eval test-vllm gate lint format typecheck public-types wheel-test dist \
+	docs readme accuracy pages pages-model baselines figures gpu-figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +77,9 @@ test-full: ## run every test on every combination (twenty minutes on two cores)
 test-laws: ## run laws 1, 2, 4 and 7 on every combination: every family, prompt, method and attention
 	$(MAKE) test-full PYTEST_ARGS="tests/patches/test_laws.py -k 'law_1 or law_2 or law_4' $(PYTEST_ARGS)"
 
+test-families: ## run every law on every model type (three minutes on two cores)
+	$(MAKE) test-full PYTEST_ARGS="tests/families $(PYTEST_ARGS)"
+
 test-oldest: ## run what meets transformers on the oldest that is supported
 	$(MAKE) test VENV=.venv-oldest TRANSFORMERS=$(OLDEST) PYTEST_ARGS="$(MEETS) $(PYTEST_ARGS)"
 
@@ -86,6 +90,10 @@ test-newest: ## run the same on the newest, as an unpinned `pip install .` gets 
 	$(NEWEST) -m pip install --quiet --upgrade -e '.[dev]' transformers accelerate
 	$(NEWEST) -m pip list | grep -E '^(torch|transformers|accelerate) '
 	$(NEWEST) -m pytest -n $(WORKERS) --dist worksteal $(MEETS) $(PYTEST_ARGS)
+	@# on the pinned one, `make test-families` runs them
+	@if grep -q "^transformers==$$($(NEWEST) -c 'from importlib.metadata import version as v; print(v("transformers"))')\(;\|$$\)" constraints.txt; \
+	then echo "every model type: the newest transformers is the pinned one, see make test-families"; \
+	else $(NEWEST) -m pytest -n $(WORKERS) --dist worksteal --full tests/families $(PYTEST_ARGS); fi
 
 test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	$(PYTHON) -m venv .venv-lmms
@@ -97,7 +105,7 @@ test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	$(LMMS) -m pip install --quiet --no-deps lmms-eval==0.7.3
 	$(LMMS) -m pytest tests/lmms
 
-test-vllm: .venv-vllm/.ready-$(VLLM) ## run the plug-in inside vLLM on the CPU, in an environment of its own
+test-vllm: .venv-vllm/.ready-$(VLLM) ## run the plug-in of vLLM inside it, in an environment of its own
 	.venv-vllm/bin/python -m pytest tests/vllm_engine $(PYTEST_ARGS)
 
 .venv-vllm/.ready-$(VLLM): .ci/vllm-environment .ci/vllm-repairs.py
@@ -117,12 +125,24 @@ format: $(READY) ## repair style
 typecheck: $(READY) ## mypy --strict
 	$(BIN)/mypy
 
+# What methods keep is drawn anew only after a change to the code that chooses it.
+$(GALLERY)/pictures.json: $(READY) $(shell find vlmcompress patches dev/pages/pictures -name '*.py')
+	$(BIN)/python -m dev.pages.pictures.kept --out $(GALLERY)
+
+docs: $(READY) $(GALLERY)/pictures.json ## build the site into build/docs/html, offline; a warning or a dead link is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+	@echo "build/docs/html/index.html"
+
 readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and the generated pages of docs/
+	$(BIN)/python -m dev.pages.pictures.kept --before-after docs/pictures/before_after.jpg
+	$(BIN)/python -m dev.pages.pictures.concepts --out docs/pictures
 	$(BIN)/vlmcompress ask $(DEMO) --overlay docs/overlay.png
 	$(BIN)/vlmcompress ask $(CLIP) --overlay docs/clip.png
 	$(BIN)/python -m dev.pages.readme
 	$(BIN)/python -m dev.pages.methods
 	$(BIN)/python -m dev.pages.models
+	$(BIN)/python -m dev.pages.results
+	$(BIN)/python -m dev.pages.retrieval
 	$(BIN)/python -m dev.pages.speed
 	$(BIN)/python -m dev.pages.which
 
@@ -132,6 +152,12 @@ accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour
 	$(MEASURE) --model tiny-qwen --limit pictures=500,clips=192 --out docs/eval/tiny-qwen \
 		--methods "all,embedlens(table='tiny-qwen'),$(SETTINGS)"
 	$(BIN)/python -m dev.pages.auto_table --out vlmcompress/methods/data/auto.json
+
+pages: $(READY) ## find drawn pages again with fewer vectors (five minutes), for docs/retrieval.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m vlmcompress.eval.retrieval --out dev/benchmarks/results/pages.json
+
+pages-model: $(READY) ## train the built-in page retriever again (40 minutes on one core)
+	$(BIN)/python -m dev.training.retrieval.train --work build/pages --out vlmcompress/assets/tiny_colqwen
 
 baselines: $(READY) ## write eval/baselines.json, which `make gate` compares with, anew
 	for model in tiny-llava tiny-qwen; do \
@@ -155,8 +181,24 @@ gpu-figures: $(READY) ## on a machine with a GPU: its tests, then kernels, decod
 	$(BIN)/python -m dev.benchmarks.decode_step --device cuda --out dev/benchmarks/results/decode_step_gpu.json
 	$(BIN)/python -m dev.benchmarks.published_shapes --device cuda --out dev/benchmarks/results/published_shapes_gpu.json
 
+public-types: $(READY) ## whether a user's type checker knows the types of all public names (pyright)
+	$(PYTHON) -m venv .venv-pyright
+	.venv-pyright/bin/python -m pip install --quiet 'pyright[nodejs]==1.1.414'
+	@mkdir -p build
+	@# it looks for torch and others beside the first python on the path; it fails below 100 %
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=$(CURDIR) .venv-pyright/bin/pyright \
+		--outputjson --ignoreexternal --verifytypes vlmcompress > build/types.json || test $$? = 1
+	$(BIN)/python -m dev.public_types build/types.json
+
 wheel-test: $(READY) ## build sdist and wheel, install the wheel in a clean venv, try it from another folder
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/wheel-test $(BIN)/python
 
+dist: ## build sdist and wheel into dist/ and check what a package index would show of them
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet -c constraints.txt build twine==7.0.0
+	rm -rf dist
+	.venv-dist/bin/python -m build --outdir dist .
+	.venv-dist/bin/python -m twine check --strict dist/*
+
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-lmms .venv-vllm .venv-dist .venv-pyright build dist *.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache

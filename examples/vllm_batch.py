@@ -1,7 +1,8 @@
-"""Ask one question about every picture of a folder, offline, with vLLM and fewer visual tokens.
+r"""Ask one question about every picture of a folder, offline, with vLLM and fewer visual tokens.
 
-pip install 'vlmcompress[vllm]'
-python examples/vllm_batch.py pictures/ "what is on the sign?" --model Qwen/Qwen2.5-VL-3B-Instruct
+    pip install 'vlmcompress[vllm]'
+    python examples/vllm_batch.py pictures/ "what is on the sign?" \
+        --model Qwen/Qwen2.5-VL-3B-Instruct
 """
 
 import argparse

@@ -16,29 +16,26 @@ from torch import Tensor, nn
 
 from vlmcompress.budget.clock import mark
 from vlmcompress.errors import CompositionError
-from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.patches.call.entrance import Entrance
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.call.output_mask import OutputMask
+from vlmcompress.patches.decoder.between_layers import BetweenLayers
 from vlmcompress.patches.decoder.captured_attention import capture
-from vlmcompress.patches.decoder.continuation import go_on, masking
-from vlmcompress.patches.decoder.layer_attention import CutContext
+from vlmcompress.patches.decoder.continuation import go_on, looked_at
 from vlmcompress.patches.decoder.mlp_activations import watch
 from vlmcompress.patches.decoder.prefill import Prefill
-from vlmcompress.patches.decoder.ranking import ranked
 from vlmcompress.patches.encoder.feature_call import FeatureCalls
 from vlmcompress.patches.hooks.arguments import (
     by_name,
     cache_of,
     caches_in,
     carries_images,
-    device_of,
-    named_after_first,
 )
 from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
 from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
 from vlmcompress.patches.sequence.call_trace import Trace
-from vlmcompress.patches.sequence.deepstack import follow
+from vlmcompress.patches.sequence.host_chunk import HostChunk
 
 
 class Engine:
@@ -55,6 +52,8 @@ class Engine:
         self.collected = sorted(installed.signals.collected)
         self.notes = installed.signals.notes
         self._features: FeatureCalls | None = FeatureCalls(installed)
+        self._between: BetweenLayers | None = BetweenLayers(installed)
+        self.dropped_before = self._features.dropped_before
         self._attached = Attachments()
         self._layers_hooked = False
 
@@ -90,14 +89,19 @@ class Engine:
     def _hook(self) -> None:
         attached, on = self._attached, self._on
         assert self._features is not None
+        assert self._between is not None
         entrance = Entrance(on)
         entrance.hook(attached)
-        entrance.wrap(attached, on.model, "generate", self._generate)
-        for name, call in self._features.calls():
-            entrance.wrap(attached, on.base, name, call)
+        if hasattr(on.model, "generate"):  # what embeds writes nothing
+            entrance.wrap(attached, on.model, "generate", self._generate)
+        for owner, name, call in self._features.calls():
+            entrance.wrap(attached, owner, name, call)
         entrance.note_earlier()
         if on.family.deepstack:
-            attached.wrap(on.lm, on.family.deepstack, self._add_features)
+            attached.wrap(on.lm, on.family.deepstack, self._between.add_features)
+
+        if on.family.masks_output:
+            OutputMask(on).hook(attached)
         attached.before(on.model, self._before_model)
         if on.solver is not None and on.solver.by_time:
             attached.after(on.model, self._after_model)
@@ -123,8 +127,10 @@ class Engine:
             if self._layers_hooked:
                 return
             check_compiled(self._on.lm)
+            assert self._between is not None
+            hook = self._between.before_layer
             for number, layer in enumerate(self._on.layers):
-                self._attached.before(layer, functools.partial(self._before_layer, number))
+                self._attached.before(layer, functools.partial(hook, number))
             self._layers_hooked = True
 
     def remove(self) -> None:
@@ -144,7 +150,7 @@ class Engine:
         self.shared.open = False
         self._attached.remove()
         self.now.clear()
-        self.installed = self._features = None
+        self.installed = self._features = self._between = None
 
     @property
     def trace(self) -> Trace:
@@ -189,6 +195,10 @@ class Engine:
         assert features is not None
         check_modalities(on.family.name, on.family.feature_calls, call)
         self.now.encoded = on.signals.handed_over(call, self.now.noted)
+        if call.get("input_ids") is None and self.now.outer is not None:
+            # The model has put features in the place of placeholders by itself.
+            self.now.call = {**call, "input_ids": self.now.outer.get("input_ids")}
+            self.now.encoded = dict(self.now.noted)
         features.check(self.now.encoded)
         state = state_of(cache_of(call))
         if state is None or not on.family.masks_in_base:
@@ -212,8 +222,8 @@ class Engine:
         state = state_of(cache_of(kwargs))
         if state is None and not self.now.encoded:
             return None
-        kwargs = {**kwargs, "attention_mask": masking(self.now, kwargs.get("attention_mask"))}
-        changed = self._prefill(kwargs) if self.now.encoded else None
+        kwargs, chunk = looked_at(self.now, kwargs)
+        changed = None if chunk is None else self._prefill(kwargs, chunk)
         if changed is None:
             if state is None:
                 return None
@@ -223,59 +233,13 @@ class Engine:
             self._hook_layers()
         return args, {**kwargs, **changed}
 
-    def _prefill(self, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    def _prefill(self, kwargs: dict[str, Any], chunk: HostChunk) -> dict[str, Any] | None:
         """What changes for a decoder that is given new images; None where they stay whole."""
-        assert self.now.call is not None
-        prefill = Prefill(self._on, self.now.call, self.now.encoded, kwargs, self.now.prompt)
+        prefill = Prefill(self._on, chunk, self.now.encoded, kwargs, self.now.prompt)
         changed = prefill.run()
         if changed is not None:
             self.now.stages = prefill.stages
         return changed
-
-    def _before_layer(
-        self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]] | None:
-        stages = self.now.stages
-        if stages is None or stages.leaves_layers_alone:
-            return None
-        if len(args) > 1:
-            args, kwargs = args[:1], named_after_first(module, args, kwargs)
-        given = hidden = args[0] if args else kwargs["hidden_states"]
-        if number in stages.cuts:
-            stages.arguments.of(number, kwargs, hidden)
-            hidden = self._cut(number, hidden)
-        if stages.starts_stage(number):
-            stages.start_stage(number)
-        changed = stages.arguments.of(number, kwargs, hidden)
-        followed = stages.arguments.follow(kwargs)
-        if self._on.family.no_scores is None:
-            stages.earlier.remember(number, hidden, stages.arguments.embeddings)
-        if changed is None and hidden is given and followed is kwargs:
-            return None
-        if args:
-            return (hidden,), {**followed, **(changed or {})}
-        return args, {**followed, **(changed or {}), "hidden_states": hidden}
-
-    def _cut(self, number: int, hidden: Tensor) -> Tensor:
-        """Score the surviving tokens of every image and keep the best of them."""
-        stages, decoder = self.now.stages, self.planner.pipeline.decoder
-        assert stages is not None
-        assert decoder is not None
-        layers = self._on.layers
-        hidden = hidden.to(device_of(layers[number], hidden.device))  # accelerate does so later
-        context = CutContext(number, layers, stages, hidden, self._on.family.no_scores)
-        # Nothing waits for the device in the middle of a prefill.
-        with self.trace.timed("selection", hidden.device), collected(stages.checks):
-            return stages.cut(number, ranked(context, decoder), hidden)
-
-    def _add_features(
-        self, original: Callable[..., Any], hidden: Tensor, mask: Tensor, features: Tensor
-    ) -> Any:
-        """DeepStack between layers that may have fewer tokens than the first."""
-        cut = None if self.now.stages is None else self.now.stages.last_cut(self.now.stages.current)
-        if cut is not None:
-            mask, (features,) = follow(mask, [features], cut)
-        return original(hidden, mask, features)
 
     def _after_lm(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         now = self.now

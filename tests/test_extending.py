@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,14 @@ from typer.testing import CliRunner
 
 import vlmcompress
 from vlmcompress.cli import app
-from vlmcompress.errors import PlugInError
+from vlmcompress.errors import PlugInError, UntestedModelWarning
 from vlmcompress.eval.tasks import registry as tasks
-from vlmcompress.methods import get_method, list_methods
+from vlmcompress.laws import references
+from vlmcompress.methods import Selector, get_method, list_methods
 from vlmcompress.methods.registry import METHODS
 from vlmcompress.models import loading
+from vlmcompress.patches.families import table
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.registry import FAMILIES
 from vlmcompress.registry import PlugIns
 
@@ -58,6 +62,17 @@ def declared():
     return found
 
 
+@dataclass(frozen=True)
+class FirstRows(Selector):
+    """Keeps the first tokens."""
+
+    name = "first-rows"
+    summary = "keeps the first"
+
+    def select(self, tokens, count):
+        return torch.arange(count)
+
+
 @pytest.fixture
 def fresh(monkeypatch):
     """Registries that have not looked at other packages yet, and forget what they find."""
@@ -67,7 +82,9 @@ def fresh(monkeypatch):
             group = registry._plug_ins.group
             monkeypatch.setattr(registry, "_plug_ins", PlugIns(registry.kind, group))
             monkeypatch.setattr(registry, "_plugged", {})
-        monkeypatch.setattr(tasks, "PLUG_INS", PlugIns("task", "vlmcompress.tasks"))
+        for module in (tasks, table):
+            plug_ins = PlugIns(module.PLUG_INS.kind, module.PLUG_INS.group)
+            monkeypatch.setattr(module, "PLUG_INS", plug_ins)
 
     forget()
     return forget
@@ -109,6 +126,7 @@ def cli(*arguments):
 
 def test_the_page_names_every_group_that_is_read():
     groups = {METHODS._plug_ins.group, FAMILIES._plug_ins.group, tasks.PLUG_INS.group}
+    groups.add(table.PLUG_INS.group)
     assert set(declared()) == groups == set(re.findall(r"^\| `([\w.]+)` \|", PAGE, re.M))
 
 
@@ -129,17 +147,95 @@ def test_a_method_of_the_package_is_asked_and_listed(parrot, monkeypatch, tiny_l
     assert json.loads(cli("ls", "methods", "--json").output)[-1]["package"] == info.package
 
 
-def test_a_family_of_the_package_is_compressed_and_listed(parrot):
-    from vlmcompress_parrot.model import ParrotConfig, ParrotForConditionalGeneration
-
+def tiny(config_class, model_class):
+    """A model like LLaVA with 36 patches a picture, whose placeholder is token 99."""
     text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 100}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "model_type": "llama"}
     tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     tower |= {"num_attention_heads": 4, "image_size": 24, "patch_size": 4, "projection_dim": 16}
     tower |= {"model_type": "clip_vision_model"}
     torch.manual_seed(0)
-    config = ParrotConfig(vision_config=tower, text_config=text, image_token_index=99)
-    model = ParrotForConditionalGeneration(config).eval()
+    config = config_class(vision_config=tower, text_config=text, image_token_index=99)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+    return model
+
+
+def asked(placeholders):
+    """A prompt with one picture."""
+    ids = torch.tensor([[1, 7, *[99] * placeholders, 5, 8]])
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(1, 3, 24, 24, generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+
+@torch.no_grad()
+def dropped(model, inputs, method):
+    """Logits of the last token, and the report."""
+    with pytest.warns(UntestedModelWarning, match="works by its structure") as said:
+        compression = vlmcompress.compress(model, method, 9)
+    assert len(said) == 1
+    with compression:
+        short = model(**inputs).logits[:, -1]
+    return short, compression.report()
+
+
+@torch.no_grad()
+def masked(model, inputs, columns):
+    """Logits of the last token while nobody attends to some columns."""
+    parts = ModelParts.of(model)
+    keep = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+    keep[0, columns] = False
+    model.set_attn_implementation("eager")
+    keeps = [keep] * len(parts.layers)
+    return references.masked(parts, lambda: model(**inputs).logits[:, -1], keeps)
+
+
+def test_a_made_up_model_type_needs_no_line(parrot):
+    from vlmcompress_parrot.birds import KeaConfig, KeaForConditionalGeneration
+
+    model, inputs = tiny(KeaConfig, KeaForConditionalGeneration), asked(36)
+    short, report = dropped(model, inputs, "divprune")
+    (image,) = report.images
+    assert (image.grid, image.after) == ((1, 6, 6), 9)
+    gone = [2 + token for token in range(36) if token not in image.kept]
+    assert (short - masked(model, inputs, gone)).abs().max() < 1e-4
+
+
+def test_one_with_newlines_needs_one_line(parrot, monkeypatch):
+    from vlmcompress_parrot.birds import KakapoConfig, KakapoForConditionalGeneration
+
+    assert FILES["vlmcompress_parrot/rows.py"].count("\n") == 3  # an import, and the line
+    model, inputs = tiny(KakapoConfig, KakapoForConditionalGeneration), asked(42)
+    short, report = dropped(model, inputs, FirstRows())
+    (image,) = report.images
+    assert (image.before, image.kept) == (36, list(range(9)))
+    # Tokens 0 to 8 are a row and a half: the newlines of rows 0 and 1 stay, the other four go.
+    stay = {*range(6), 6, *range(7, 10), 13}
+    gone = [2 + place for place in range(42) if place not in stay]
+    right = masked(model, inputs, gone)
+    assert (short - right).abs().max() < 1e-4
+    without = masked(model, inputs, [*gone, 2 + 6, 2 + 13])
+    assert (right - without).abs().max() > 1e-3
+    monkeypatch.setattr(table, "PLUG_INS", PlugIns("row", "vlmcompress.nothing"))
+    _, report = dropped(model, inputs, "divprune")
+    assert report.images[0].before == 42  # newlines would be taken for pieces of the picture
+
+
+def test_a_broken_row_names_its_package(offer):
+    offer("bad-pack", "vlmcompress.rows", "odd = bad_pack:ODD", "ODD = 'row'")
+    with pytest.raises(PlugInError, match=r"row 'odd' of the package bad-pack .*must be a Row"):
+        table.row_of("odd")
+    assert table.row_of("hunyuan_vl").separators == "begin row end"
+
+
+def test_a_family_of_the_package_is_compressed_and_listed(parrot):
+    from vlmcompress_parrot.model import ParrotConfig, ParrotForConditionalGeneration
+
+    model = tiny(ParrotConfig, ParrotForConditionalGeneration)
     ids = torch.tensor([[1, *[99] * 36, 5]])
     with vlmcompress.compress(model, "contrast", 9) as compression, torch.no_grad():
         logits = model(input_ids=ids, pixel_values=torch.randn(1, 3, 24, 24)).logits

@@ -93,8 +93,9 @@ def test_constraints_pin_torch_first_and_cover_the_dependencies():
     pinned = {re.split(r"==", pin)[0].lower() for pin in pins}
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
-    assert extras["dev"][0] == "vlmcompress[eval,smolvlm,triton,video]"
-    wanted = project["dependencies"] + extras["dev"][1:]
+    assert extras["dev"][0] == "vlmcompress[docs,eval,smolvlm,triton,video]"
+    assert extras["docs"][0] == "vlmcompress[eval]"
+    wanted = project["dependencies"] + extras["dev"][1:] + extras["docs"][1:]
     wanted += [line for extra in ("eval", "smolvlm", "triton", "video") for line in extras[extra]]
     assert {re.match(r"[\w-]+", line)[0].lower() for line in wanted} <= pinned
 
@@ -106,7 +107,10 @@ def test_extras():
         "flash-attn",
         "video",
         "smolvlm",
+        "retrieval",
+        "vllm",
         "eval",
+        "docs",
         "dev",
     }
 

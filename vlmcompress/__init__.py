@@ -13,6 +13,10 @@ from vlmcompress.version import __version__
 
 if TYPE_CHECKING:
     from vlmcompress.api import Compression, compress, list_models
+    from vlmcompress.asking.answer import Answer
+    from vlmcompress.asking.ask import ask, compare
+    from vlmcompress.asking.chat import Chat
+    from vlmcompress.asking.comparison import Comparison
     from vlmcompress.budget.budget import Budget
     from vlmcompress.errors import VLMCompressError
     from vlmcompress.flops.paper_conventions import DecoderShape, kv_bytes, prefill_flops
@@ -23,12 +27,17 @@ if TYPE_CHECKING:
     from vlmcompress.models.loading import load
     from vlmcompress.patches.signals.text_tower import LongText
     from vlmcompress.report.report import Report
+    from vlmcompress.retrieval.embed import embed
+    from vlmcompress.retrieval.search import search
     from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 
 __all__ = [
+    "Answer",
     "Budget",
+    "Chat",
     "CheckReport",
+    "Comparison",
     "Compression",
     "DecoderShape",
     "Grid",
@@ -39,8 +48,11 @@ __all__ = [
     "Video",
     "VisualTokens",
     "__version__",
+    "ask",
     "check",
+    "compare",
     "compress",
+    "embed",
     "get_method",
     "kv_bytes",
     "list_methods",
@@ -49,11 +61,15 @@ __all__ = [
     "prefill_flops",
     "read_video",
     "register_method",
+    "search",
 ]
 
 _HOME = {
+    "Answer": "asking.answer",
     "Budget": "budget.budget",
+    "Chat": "asking.chat",
     "CheckReport": "laws.report",
+    "Comparison": "asking.comparison",
     "Compression": "api",
     "DecoderShape": "flops.paper_conventions",
     "Grid": "tokens",
@@ -63,8 +79,11 @@ _HOME = {
     "VLMCompressError": "errors",
     "Video": "media.video",
     "VisualTokens": "tokens",
+    "ask": "asking.ask",
     "check": "laws.check",
+    "compare": "asking.ask",
     "compress": "api",
+    "embed": "retrieval.embed",
     "get_method": "methods",
     "kv_bytes": "flops.paper_conventions",
     "list_methods": "methods",
@@ -73,6 +92,7 @@ _HOME = {
     "prefill_flops": "flops.paper_conventions",
     "read_video": "media.video",
     "register_method": "methods",
+    "search": "retrieval.search",
 }
 
 if not TYPE_CHECKING:

@@ -37,8 +37,8 @@ ORDERS = ("raster", "method")
 class Compression:
     """A compressed model: a context manager, or call `remove()` when done."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, processor: Any = None) -> None:
+        self._engine, self._processor = engine, processor
 
     @classmethod
     def of(cls, model: nn.Module) -> Compression:
@@ -84,8 +84,10 @@ class Compression:
             decode_tokens=trace.decode_steps,
             engaged=any(image.mean < image.before - image.masked for image in images),
             signals=engine.collected,
+            dropped_before=engine.dropped_before,
             reason=reason,
             notes=list(engine.notes),
+            processor=self._processor,
             **cost,
         )
 
@@ -147,11 +149,12 @@ def compress(
         positions: "keep" leaves kept tokens at their original position ids; "renumber" closes the
             gaps, as the reference code of several papers does.
         order: "raster", or "method" for the order in which a selector picked.
-        processor: the model's processor or tokenizer, for methods that look at the question. With
-            it the question is the text of the newest user turn after the turn's last picture (all
-            its text where nothing follows the pictures), without system prompt, chat template,
-            special tokens, padding, and blanks at both ends. Without it the question is all text
-            after the last picture but tokens that the model's configuration names.
+        processor: the model's processor or tokenizer, for `report().overlay()` and for methods that
+            look at the question. With it the question is the text of the newest user turn after the
+            turn's last picture (all its text where nothing follows the pictures), without system
+            prompt, chat template, special tokens, padding, and blanks at both ends. Without it the
+            question is all text after the last picture but tokens that the model's configuration
+            names.
         text_tower: for methods that compare pictures with the question (`relevance`): the CLIP
             model that the vision tower was taken from, as a folder, a Hugging Face id, "tiny-clip",
             or a pair (CLIPModel, tokenizer). A question is cut to the length that it can read;
@@ -188,7 +191,7 @@ def compress(
             raise CompositionError(f"{AUTO} has no options, got {', '.join(options)}")
         choice = auto_method(parts, parsed)
         pipeline, reason = parse(choice.spec), choice.reason
-    pipeline = pipeline.for_stages(family.name, family.stages)
+    pipeline = pipeline.for_stages(family.name, family.stages, family.merges)
     planner = Planner(pipeline, parsed, len(parts.layers), reason)
     planner.check(family.largest_image(model))
     grid = family.fixed_grid(model)
@@ -200,7 +203,7 @@ def compress(
     try:
         engine.install()
         _warn_untested(family.name)
-        return Compression(engine)
+        return Compression(engine, processor)
     except BaseException:  # Ctrl-C can come at any moment
         engine.remove()
         raise

@@ -14,5 +14,8 @@ MODEL = "tiny-llava"
 VIDEO_MODEL = "tiny-qwen"
 """Where there is a video."""
 
+DEMO_HOST, DEMO_PORT = "127.0.0.1", 7860
+"""Where `vlmcompress demo` serves its page: this machine only."""
+
 EVAL_BUDGETS = "50%,25%,12.5%"
 """Of `vlmcompress eval`, which shows how accuracy falls with the budget."""

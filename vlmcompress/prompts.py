@@ -13,6 +13,7 @@ from vlmcompress.budget.clock import now
 from vlmcompress.errors import UnsupportedModelError, VLMCompressError
 from vlmcompress.media.video import Video
 from vlmcompress.patches.families.registry import FAMILIES, family_of
+from vlmcompress.patches.hooks.arguments import caches_in
 
 Turn = Mapping[str, Any]
 """One turn of a conversation, as chat templates take it:
@@ -75,15 +76,24 @@ class Generated:
     """[B, new tokens] int64; rows that ended early are padded."""
     milliseconds: float
     """Wall time of `generate`, a selection inside it included."""
+    cache: Any = None
+    """The KV cache, where `keep_cache` was set."""
 
 
-def generate(model: Any, processor: Any, inputs: Mapping[str, Any], **generation: Any) -> Generated:
+def generate(
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    keep_cache: bool = False,
+    **generation: Any,
+) -> Generated:
     """Let a model, compressed or not, answer a batch of prompts.
 
     Args:
         model: of a supported family.
         processor: its own; decodes.
         inputs: of `prepare`, padded on the left.
+        keep_cache: for another turn that goes on from it.
         generation: arguments of the model's `generate`; without any it is greedy.
 
     Raises:
@@ -91,11 +101,16 @@ def generate(model: Any, processor: Any, inputs: Mapping[str, Any], **generation
     """
     start = now(model.device)
     with torch.inference_mode():
-        ids = model.generate(**inputs, **{"do_sample": False, **generation})
+        kept = {"return_dict_in_generate": True} if keep_cache else {}
+        output = model.generate(**inputs, **{"do_sample": False, **kept, **generation})
     spent = now(model.device) - start
+    ids, cache = output, None
+    if keep_cache:
+        ids = output.sequences
+        (cache,) = caches_in(output)
     new = ids[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new, skip_special_tokens=True)
-    return Generated([text.strip() for text in texts], new, spent)
+    return Generated([text.strip() for text in texts], new, spent, cache)
 
 
 def _chat(processor: Any, prompt: Prompt) -> str:

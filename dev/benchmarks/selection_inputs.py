@@ -21,6 +21,8 @@ from vlmcompress.methods.contracts.before_projector import (
     PixelSelector,
     PixelTokens,
     Resizer,
+    TokenPatches,
+    TowerDropper,
 )
 from vlmcompress.methods.contracts.method import tokens_per_layer
 from vlmcompress.ops.apportion import even
@@ -93,6 +95,8 @@ def works(
             return _pixels(method, grids, count)
         if isinstance(method, EncoderMethod) and method.acts_at == "encoder":
             return _tower(method, len(grids), dtype, count)
+        if isinstance(method, TowerDropper):
+            return _dropped(method, grids, dtype, count)
         assert isinstance(method, ProjectorMethod)
         together = (whole(grids),) if method.across_parts else tuple(grids)
         shown = [asked_of(method, part) for part in shown_tokens(model, together, dtype)]
@@ -173,6 +177,23 @@ def _tower(
     def work() -> None:
         for view, layer in views:
             method.merge(view, schedule[layer or 0])
+
+    return work
+
+
+def _dropped(
+    method: TowerDropper, grids: Sequence[Grid], dtype: torch.dtype, count: int | None
+) -> Callable[[], object]:
+    """Tokens of 2x2 patches as wide as those of Qwen2.5-VL."""
+    generator, shares = torch.Generator().manual_seed(0), _shares(count, len(grids))
+    shown = [
+        TokenPatches(torch.randn(1, len(g), 4, 1280, generator=generator).to(dtype), g)
+        for g in grids
+    ]
+
+    def work() -> None:
+        for seen, share in zip(shown, shares, strict=True):
+            method.select(seen, method.keep_count(seen.grid, share))
 
     return work
 

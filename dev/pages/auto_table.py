@@ -22,6 +22,7 @@ from vlmcompress.eval.results import statistics
 from vlmcompress.files import write_json
 from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.composition.spec import parse
+from vlmcompress.methods.contracts.before_projector import TowerDropper
 from vlmcompress.methods.contracts.method import Stage
 from vlmcompress.patches.families.registry import FAMILIES
 
@@ -34,6 +35,8 @@ PLACES: dict[str, Sequence[Stage]] = {
     "behind": ["projector", "decoder"],
 }
 """Where methods are taken from, and the stages that this stands for."""
+INSIDE = "inside"
+"""Whole pipelines that drop inside the tower and select behind it."""
 Task = Mapping[str, Any]
 """Part of a results.json."""
 Tables = Sequence[tuple[str, Task]]
@@ -54,7 +57,8 @@ def acts_at(pipeline: Pipeline, family: str) -> set[Stage]:
         family: its name.
     """
     try:
-        settled = pipeline.for_stages(family, FAMILIES.get(family).stages)
+        known = FAMILIES.get(family)
+        settled = pipeline.for_stages(family, known.stages, known.merges)
     except CompositionError:
         return set()
     return {method.acts_at for method in settled.methods}
@@ -74,7 +78,7 @@ def figures(tables: Tables, budget: str, stages: Sequence[Stage]) -> list[dict[s
         budget: as the results have it.
         stages: where a method may act.
     """
-    asked = [(f, task) for f, task in tables if set(FAMILIES.get(f).stages) & set(stages)]
+    asked = [(f, task) for f, task in tables if _lets_in(f, stages)]
     found: dict[str, list[Mapping[str, Any]]] = {}
     for family, task in asked:
         for row in methods_at(task, budget):
@@ -87,6 +91,23 @@ def figures(tables: Tables, budget: str, stages: Sequence[Stage]) -> list[dict[s
     whole = [(name, rows) for name, rows in found.items() if len(rows) == len(asked)]
     listed = [(_speed(rows), _figure(name, rows)) for name, rows in whole]
     return [one for _, one in sorted(listed, key=lambda two: (-two[1]["accuracy"], -two[0]))]
+
+
+def _lets_in(family: str, stages: Sequence[Stage]) -> bool:
+    """Whether methods act there in models of a family; in the encoder those that merge."""
+    known = FAMILIES.get(family)
+    return bool(set(known.stages) & set(stages)) and (known.merges or list(stages) != ["encoder"])
+
+
+def drops_inside(tables: Tables, budget: str) -> list[dict[str, Any]]:
+    """The same as `figures` of pipelines that drop inside the tower, in all of the tables."""
+    every = [stage for stages in PLACES.values() for stage in stages]
+    return [
+        figure
+        for figure in figures(tables, budget, every)
+        if isinstance(upstream := parse(figure["method"]).upstream, TowerDropper)
+        and upstream.shortens
+    ]
 
 
 def _speed(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -111,7 +132,25 @@ def document(results: Mapping[str, Any] | None = None) -> dict[str, Any]:
     Args:
         results: model -> content of its results.json; the committed ones by default.
     """
+    inside = None if results is not None else committed.all_results(committed.INSIDE)
     results = committed.all_results() if results is None else results
+    tables, shares = _tables_of(results)
+    content: dict[str, Any] = {
+        "origin": "measured by us, python -m dev.pages.auto_table: right answers over all "
+        f"tasks in docs/eval of {' and '.join(results)}, of methods that act at these stages alone",
+        **{
+            place: {share: figures(tables, share, stages) for share in shares}
+            for place, stages in PLACES.items()
+        },
+    }
+    if inside is not None:
+        tables, shares = _tables_of(inside)
+        content[INSIDE] = {share: drops_inside(tables, share) for share in shares}
+    return content
+
+
+def _tables_of(results: Mapping[str, Any]) -> tuple[Tables, list[str]]:
+    """All tasks, and the shares of the tokens that all of them were asked at."""
     tables = [
         (committed.FAMILIES[model], task)
         for model, content in results.items()
@@ -123,14 +162,7 @@ def document(results: Mapping[str, Any] | None = None) -> dict[str, Any]:
         for budget in lists[0]
         if Budget.parse(budget).unit == "percent" and all(budget in other for other in lists)
     ]
-    return {
-        "origin": "measured by us, python -m dev.pages.auto_table: right answers over all "
-        f"tasks in docs/eval of {' and '.join(results)}, of methods that act at these stages alone",
-        **{
-            place: {share: figures(tables, share, stages) for share in shares}
-            for place, stages in PLACES.items()
-        },
-    }
+    return tables, shares
 
 
 def taken(task: Task) -> dict[str, str]:

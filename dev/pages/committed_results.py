@@ -15,20 +15,23 @@ from vlmcompress.errors import VLMCompressError
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "eval"
 """Holds a folder for each of `FAMILIES`, as `vlmcompress eval --out` writes it."""
 RESULTS = "results.json"
+INSIDE = FOLDER / "inside-the-tower"
+"""The same of pipelines that drop inside the tower, and what they are compared with."""
 FAMILIES = {"tiny-llava": "llava", "tiny-qwen": "qwen2_5_vl"}
 """Model -> its family."""
 
 
-def results(model: str) -> dict[str, Any]:
+def results(model: str, folder: Path | None = None) -> dict[str, Any]:
     """The content of the results.json of a model, see `vlmcompress.eval.results.summary.summarise`.
 
     Args:
         model: one of `FAMILIES`.
+        folder: `FOLDER` by default, or `INSIDE`.
 
     Raises:
         VLMCompressError: there is no such file, or it is no JSON.
     """
-    path = FOLDER / model / RESULTS
+    path = (folder or FOLDER) / model / RESULTS
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -40,9 +43,9 @@ def results(model: str) -> dict[str, Any]:
     return found
 
 
-def all_results() -> dict[str, dict[str, Any]]:
-    """Model -> content of its results.json."""
-    return {model: results(model) for model in FAMILIES}
+def all_results(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Model -> content of its results.json; see `results`."""
+    return {model: results(model, folder) for model in FAMILIES}
 
 
 def scores_of(row: Mapping[str, Any]) -> npt.NDArray[np.float64]:

@@ -10,11 +10,12 @@ from collections import Counter
 
 import transformers
 
-from dev.pages.readme import ROOT, keep_up
+from dev.pages.generated import ROOT, keep_up
 from vlmcompress.api import ModelInfo, list_models
 from vlmcompress.eval.report.markdown import as_table
+from vlmcompress.models.names import BUILT_IN
 from vlmcompress.patches.families.registry import FAMILIES
-from vlmcompress.patches.families.table import UNSCORED, row_of
+from vlmcompress.patches.families.table import row_of
 
 PAGE = ROOT / "docs" / "models.md"
 
@@ -28,7 +29,9 @@ for the transformers that is installed.
   three types with separators in `tests/patches`). Keeping all tokens changes not one bit; dropping
   equals masking in the bare model or, where layers carry a state along, taking the tokens out of
   its hidden states; generating with a cache equals recomputing; a padded batch equals its members;
-  removing leaves nothing behind. What the bare model does not keep itself is not asked.
+  removing leaves nothing behind; decoder-stage methods are shown the attention of the model's own
+  layers; SDPA gives what eager attention gives. What the bare model does not keep itself is not
+  asked.
 - *by structure*: nothing of the type is known beforehand. All that is needed is looked for in the
   model; what is missing, and layers of an unknown kind, are refused; `compress` warns once.
   `vlmcompress check MODEL` asks these laws of your own weights: [what it asks](check.md).
@@ -36,6 +39,35 @@ for the transformers that is installed.
 
 Methods that need signals of the vision tower, act before the projector, or take a budget as FLOPs
 or time need an adapter that was written for the type: those with more than *text* below.
+
+A model works by Hugging Face id, by folder, or as an object of your own. Checkpoints in formats of
+their authors (`liuhaotian/llava-...`, InternVL's and Qwen-VL's own) are refused with the name of
+one to take instead; code of a checkpoint never runs unless `load(..., trust_remote_code=True)` says
+so.
+Built in, for trying things out without a download: {built_in}.
+
+"""
+
+_FAMILIES = """## Families with an adapter of their own
+
+Each passes the laws with random weights on the pinned transformers; on the oldest and the newest a
+sample of them runs, in which every pair of mechanism, prompts, method and attention is met.
+
+{table}
+
+- *Tiles* (LLaVA-NeXT, OneVision, InternVL, Idefics3, SmolVLM): the budget is that of the whole
+  image; its grids share it by their size. Newline embeddings are no visual tokens: they stay with
+  their rows.
+- *Video*: a clip is one grid of steps, rows and columns, and its budget counts for all of it unless
+  it says `per frame`. InternVL and SmolVLM turn a clip into images, one a frame, and so does the
+  report.
+- *DeepStack* (Qwen3-VL): the features that enter later layers are dropped along with their tokens.
+- *Gemma 3*: images keep attending to themselves, and sliding windows keep the distances of the
+  whole prompt. After a decoder-stage method no new image can follow on the same cache.
+- *Signals* for methods are collected only where a method needs them, without asking the model for
+  attention maps, and equal eager attention to 1e-5. `compress(..., processor=..., text_tower=...)`
+  tells where the question and a text tower come from.
+
 """
 
 
@@ -50,33 +82,44 @@ def page() -> str:
     infos = list_models()
     counts = Counter(info.state for info in infos)
     told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    head = _HEAD.format(version=transformers.__version__, counts=told)
+    built_in = ", ".join(f"`{name}`" for name in BUILT_IN)
+    head = _HEAD.format(version=transformers.__version__, counts=told, built_in=built_in)
+    own = _FAMILIES.format(table=families(infos))
     served = [info for info in infos if info.state != "refused"]
     refused = [info for info in infos if info.state == "refused"]
     table = as_table(
-        [
-            "type",
-            "class",
-            "before the projector",
-            "projector",
-            "decoder",
-            "clips",
-            "signals",
-            "state",
-        ],
+        _COLUMNS,
         sorted(map(_row, served)),
     )
     reasons = as_table(
         ["type", "class", "why it is refused"],
         ([f"`{info.name}`", f"`{info.classes[0]}`", info.reason or ""] for info in refused),
     )
-    return f"{head}\n{table}\n\n## Refused\n\n{reasons}\n"
+    return f"{head}{own}## All types\n\n{table}\n\n## Refused\n\n{reasons}\n"
+
+
+def families(infos: list[ModelInfo]) -> str:
+    """One row for each family with an adapter of its own."""
+    return as_table(
+        ["family", "classes", "stages", "images", "video", "signals"],
+        (
+            [
+                f"`{info.name}`",
+                ", ".join(f"`{name}`" for name in info.classes),
+                ", ".join(info.stages),
+                "yes" if info.images else "no",
+                "yes" if info.video else "no",
+                ", ".join(f"`{name}`" for name in info.signals),
+            ]
+            for info in infos
+            if info.name in FAMILIES and FAMILIES.package_of(info.name) is None
+        ),
+    )
 
 
 def _row(info: ModelInfo) -> list[str]:
     early = [stage for stage in info.stages if stage in ("pixels", "encoder")]
-    cuts = "yes, by the layer before" if info.name in UNSCORED else "yes"
-    cuts = cuts if "decoder" in info.stages else f"no: {row_of(info.name).no_cuts}"
+    cuts = "yes" if "decoder" in info.stages else f"no: {row_of(info.name).no_cuts}"
     tower = "tower, text" if info.name in FAMILIES.names() and len(info.signals) > 2 else "text"
     state = info.state if info.reason is None else f"{info.state}: {info.reason}"
     return [
@@ -93,7 +136,7 @@ def _row(info: ModelInfo) -> list[str]:
 
 def main() -> None:
     """Rewrite docs/models.md, or only say whether that is needed."""
-    keep_up(PAGE, page, "models")
+    keep_up(lambda: {PAGE: page()}, "models")
 
 
 if __name__ == "__main__":

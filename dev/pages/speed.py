@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from dev.pages.readme import ROOT, keep_up
+from dev.pages.generated import ROOT, keep_up
 from vlmcompress.eval.report.markdown import as_table
 
 PAGE = ROOT / "docs" / "speed.md"
@@ -223,7 +223,7 @@ def _marked(share: float) -> str:
 
 def main() -> None:
     """Rewrite the page, or only say whether that is needed."""
-    keep_up(PAGE, page, "speed_page")
+    keep_up(lambda: {PAGE: page()}, "speed")
 
 
 if __name__ == "__main__":

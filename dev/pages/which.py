@@ -11,7 +11,7 @@ from typing import Any
 
 from dev.pages import committed_results as committed
 from dev.pages.auto_table import document
-from dev.pages.readme import ROOT, keep_up
+from dev.pages.generated import ROOT, keep_up
 from dev.pages.which_composed import Composed, dominating
 from dev.pages.which_kind import narrowed
 from vlmcompress.eval.report.markdown import as_table
@@ -213,7 +213,7 @@ def _gap(one: Composed) -> str:
 
 def main() -> None:
     """Rewrite the page, or only say whether that is needed."""
-    keep_up(PAGE, page, "which")
+    keep_up(lambda: {PAGE: page()}, "which")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ class FileTask:
 
 
 def load_data(path: Path) -> FileTask:
-    """The task of a .jsonl or .parquet file without settings.
+    """The task of a .jsonl, .csv or .parquet file without settings.
 
     It is called as the file, and its metric is `choice` where rows have choices, else `exact`.
 

@@ -12,6 +12,7 @@ from vlmcompress.eval.tasks.from_worlds import WorldTask, read_world_task
 from vlmcompress.eval.tasks.rows import DATA_SUFFIXES
 from vlmcompress.eval.tasks.settings import Settings
 from vlmcompress.eval.tasks.task import Task
+from vlmcompress.files import at_home
 from vlmcompress.registry import PlugIns, unknown
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -37,7 +38,7 @@ def load_tasks(names: Sequence[str]) -> list[Task]:
 
     Args:
         names: of built-in tasks and those of other packages, see `task_names`, or paths of .yaml,
-            .jsonl and .parquet files.
+            .jsonl, .csv and .parquet files.
 
     Raises:
         UnknownNameError: nothing is called so; the message suggests the nearest name.
@@ -62,7 +63,7 @@ def task_names() -> list[str]:
 
 
 def _load(name: str) -> Task:
-    path = Path(name)
+    path = at_home(name)
     if path.suffix:
         return _from_file(path)
     known = _built_in()

@@ -1,4 +1,4 @@
-"""Rows of a user's data file: JSON lines or parquet, checked when the file is opened."""
+"""Rows of a user's data file: JSON lines, CSV or parquet, checked when the file is opened."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from PIL.Image import Image
 
 from vlmcompress.errors import MediaError, VLMCompressError
 from vlmcompress.eval.extras import needs_eval
-from vlmcompress.files.untrusted import MAX_LINE, parse_json, refuse_url, short
+from vlmcompress.files.records import SUFFIXES, records
+from vlmcompress.files.untrusted import refuse_url, short
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
 
-DATA_SUFFIXES = (".jsonl", ".parquet")
+DATA_SUFFIXES = (*SUFFIXES, ".parquet")
 FIELDS = (
     *("image", "images", "video", "question", "answer", "answers"),
     *("choices", "kind", "id"),
@@ -53,7 +54,7 @@ class Row:
 
 
 def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
-    """All rows of a .jsonl or .parquet file. Images and videos are only looked for, not read.
+    """All rows of a .jsonl, .csv or .parquet file. Images and videos are only looked for, not read.
 
     Args:
         path: the file; paths of images and videos in it are relative to its folder.
@@ -64,10 +65,13 @@ def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]
             of the wrong type; the message names the line.
     """
     check_file(path, "data file")
-    records = _from_parquet(path) if path.suffix.lower() == ".parquet" else _from_lines(path)
+    if path.suffix.lower() == ".parquet":
+        found = _from_parquet(path)
+    else:
+        found = ((where, record, None) for where, record in records(path))
     names = {field: field for field in FIELDS} | dict(columns or {})
     rows = []
-    for where, record, embedded in records:
+    for where, record, embedded in found:
         # A field that is null counts as absent.
         given = {f: record[name] for f, name in names.items() if record.get(name) is not None}
         try:
@@ -82,31 +86,6 @@ def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]
 Embedded = Callable[[str, int], bytes]
 """Reads the bytes of image number so many in a column of a row."""
 Record = tuple[str, Mapping[str, Any], Embedded | None]
-
-
-def _from_lines(path: Path) -> Iterator[Record]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), start=1):
-                if len(line) > MAX_LINE:
-                    raise VLMCompressError(f"{path}, line {number}: longer than {MAX_LINE} letters")
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    yield where, _object(where, line), None
-    except UnicodeDecodeError as error:
-        raise VLMCompressError(f"data file {str(path)!r} is not UTF-8 text") from error
-    except OSError as error:
-        raise VLMCompressError(f"cannot read {str(path)!r}: {error.strerror}") from error
-
-
-def _object(where: str, line: str) -> Mapping[str, Any]:
-    try:
-        found = parse_json(line)
-    except VLMCompressError as error:
-        raise VLMCompressError(f"{where}: {error}") from error
-    if not isinstance(found, dict):
-        raise VLMCompressError(f"{where}: expected an object {{...}}, got {line.strip()[:40]}")
-    return found
 
 
 def _from_parquet(path: Path) -> Iterator[Record]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vlmcompress.eval.worlds.scene import IMAGE_SIZE, PATCH_SIZE, VERSION, Object, Scene
+from vlmcompress.eval.worlds.scene import IMAGE_SIZE, PATCH_SIZE, VERSION, Figure, Scene
 
 _RGB = {
     "red": (215, 40, 40),
@@ -79,16 +79,26 @@ def make_canvas(scene: Scene) -> tuple[np.random.Generator, NDArray[np.float32]]
 
 
 def add_object(
-    canvas: NDArray[np.float32], thing: Object, shade: NDArray[np.int64]
+    canvas: NDArray[np.float32], thing: Figure, shade: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Draw `thing`, its colour shifted by `shade`; returns its share of each patch, [12, 12]."""
-    alpha = _alpha(thing)
+    """Draw `thing`, its colour shifted by `shade`.
+
+    Args:
+        canvas: [H, W, 3], changed in place; whole patches.
+        thing: What to draw.
+        shade: [3], of red, green and blue.
+
+    Returns:
+        Its share of each patch, [H / 8, W / 8] in [0, 1].
+    """
+    alpha = _alpha(thing, *canvas.shape[:2])
     color = np.array(_RGB[thing.color], dtype=np.float32) + shade
     canvas += alpha[..., None] * (color - canvas)
     if thing.glyph is not None:
         _write(canvas, thing)
-    side = IMAGE_SIZE // PATCH_SIZE
-    cover: NDArray[np.float32] = alpha.reshape(side, PATCH_SIZE, side, PATCH_SIZE).mean(axis=(1, 3))
+    rows, columns = (extent // PATCH_SIZE for extent in alpha.shape)
+    patches = alpha.reshape(rows, PATCH_SIZE, columns, PATCH_SIZE)
+    cover: NDArray[np.float32] = patches.mean(axis=(1, 3))
     return cover
 
 
@@ -119,8 +129,7 @@ def _distract(rng: np.random.Generator, canvas: NDArray[np.float32]) -> None:
         canvas[y : y + height, x : x + width] = colors[int(rng.integers(len(colors)))]
 
 
-def _alpha(thing: Object) -> NDArray[np.float32]:
-    size = IMAGE_SIZE
+def _alpha(thing: Figure, height: int, width: int) -> NDArray[np.float32]:
     reach = math.ceil(thing.radius) + 1
     left, top = int(thing.x) - reach, int(thing.y) - reach
     side = 2 * reach + 1
@@ -135,13 +144,13 @@ def _alpha(thing: Object) -> NDArray[np.float32]:
     ]
     ImageDraw.Draw(mask).polygon(corners, fill=255)
     small = np.asarray(mask.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
-    alpha = np.zeros((size, size), dtype=np.float32)
-    y0, y1, x0, x1 = max(top, 0), min(top + side, size), max(left, 0), min(left + side, size)
+    alpha = np.zeros((height, width), dtype=np.float32)
+    y0, y1, x0, x1 = max(top, 0), min(top + side, height), max(left, 0), min(left + side, width)
     alpha[y0:y1, x0:x1] = small[y0 - top : y1 - top, x0 - left : x1 - left]
     return alpha
 
 
-def _outline(thing: Object) -> list[tuple[float, float]]:
+def _outline(thing: Figure) -> list[tuple[float, float]]:
     """Corners in the unit disc, tilted."""
     match thing.shape:
         case "circle":
@@ -173,7 +182,7 @@ def _outline(thing: Object) -> list[tuple[float, float]]:
     ]
 
 
-def _write(canvas: NDArray[np.float32], thing: Object) -> None:
+def _write(canvas: NDArray[np.float32], thing: Figure) -> None:
     assert thing.glyph is not None
     bitmap = _BITMAPS[thing.glyph]
     height, width = bitmap.shape

@@ -41,13 +41,12 @@ _GLYPH_ODDS = 0.55
 
 
 @dataclass(frozen=True)
-class Object:
-    """One drawn thing; `place` is its cell, `x` and `y` its centre in pixels."""
+class Figure:
+    """One drawn thing; `x` and `y` are its centre in pixels."""
 
     shape: str
     color: str
     size: str
-    place: str
     x: float
     y: float
     radius: float
@@ -56,8 +55,15 @@ class Object:
 
     @property
     def name(self) -> str:
-        """Colour and shape, as the questions call the object."""
+        """Colour and shape, as the questions call it."""
         return f"{self.color} {self.shape}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Object(Figure):
+    """A figure of a scene; `place` is its cell."""
+
+    place: str
 
     @property
     def row(self) -> int:
@@ -132,6 +138,13 @@ def repeat(
 
 def make_object(rng: np.random.Generator, shape: str, color: str, cell: int) -> Object:
     """An object of random size within `cell`, every second one with a sign."""
+    row, column = divmod(cell, 3)
+    figure = make_figure(rng, shape, color, column * CELL, row * CELL)
+    return Object(**vars(figure), place=PLACES[cell])
+
+
+def make_figure(rng: np.random.Generator, shape: str, color: str, left: int, top: int) -> Figure:
+    """A figure of random size in the cell whose corner is at `left` and `top` (pixels)."""
     size = SIZES[int(rng.choice(len(SIZES), p=_SIZE_ODDS))]
     radius = float(rng.uniform(*_RADII[size]))
     glyph = None
@@ -140,14 +153,12 @@ def make_object(rng: np.random.Generator, shape: str, color: str, cell: int) -> 
         x, y = _on_a_patch(rng, radius), _on_a_patch(rng, radius)
     else:
         x, y = (float(rng.uniform(radius + 0.5, CELL - radius - 0.5)) for _ in range(2))
-    row, column = divmod(cell, 3)
-    return Object(
+    return Figure(
         shape=shape,
         color=color,
         size=size,
-        place=PLACES[cell],
-        x=column * CELL + x,
-        y=row * CELL + y,
+        x=left + x,
+        y=top + y,
         radius=radius,
         tilt=float(rng.uniform(-0.14, 0.14)),
         glyph=glyph,

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.sequence.attention_masks import Given
 from vlmcompress.patches.sequence.cache_state import CacheState
@@ -22,12 +24,18 @@ class CallState(PerThread):
     passing = False
     """Whether it is in a call that began before the hooks were put on, and is left alone."""
     generating = False
+    rehearsing = False
+    """Whether a decoder layer runs only to see what it would attend with."""
     prompt: int | None = None
     """Tokens that `generate` was given."""
     given: dict[str, Any] | None = None
     """Arguments of `generate` by name."""
     call: dict[str, Any] | None = None
     """Arguments of the base model's forward by name."""
+    outer: dict[str, Any] | None = None
+    """Arguments of the forward of a model that masks its output, by name."""
+    output_mask: Tensor | None = None
+    """[B, tokens that are left]: which of them are no padding; None where all are."""
     own_loop = False
     """Whether `generate` runs a loop of the caller's."""
     nothing_masked: bool | None = None
@@ -81,6 +89,7 @@ class CallState(PerThread):
         """Forget all but the trace: no call is running."""
         self.end_generate()
         self.inside = self.passing = False
+        self.outer = self.output_mask = None
         self.started = self.ended = None
 
     def fail(self) -> None:

@@ -32,7 +32,8 @@ class Entrance:
         model, base, family = installed.model, installed.base, installed.family
         # Some base models are what users hold.
         self._owners = (model,) if base is model else (model, base)
-        self._codes = codes_of(model, "generate") | codes_of(base, *family.feature_calls.values())
+        calls = (family.feature_call(base, modality) for modality in family.feature_calls)
+        self._codes = codes_of(model, "generate").union(*(codes_of(*call) for call in calls))
 
     def hook(self, attached: Attachments) -> None:
         """Wrap the forwards; from now on calls come through here."""

@@ -7,13 +7,14 @@ shapes, too.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.flops.exact import LayerShape, ModelShape
-from vlmcompress.flops.paper_conventions import experts_of, windows_of
+from vlmcompress.patches.cost.layer_shapes import decoder_layers, macs, width
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 
@@ -22,71 +23,42 @@ def shape_of(model: nn.Module) -> ModelShape:
     """The sizes of a model of a supported family; it may be on the meta device.
 
     Raises:
-        UnsupportedModelError: no family serves it, or nothing is known of its vision side.
+        UnsupportedModelError: no family serves it, or its FLOPs are not known.
     """
     parts = ModelParts.of(model)
-    if not parts.towers:
+    if parts.family.no_costs is not None:
         raise UnsupportedModelError(
-            f"the FLOPs of a {parts.family.name} model are not known, as its vision tower is not: "
+            f"the FLOPs of a {parts.family.name} model are not known, as {parts.family.no_costs}: "
             'give a budget of tokens, for example 64 or "25%"'
         )
-    tower, projectors = parts.towers[0], parts.family.projectors(parts.base)
+    tower, base = parts.towers[0], parts.base
+    encoder = parts.family.encoder
+    per_token = [base.get_submodule(name) for name in encoder.per_token]
+    per_patch = [base.get_submodule(name) for name in encoder.per_patch]
+    projectors = parts.family.projectors(base) + per_token
     layers, inside = attention_layers(tower), set(tower.modules())
     head = next((m for m in inside if _is_pooler(m)), None)
     others = [layer for layer, _ in layers] + [p for p in projectors if p in inside]
     others += [] if head is None else [head]
+    patchwise = sum(macs(part) for part in per_patch)
+    outside = sum(macs(part) for part in per_patch if part not in inside)
     any_model: Any = model
     return ModelShape(
-        embedding=_macs(tower) - sum(map(_macs, others)),
-        encoder=tuple(LayerShape(_macs(layer), _width(attention)) for layer, attention in layers),
-        projector=sum(map(_macs, projectors)),
-        decoder=_decoder(parts),
-        lm_head=_macs(any_model.get_output_embeddings()),
+        embedding=macs(tower) - sum(map(macs, others)) + outside,
+        encoder=tuple(LayerShape(macs(layer), width(attention)) for layer, attention in layers),
+        projector=sum(map(_projecting, projectors)) - patchwise,
+        decoder=decoder_layers(parts),
+        lm_head=macs(any_model.get_output_embeddings()),
         pooler=(0, 0) if head is None else _pooler(head),
+        entry=macs(parts.lm) - sum(map(macs, parts.layers)),
+        all_logits="logits_to_keep" not in inspect.signature(any_model.forward).parameters,
         value_bytes=any_model.dtype.itemsize,
     )
 
 
-def _decoder(parts: ModelParts) -> tuple[LayerShape, ...]:
-    config: Any = parts.lm.config
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * size * (config.num_key_value_heads or config.num_attention_heads)
-    experts = experts_of(config)
-    active = config.num_experts_per_tok if experts > 1 else 1
-    return tuple(
-        LayerShape(
-            weights=_macs(layer, experts, active),
-            width=size * config.num_attention_heads,
-            cached=cached,
-            window=window,
-        )
-        for layer, window in zip(parts.layers, windows_of(config, len(parts.layers)), strict=True)
-    )
-
-
-def _macs(module: nn.Module, experts: int = 1, active: int = 1) -> int:
-    """Multiply-adds of one token with all matrices inside, `active` of so many `experts`."""
-    total = 0
-    for part in module.modules():
-        known: Any = part
-        if hasattr(part, "in_features"):  # quantized weights have other shapes
-            total += known.in_features * known.out_features
-        elif isinstance(part, nn.Conv2d | nn.Conv3d):
-            total += part.weight.numel()
-        elif not isinstance(part, nn.Embedding):
-            for weight in part.parameters(recurse=False):
-                if weight.dim() == 2:
-                    total += weight.numel()
-                elif weight.dim() == 3 and experts > 1:
-                    total += weight.numel() // experts * active
-    return total
-
-
-def _width(attention: Any) -> int:
-    """All query heads together."""
-    if hasattr(attention, "qkv"):
-        return int(attention.qkv.out_features) // 3
-    return int(attention.q_proj.out_features)
+def _projecting(module: nn.Module) -> int:
+    """Multiply-adds of one token; a table of embeddings is multiplied with shares of its rows."""
+    return module.weight.numel() if isinstance(module, nn.Embedding) else macs(module)
 
 
 def _is_pooler(module: nn.Module) -> bool:
@@ -97,5 +69,5 @@ def _is_pooler(module: nn.Module) -> bool:
 def _pooler(head: nn.Module) -> tuple[int, int]:
     """Multiply-adds per token, which gives a key and a value and meets one query, and per image."""
     attention: Any = next(m for m in head.modules() if isinstance(m, nn.MultiheadAttention))
-    width = attention.embed_dim
-    return 2 * width**2 + 2 * width, _macs(head) - 2 * width**2
+    size = attention.embed_dim
+    return 2 * size**2 + 2 * size, macs(head) - 2 * size**2

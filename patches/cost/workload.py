@@ -11,8 +11,14 @@ from torch import nn
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.flops.exact import Load
 from vlmcompress.methods.composition.pipeline import ImagePlan, Upstream
-from vlmcompress.methods.contracts.before_projector import EncoderMethod, PixelSelector, Resizer
+from vlmcompress.methods.contracts.before_projector import (
+    EncoderMethod,
+    PixelSelector,
+    Resizer,
+    TowerDropper,
+)
 from vlmcompress.methods.contracts.method import tokens_per_layer
+from vlmcompress.patches.cost.layer_shapes import macs
 from vlmcompress.patches.cost.model_shape import shape_of
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
@@ -36,8 +42,8 @@ def load_of(
     """What a call computes, from plans before it ran or from reports afterwards.
 
     Exact but for what only the run decides: a plan's separators are taken to stay as long as there
-    are as many tokens, a `PixelSelector` to leave the same share of every frame and window, and an
-    `EncoderMethod` the same share of padding as of the picture.
+    are as many tokens, a `PixelSelector` or `TowerDropper` to leave the same share of every frame
+    and window, and an `EncoderMethod` the same share of padding as of the picture.
 
     Args:
         model: of a supported family.
@@ -105,7 +111,7 @@ class _Work:
     tokens: list[tuple[int, ...]]
     pairs: list[tuple[float, ...]]
     patches: int
-    projected: int
+    projected: float
 
 
 @dataclass(frozen=True)
@@ -122,12 +128,15 @@ class _Tower:
     """Patches that the tower sees at once; None where it takes pictures of any size."""
     cls: int
     """Tokens of a tile that are no patches."""
+    taps: tuple[tuple[int, float], ...]
+    """Layers whose outputs DeepStack projects, too, and the part of all projectors that does it."""
 
     @classmethod
     def of(cls, family: Family, base: Any) -> _Tower:
         vision, encoder = base.config.vision_config, family.encoder
         layers = getattr(vision, "num_hidden_layers", None) or vision.depth
-        return cls(encoder, base, layers, encoder.tile(base), encoder.cls_tokens(base))
+        tile, cls_tokens = encoder.tile(base), encoder.cls_tokens(base)
+        return cls(encoder, base, layers, tile, cls_tokens, _taps(family, base))
 
     def work(self, image: _ImageUse, upstream: Upstream | None, tiles: int | None) -> _Work:
         """Of one image or clip."""
@@ -142,6 +151,12 @@ class _Tower:
             shorter = {layer + 1: patches for layer, patches in leaving.items()}
             # What comes behind the feature layer runs on all patches again.
             entering[:depth] = tokens_per_layer(depth, self.tile, shorter)
+        if isinstance(upstream, TowerDropper) and upstream.shortens:
+            depth = self.encoder.depth(self.base, self.layers)
+            block = self.encoder.patches(self.base)
+            keep = round(self.tile // block * image.given / len(image.layout)) * block
+            first = upstream.before(depth)
+            entering[first:depth] = [keep] * (depth - first)
         tokens = tuple(patches + self.cls for patches in entering)
         patches, separated = self.tile * count, any(image.separators)
         return _Work(
@@ -156,15 +171,31 @@ class _Tower:
         grid, block = image.layout.grid, self.encoder.merge_side(self.base) ** 2
         if isinstance(upstream, Resizer):
             grid = upstream.shape(grid, image.given)
-        kept = image.given if isinstance(upstream, PixelSelector) else len(grid)
-        share = (kept / len(grid)) ** 2 * block**2
+        whole, first = len(grid), 0
+        drops = isinstance(upstream, PixelSelector)
+        if isinstance(upstream, TowerDropper):
+            first, drops = upstream.before(self.layers), upstream.shortens
+        kept = image.given if drops else whole
+        counts = [whole if layer < first else kept for layer in range(self.layers)]
         pairs = [
-            self.encoder.compared(self.base, grid, layer, self.layers) * share
-            for layer in range(self.layers)
+            self.encoder.compared(self.base, grid, layer, self.layers)
+            * (count / whole * block) ** 2
+            for layer, count in enumerate(counts)
         ]
+        early = sum(share for layer, share in self.taps if layer < first)
         return _Work(
-            tokens=[(kept * block,) * self.layers],
+            tokens=[tuple(count * block for count in counts)],
             pairs=[tuple(pairs)],
-            patches=len(grid) * block,
-            projected=kept,
+            patches=whole * block,
+            projected=kept + (whole - kept) * early,
         )
+
+
+def _taps(family: Family, base: Any) -> tuple[tuple[int, float], ...]:
+    """See `_Tower.taps`: DeepStack has a merger for each, listed behind the last one."""
+    if family.encoder.deep is None:
+        return ()
+    layers = base.config.vision_config.deepstack_visual_indexes
+    costs = [macs(projector) for projector in family.projectors(base)]
+    last = costs[len(costs) - len(layers) :]
+    return tuple((int(layer), cost / sum(costs)) for layer, cost in zip(layers, last, strict=True))

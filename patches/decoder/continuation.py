@@ -13,25 +13,37 @@ from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.cache_state import CacheState, Slots, state_of
+from vlmcompress.patches.sequence.host_chunk import HostChunk
 from vlmcompress.patches.sequence.stage_layout import StageLayout
 
 
-def masking(now: CallState, mask: Any) -> Tensor | None:
-    """The caller's 2-D attention mask, None where it is known to mask nothing.
+def looked_at(now: CallState, kwargs: dict[str, Any]) -> tuple[dict[str, Any], HostChunk | None]:
+    """The decoder's arguments, without a mask that is known to mask nothing.
 
     Looking waits for the device, so that only a prefill does.
 
+    Returns:
+        The arguments, and what a prefill with images looks at; None for other forwards.
+
     Raises:
-        UnsupportedCallError: it is no 2-D mask.
+        UnsupportedCallError: the mask is no 2-D mask, or images come without ids.
     """
-    mask = two_dimensional(mask)
+    mask = two_dimensional(kwargs.get("attention_mask"))
+    chunk = None
+    if now.encoded:
+        chunk = HostChunk.of((now.call or {}).get("input_ids"), mask)
+    return {**kwargs, "attention_mask": _masking(now, mask, chunk)}, chunk
+
+
+def _masking(now: CallState, mask: Tensor | None, chunk: HostChunk | None) -> Tensor | None:
     if mask is None:
         return None
+    seen = mask if chunk is None or chunk.mask is None else chunk.mask
     if now.generating and not now.own_loop:
         if now.nothing_masked is None:
-            now.nothing_masked = bool(mask.all())
+            now.nothing_masked = bool(seen.all())
         return None if now.nothing_masked else mask
-    return None if now.encoded and bool(mask.all()) else mask
+    return None if chunk is not None and bool(seen.all()) else mask
 
 
 def lay_out(installed: Installed, kwargs: dict[str, Any], past: int, columns: Slots) -> StageLayout:
@@ -68,7 +80,7 @@ def go_on(installed: Installed, kwargs: dict[str, Any], state: CacheState) -> di
 
     Args:
         installed: whose `now.stages` is set where layers need other arguments than the model's own.
-        kwargs: of the decoder, with the mask as `masking` gives it.
+        kwargs: of the decoder, as `looked_at` gives them.
         state: of the cache.
     """
     embeds = kwargs["inputs_embeds"]

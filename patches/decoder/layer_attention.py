@@ -6,34 +6,51 @@ Only the rows that are asked for are computed, so SDPA and FlashAttention stay o
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
+from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.ops.score import attention_rows, propagate
+from vlmcompress.patches.decoder.cut_context import CutContext, Of
 from vlmcompress.patches.hooks.arguments import device_of
-from vlmcompress.patches.sequence.attention_masks import Reach, VisibleKeys, inside
-from vlmcompress.patches.sequence.stage_layout import Captured, StageLayout
-
-Of = Literal["this", "next", "previous"]
+from vlmcompress.patches.sequence.attention_masks import VisibleKeys
 
 
 @dataclass
-class CutContext:
-    """All that is known before `layer`, where tokens are about to be dropped."""
+class ComputedAttention(CutContext):
+    """For layers whose norm, projections and rotary function have the usual names."""
 
-    layer: int
-    layers: nn.ModuleList
-    stages: StageLayout
-    hidden: Tensor
-    """[B, Q, D]: input of `layer`."""
-    no_scores: str | None = None
-    """Why queries and keys cannot be computed here; None where they can."""
     _heads: dict[tuple[str, Of, bool], Tensor] = field(default_factory=dict)
+
+    def rows(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:
+        q = self.heads(of, "q", (row, queries), rope)[0]
+        seen = self._seen(of, rope, row, queries)
+        weights = attention_rows(q, self.all_keys(of, rope, row), self.scaling(of), seen)
+        return weights[..., -self.hidden.shape[1] :]
+
+    def rows_among(self, of: Of, rope: bool, row: int, queries: Tensor, slots: Tensor) -> Tensor:
+        q = self.heads(of, "q", (row, queries), rope)[0]
+        return attention_rows(q, self.chunk_keys(of, rope)[row][:, slots], self.scaling(of))
+
+    def spread(self, of: Of, row: int, mass: Tensor, temperature: float) -> Tensor:
+        slots = torch.arange(self.hidden.shape[1], device=self.hidden.device)
+
+        def seen(start: int, stop: int) -> Tensor:
+            return self._seen(of, True, row, slots[start:stop])
+
+        found = propagate(
+            self.chunk_queries(of)[row],
+            self.all_keys(of, True, row),
+            self.scaling(of),
+            mass,
+            seen,
+            temperature=temperature,
+        )
+        return found[..., -len(slots) :]
 
     def source(self, of: Of) -> tuple[Any, Tensor]:
         """The layer whose weights are used and the hidden states it is applied to."""
@@ -44,10 +61,6 @@ class CutContext:
 
     def heads(self, of: Of, name: str, rows: tuple[int, Tensor] | None, rope: bool) -> Tensor:
         """Queries or keys [B, heads, R, hd] of all chunk tokens, or of some in one row."""
-        captured = self._captured(of, rope)
-        if captured is not None:
-            queries = captured.queries if name == "q" else self._own_keys(captured)
-            return queries if rows is None else queries[rows[0] : rows[0] + 1, :, rows[1]]
         layer, hidden = self.source(of)
         cos, sin = self._embeddings(of)
         if rows is not None:
@@ -71,10 +84,8 @@ class CutContext:
         return rotated.to(self.hidden.device)
 
     def chunk_keys(self, of: Of, rope: bool) -> Tensor:
-        """[B, Hkv, Q, hd]: keys of the chunk's tokens at the current stage."""
         if ("k", of, rope) not in self._heads:
-            cached = None if self.no_scores is not None else self._cached(of)
-            number = self.number(of)
+            number, cached = self.number(of), self._cached(of)
             ran = number < self.layer and not any(number < c < self.layer for c in self.stages.cuts)
             if ran and rope and cached is not None:
                 # That layer has run on just these tokens, so its cache ends with their keys.
@@ -93,72 +104,28 @@ class CutContext:
         """Keys [B, Hkv, past, hd] of earlier turns, and what they stand for."""
         if self.stages.past == 0:
             return None
-        at, captured = self.number(of), self._captured(of, rope)
-        if captured is not None:
-            keys = captured.keys[:, :, : -self.hidden.shape[1]]
-            seen = self.stages.past_seen(at).last(keys.shape[2])
-            return keys, self.stages.counted(self._kind(of), seen)
         cached = self._cached(of)
         if cached is None or not rope:
             raise UnsupportedCallError(
                 "scoring a new image against an earlier turn needs an unquantised DynamicCache "
                 "and rotated keys"
             )
-        keys = cached[:, :, : self.stages.past_width(at)]
-        seen = self.stages.past_seen(at).last(keys.shape[2])
-        return keys, self.stages.counted(self._kind(of), seen)
+        keys = cached[:, :, : self.stages.past_width(self.number(of))]
+        return keys, self.past_seen(of, keys.shape[2])
 
     def all_keys(self, of: Of, rope: bool, row: int) -> Tensor:
         """[Hkv, P + Q, hd]: keys of earlier turns and of the chunk, in one row of the batch."""
         chunk, past = self.chunk_keys(of, rope)[row], self.past_keys(of, rope)
         return chunk if past is None else torch.cat([past[0][row], chunk], 1)
 
-    def seen(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:
-        """[R, P + Q] bool: which of `all_keys` some slots [R] attend to; none where padding."""
-        kind, reach = self._kind(of), self.reach(of)
-        chunk = self.stages.counted(kind, self.stages.chunk_seen())
-        queries = queries.to(chunk.columns.device)
-        given = self.stages.given_masks
-        given = given.get(kind) if isinstance(given, Mapping) else given
-        given = given[row : row + 1] if given is not None and len(given) > 1 else given
-        columns = chunk.columns[row]
-        own = inside(columns[None], given, self.stages.past, reach, queries)[0]
-        past = self.past_keys(of, rope)
-        reached = [] if past is None else [past[1].reached(row, columns[queries], reach)]
-        if chunk.valid is not None:
-            own = own & chunk.valid[row]
-        seen = torch.cat([*reached, own], 1)
-        captured = self._captured(of, rope)
-        if captured is not None and captured.mask is not None and captured.mask.dim() == 4:
-            seen = seen & _shown(captured.mask, row, queries)[:, -seen.shape[1] :].to(seen.device)
-        seen = seen if chunk.valid is None else seen & chunk.valid[row, queries, None]
-        return seen.to(self.hidden.device)
-
     def scaling(self, of: Of) -> float:
         """What products of queries and keys are multiplied with."""
-        captured = self._captured(of, True)
-        found: float = (
-            self.source(of)[0].self_attn.scaling if captured is None else captured.scaling
-        )
+        found: float = self.source(of)[0].self_attn.scaling
         return found
 
-    def _captured(self, of: Of, rope: bool) -> Captured | None:
-        """What the layer before the cut kept for itself, where computing it anew is no way."""
-        if self.no_scores is None:
-            return None
-        nearest = of == "previous" and self.number(of) == self.layer - 1
-        found = self.stages.captured if nearest and rope else None
-        if found is None:
-            raise UnsupportedModelError(
-                f"scores of layer {self.number(of)} ({'with' if rope else 'without'} positions) "
-                f"are not known before layer {self.layer}, as {self.no_scores}: use fastv or "
-                "another method that ranks by the layer before, which must have attention, or a "
-                "projector-stage method"
-            )
-        return found
-
-    def _own_keys(self, captured: Captured) -> Tensor:
-        return captured.keys[:, :, -self.hidden.shape[1] :]
+    def _seen(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:
+        past = self.past_keys(of, rope)
+        return self.seen(of, row, queries, None if past is None else past[1])
 
     def _cached(self, of: Of) -> Tensor | None:
         """Keys in the cache of the layer that `of` names, if it stores them plainly."""
@@ -170,7 +137,7 @@ class CutContext:
 
     def _embeddings(self, of: Of) -> tuple[Tensor, Tensor]:
         """cos and sin [B, Q, hd] of the chunk's tokens for the layer that `of` names."""
-        kind, number = self._kind(of), self.number(of)
+        kind, number = self.kind(of), self.number(of)
         if number < self.layer:
             cos, sin = self.stages.earlier.inputs[number][1:]
             return cos, sin
@@ -178,28 +145,3 @@ class CutContext:
             raise UnsupportedCallError(f"no layer before {self.layer} is of the kind {kind}")
         found: tuple[Tensor, Tensor] = self.stages.arguments.embeddings[kind]
         return found
-
-    def reach(self, of: Of) -> Reach | None:
-        """How far back the layer that `of` names sees."""
-        return self.stages.kinds.reach_of(self._kind(of))
-
-    def _kind(self, of: Of) -> str:
-        return self.stages.kinds.names[self.number(of)]
-
-    def number(self, of: Of) -> int:
-        """The layer that `of` names; where it sees a window only, the nearest full one before it.
-
-        Raises:
-            UnsupportedCallError: there is no such layer.
-        """
-        number = self.layer + {"previous": -1, "this": 0, "next": 1}[of]
-        if number >= len(self.layers):
-            raise UnsupportedCallError(f"there is no layer after decoder layer {self.layer}")
-        # What a layer kept for itself is known of the layer before the cut only.
-        return number if self.no_scores is not None else self.stages.kinds.ranks_in(number)
-
-
-def _shown(mask: Tensor, row: int, queries: Tensor) -> Tensor:
-    """[R, K] bool: what a mask of a layer lets some queries of a row of the batch see."""
-    mine = mask[row if len(mask) > 1 else 0, 0, queries.to(mask.device)]
-    return mine if mine.dtype == torch.bool else mine > torch.finfo(mine.dtype).min / 2

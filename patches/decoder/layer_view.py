@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import UnsupportedCallError
-from vlmcompress.ops.score import attention_rows, propagate
-from vlmcompress.patches.decoder.layer_attention import CutContext, Of
+from vlmcompress.patches.decoder.cut_context import CutContext, Of
+from vlmcompress.patches.sequence.attention_masks import has_keys
 from vlmcompress.patches.sequence.spans import Span
 from vlmcompress.tokens import Grid
 
@@ -65,19 +65,16 @@ class DecoderLayerView:
         row, context = self.span.row, self.context
         assert context.stages.last is not None
         queries = context.stages.last[row : row + 1] if rows == "last" else self.text
-        q = context.heads(of, "q", (row, queries), rope)[0]
-        scaling = context.scaling(of)
+        self._say_where(of)
         if keys == "visual":
-            return attention_rows(q, context.chunk_keys(of, rope)[row][:, self.visual], scaling)
+            return context.rows_among(of, rope, row, queries, self.visual)
         self._look(of)
-        seen = context.seen(of, rope, row, queries)
-        weights = attention_rows(q, context.all_keys(of, rope, row), scaling, seen)
-        # Earlier turns take part in the softmax; only this chunk's columns are returned.
-        return weights[..., -context.hidden.shape[1] :]
+        return context.rows(of, rope, row, queries)
 
     def propagate(
         self, mass: Tensor, *, temperature: float = 1.0, of: Literal["this", "previous"] = "this"
     ) -> Tensor:
+        self._say_where(of)
         self._look(of)
         row, context = self.span.row, self.context
         last = context.stages.last
@@ -85,38 +82,40 @@ class DecoderLayerView:
         slots = torch.arange(context.hidden.shape[1], device=context.hidden.device)
         # Answers so far hand nothing on: with a cache, the prefill does not know them.
         mass = mass.to(slots.device) * (slots <= self._there(last[row]))
+        return context.spread(of, row, mass, temperature)
 
-        def seen(start: int, stop: int) -> Tensor:
-            return context.seen(of, True, row, slots[start:stop])
+    def _say_where(self, of: Of) -> None:
+        """Tell the report where the layer that the method means has no attention."""
+        context, meant = self.context, self.context.meant(of)
+        if not has_keys(context.stages.kinds.names[meant]):
+            self._note(
+                f"before decoder layer {self.layer} it was ranked in layer {context.number(of)}, "
+                f"the nearest with attention"
+            )
 
-        found = propagate(
-            context.chunk_queries(of)[row],
-            context.all_keys(of, True, row),
-            context.scaling(of),
-            mass,
-            seen,
-            temperature=temperature,
-        )
-        return found[..., -len(slots) :]
+    def _note(self, note: str) -> None:
+        notes = self.span.trace.notes
+        notes += [note] if note not in notes else []
 
     def _look(self, of: Of) -> None:
         """Tell the report where a window ends behind the image and no full layer comes before."""
-        reach, trace = self.context.reach(of), self.span.trace
+        reach = self.context.reach(of)
         if reach is None or self.span.reach < reach.size:
             return
-        note = (
+        self._note(
             f"before decoder layer {self.layer} it was ranked in layer {self.context.number(of)}, "
             f"which sees {reach.size} tokens back, and the image begins {self.span.reach} back: "
             "tokens further away count as 0, and no full layer comes before"
         )
-        trace.notes += [note] if note not in trace.notes else []
 
     def keys(self, *, rope: bool = True, of: Of = "this") -> Tensor:
         return self.context.chunk_keys(of, rope)[self.span.row].detach().float()
 
     @property
     def hidden(self) -> Tensor:
-        return self.context.hidden[self.span.row].detach().float()
+        hidden = self.context.hidden[self.span.row].detach().float()
+        # Some decoders keep several streams, which are one again only behind the last layer.
+        return hidden if hidden.dim() == 2 else hidden.flatten(1, -2).mean(1)
 
     def activations(self, rows: Tensor, of: Literal["previous"] = "previous") -> Tensor:
         fired = self.context.stages.fired

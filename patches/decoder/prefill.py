@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from vlmcompress.budget.planner import Planner
-from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.composition.pipeline import ImagePlan
-from vlmcompress.methods.contracts.before_projector import EncoderMethod
+from vlmcompress.methods.contracts.before_projector import EncoderMethod, TowerDropper
 from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.ops.gather import axes_first, axes_last, take_all
+from vlmcompress.ops.questions import Asking, abreast, answered
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.decoder import prompt_rows
 from vlmcompress.patches.decoder.continuation import lay_out
@@ -24,16 +24,11 @@ from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.call_trace import ImageTrace
 from vlmcompress.patches.sequence.deepstack import added, follow_in_loop, looked_at
+from vlmcompress.patches.sequence.host_chunk import HostChunk
 from vlmcompress.patches.sequence.packing import pack, slot_of
 from vlmcompress.patches.sequence.per_token import kept_of
-from vlmcompress.patches.sequence.placeholders import (
-    Located,
-    Pieces,
-    Prompt,
-    Separators,
-    close,
-    locate,
-)
+from vlmcompress.patches.sequence.placeholders import Located, Pieces, Prompt, locate
+from vlmcompress.patches.sequence.separators import Separators, close
 from vlmcompress.patches.sequence.spans import Span
 from vlmcompress.patches.sequence.stage_layout import StageLayout
 from vlmcompress.patches.sequence.survivors import Survivors
@@ -51,7 +46,7 @@ class Prefill:
     def __init__(
         self,
         installed: Installed,
-        call: Mapping[str, Any],
+        chunk: HostChunk,
         encoded: Mapping[str, Encoded],
         kwargs: dict[str, Any],
         prompt: int | None,
@@ -62,18 +57,12 @@ class Prefill:
         self.batch, self.length = self.embeds.shape[:2]
         self.cache = cache_of(kwargs)
         self.past = int(self.cache.get_seq_length()) if self.cache is not None else 0
-        ids = call.get("input_ids")
-        if ids is None:
-            raise UnsupportedCallError(
-                "a compressed model needs input_ids beside the images, not inputs_embeds"
-            )
-        self.ids: Tensor = ids
+        self.ids = chunk.ids
         family = installed.family
         layouts = {modality: found.layouts for modality, found in encoded.items()}
+        self.unmasked = chunk.unmasked
         self.valid = self._chunk_valid()
-        everything = torch.ones(self.batch, self.length, dtype=torch.bool)
-        self.unmasked = everything if self.valid is None else self.valid.cpu()
-        images = locate(ids, family.placeholders(installed.model), layouts, family.continues)
+        images = locate(self.ids, family.placeholders(installed.model), layouts, family.continues)
         self.images = [image.under(self.unmasked[image.row]) for image in images]
         self.survivors = [prompt_rows.open_survivors(image, encoded) for image in self.images]
         """Per image: what a method before the projector left; None without such a method."""
@@ -96,7 +85,7 @@ class Prefill:
             return installed.planner
         if now.solved is None:
             grids = self._surviving_grids()
-            prompt = Prompt.of(self.ids, self.valid, self.images, grids)
+            prompt = Prompt.of(self.unmasked, self.images, grids)
             trace, device = installed.trace, self.embeds.device
             with trace.timed("calibration", device), now.aside():
                 now.solved = solver.solve(prompt, lambda: trace.milliseconds()["encoder"])
@@ -106,10 +95,9 @@ class Prefill:
     def _chunk_valid(self) -> Tensor | None:
         """[B, L] bool of the chunk, None without padding."""
         mask = two_dimensional(self.kwargs.get("attention_mask"))
-        if mask is None:
+        if mask is None or bool(self.unmasked.all()):
             return None
-        valid = mask[:, self.past :].bool()
-        return None if bool(valid.all()) else valid
+        return mask[:, self.past :].bool()
 
     def run(self) -> dict[str, Any] | None:
         """Shorten the sequence; None when every token is kept and nothing has to change."""
@@ -131,8 +119,8 @@ class Prefill:
         embeds = prompt_rows.place(self.embeds, self.images, kept, reductions)
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
-        changed = self._inputs(embeds) | added(self.kwargs, self.images, reductions, self.chunk)
-        changed |= follow_in_loop(self.kwargs, self.images, reductions, self.chunk)
+        follow = self.kwargs, self.images, reductions, self.chunk, self.stages.placeholders
+        changed = self._inputs(embeds) | added(*follow) | follow_in_loop(*follow)
         return kept_of(self.kwargs, self.chunk.index) | changed
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
@@ -140,21 +128,22 @@ class Prefill:
 
         Where a method keeps another number than was planned, the plan follows.
         """
-        done: dict[Pieces, Chosen] = {}
-        checks = self.checks
+        asking: dict[Pieces, Asking[Chosen]] = {}
         with self.installed.trace.timed("selection", self.embeds.device):
-            for number, (image, plan) in enumerate(zip(self.images, self.plans, strict=True)):
-                if image.pieces not in done:  # beams repeat a prompt, and so its choices
-                    done[image.pieces] = self._choose(image, plan, self.survivors[number], checks)
-                counts = done[image.pieces].counts
-                if counts != tuple(kept for _, kept in plan.parts):
-                    self.plans[number] = self.planner.pipeline.revised(plan, counts)
+            for image, plan, left in zip(self.images, self.plans, self.survivors, strict=True):
+                if image.pieces not in asking:  # beams repeat a prompt, and so its choices
+                    asking[image.pieces] = self._choose(image, plan, left)
+            found = answered(abreast(list(asking.values())), self.checks)
+        done = dict(zip(asking, found, strict=True))
         chosen = [done[image.pieces] for image in self.images]
+        for number, (plan, one) in enumerate(zip(self.plans, chosen, strict=True)):
+            if one.counts != tuple(kept for _, kept in plan.parts):
+                self.plans[number] = self.planner.pipeline.revised(plan, one.counts)
         return [one.kept for one in chosen], [one.merged for one in chosen]
 
     def _choose(
-        self, image: Located, plan: ImagePlan, survivors: Survivors | None, checks: Checks
-    ) -> Chosen:
+        self, image: Located, plan: ImagePlan, survivors: Survivors | None
+    ) -> Asking[Chosen]:
         """The choice in raster indices of the image."""
         planner, device = self.planner, self.embeds.device
         method = planner.pipeline.projector
@@ -167,7 +156,9 @@ class Prefill:
         tokens = self._tokens(image)
         grids = image.open_layout.parts if survivors is None else survivors.grids
         method_order = self.installed.order == "method"
-        found = choose(method, plan, tokens, grids, may_keep_fewer, method_order, checks)
+        found = yield from choose(
+            method, plan, tokens, grids, may_keep_fewer, method_order, self.checks
+        )
         kept, merged = alive[found.kept.to(device)], found.merged
         if merged is not None:
             merged = replace(merged, members=alive[merged.members.to(device)])
@@ -175,7 +166,7 @@ class Prefill:
 
     def _tokens(self, image: Located) -> VisualTokens:
         """What a method may look at: no token that is gone already, none that is masked."""
-        chunk = ChunkIds(self.ids, self.valid, self.prompt_end)
+        chunk = ChunkIds(self.ids, self.unmasked, self.prompt_end)
         tokens = self.installed.signals.tokens(image, self.encoded, looked_at(self.kwargs), chunk)
         survivors = prompt_rows.survivors_of(image, self.encoded)
         left = torch.arange(len(image.layout))
@@ -183,8 +174,11 @@ class Prefill:
             left = survivors.alive
             merges = isinstance(self.planner.pipeline.upstream, EncoderMethod)
             sizes = survivors.sizes.to(self.embeds.device) if merges else None
-            features = tokens.features[left.to(self.embeds.device)]
-            tokens = replace(tokens, features=features, sizes=sizes)
+            if isinstance(self.planner.pipeline.upstream, TowerDropper):
+                tokens = some_of(tokens, left)  # signals are of all tokens, too
+            else:
+                features = tokens.features[left.to(self.embeds.device)]
+                tokens = replace(tokens, features=features, sizes=sizes)
         if image.unmasked is None:
             return tokens
         return some_of(tokens, torch.isin(left, image.unmasked).nonzero()[:, 0])
@@ -221,22 +215,22 @@ class Prefill:
         """Chunk columns of the kept slots, the kept columns [B, L], and the longest row."""
         device = self.embeds.device
         keep = torch.ones(self.batch, self.length, dtype=torch.bool, device=device)
-        if self.valid is not None:
-            keep &= self.valid.to(device)
-        self.counts = keep.sum(1).tolist() if self.valid is not None else [self.length] * self.batch
+        valid = None if self.valid is None else self.valid.to(device)
+        if valid is not None:
+            keep &= valid
+        self.counts = self.unmasked.sum(1).tolist()
         if all(len(k) == len(i.open) for i, k in zip(self.images, kept, strict=True)):
             # Only decoder layers drop: leave what is masked where it is.
             self.separators = [image.separators.to(device) for image in self.images]
             columns = torch.arange(self.length, device=device).expand(self.batch, self.length)
-            return Slots(columns, self.valid), torch.ones_like(keep), self.length
+            return Slots(columns, valid), torch.ones_like(keep), self.length
+        pairs = zip(self.images, kept, strict=True)
+        closings = [image.closing(keep, indices) for image, indices in pairs]
         self.separators = []
-        for image, indices in zip(self.images, kept, strict=True):
-            columns, own = image.columns.to(device), image.separators.to(device)
-            were = image.columns[image.open].to(device)
-            closed, separators = close(keep[image.row], were, columns[indices], indices, own)
+        for image, (closed, left) in zip(self.images, close(closings, self.checks), strict=True):
             self.counts[image.row] -= closed
-            self.separators.append(separators)
-        prompt_rows.check_rows(self.counts, self.valid)
+            self.separators.append(left)
+        prompt_rows.check_rows(self.counts, self.unmasked)
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
         if self.installed.order == "method":

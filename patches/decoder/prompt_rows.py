@@ -48,18 +48,18 @@ def questions(
     return found
 
 
-def check_rows(counts: Sequence[int], valid: Tensor | None) -> None:
+def check_rows(counts: Sequence[int], unmasked: Tensor) -> None:
     """A prompt of which nothing is left has no answer.
 
     Args:
         counts: per row, tokens that enter the decoder.
-        valid: [B, L] bool: what was there; None for all.
+        unmasked: [B, L] bool, on the CPU: what was there.
 
     Raises:
         UnsupportedCallError: a row has lost all tokens.
     """
     for row, count in enumerate(counts):
-        if count == 0 and (valid is None or bool(valid[row].any())):
+        if count == 0 and bool(unmasked[row].any()):
             raise UnsupportedCallError(
                 f"nothing of prompt {row} is left: it has no text, and all its visual tokens are "
                 "dropped; add text, or give a budget that keeps some"

@@ -12,8 +12,15 @@ from torch import Tensor
 
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.answers import check_count, indices, wrong
-from vlmcompress.methods.contracts.method import ProjectorMethod, Reducer, Selector
+from vlmcompress.methods.contracts.method import (
+    AskingReducer,
+    AskingSelector,
+    ProjectorMethod,
+    Reducer,
+    Selector,
+)
 from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.ops.questions import Asking, abreast
 from vlmcompress.patches.signals.projector import used_by
 from vlmcompress.patches.signals.tower_hooks import (
     AT_FEATURE,
@@ -42,8 +49,8 @@ def choose(
     may_keep_fewer: bool,
     method_order: bool,
     checks: Checks,
-) -> Chosen:
-    """Ask the method, part by part.
+) -> Asking[Chosen]:
+    """Ask the method, part by part; it may have to ask the device.
 
     Args:
         method: a selector or reducer.
@@ -58,20 +65,22 @@ def choose(
         VLMCompressError: the method gave another kind of thing than it was asked for.
     """
     starts = [0, *accumulate(len(grid) for grid, _ in plan.parts)][:-1]
-    chosen, reductions = [], []
+    asking: list[Asking[Tensor | Reduction]] = []
     for part, ((grid, count), start) in enumerate(zip(plan.parts, starts, strict=True)):
         tokens = part_of(whole, grid, start, part)
         if method.across_parts:
             tokens = replace(tokens, parts=parts if len(plan.parts) == 1 else (grid,))
         if isinstance(method, Reducer):
-            reductions.append(_reduced(method, tokens, count, may_keep_fewer, checks))
+            asking.append(_reduced(method, tokens, count, may_keep_fewer, checks))
         else:
             assert isinstance(method, Selector)
-            chosen.append(
-                _selected(method, tokens, count, may_keep_fewer, method_order, checks) + start
-            )
-    if not reductions:
-        return Chosen(torch.cat(chosen), tuple(map(len, chosen)))
+            asking.append(_selected(method, tokens, count, may_keep_fewer, method_order, checks))
+    found = yield from abreast(asking)
+    chosen = [one for one in found if isinstance(one, Tensor)]
+    if chosen:
+        kept = [one + start for one, start in zip(chosen, starts, strict=True)]
+        return Chosen(torch.cat(kept), tuple(map(len, kept)))
+    reductions = [one for one in found if isinstance(one, Reduction)]
     joined = Reduction.join(reductions, starts)
     return Chosen(joined.anchors, tuple(len(r.offsets) - 1 for r in reductions), joined)
 
@@ -83,11 +92,16 @@ def _selected(
     may_keep_fewer: bool,
     method_order: bool,
     checks: Checks,
-) -> Tensor:
+) -> Asking[Tensor]:
     total = len(tokens.grid)
     if not _asks(count, total, may_keep_fewer):
         return torch.arange(count, device=tokens.features.device)
-    found = (method.pick if method_order else method.select)(tokens, count)
+    if method_order:
+        found = method.pick(tokens, count)
+    elif isinstance(method, AskingSelector):
+        found = yield from method.selecting(tokens, count)
+    else:
+        found = method.select(tokens, count)
     return indices(
         method.name,
         found,
@@ -101,11 +115,14 @@ def _selected(
 
 def _reduced(
     method: Reducer, tokens: VisualTokens, count: int, may_keep_fewer: bool, checks: Checks
-) -> Reduction:
+) -> Asking[Reduction]:
     total, features = len(tokens.grid), tokens.features
     if not _asks(count, total, may_keep_fewer):
         return Reduction.identity(features[:count])
-    found = method.reduce(tokens, count)
+    if isinstance(method, AskingReducer):
+        found = yield from method.reducing(tokens, count)
+    else:
+        found = method.reduce(tokens, count)
     if not isinstance(found, Reduction):
         raise wrong(method.name, "no Reduction")
     members, offsets = found.members, found.offsets

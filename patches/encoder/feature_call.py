@@ -7,20 +7,28 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmcompress.budget.latency_model import median_of, memory_of
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import UnsupportedCallError
-from vlmcompress.methods.contracts.before_projector import EncoderMethod, Resizer
+from vlmcompress.methods.contracts.before_projector import (
+    EncoderMethod,
+    Resizer,
+    TowerDropper,
+)
+from vlmcompress.patches.call.entrance import CALL
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.encoder.packed_tower import PackedTowerDropping
 from vlmcompress.patches.encoder.patch_dropping import PatchDropping
 from vlmcompress.patches.encoder.patch_merging import PatchMerging
 from vlmcompress.patches.encoder.resizing import Resizing
+from vlmcompress.patches.encoder.tile_tower import Ahead, TileTowerDropping
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.unsupported import two_dimensional
+from vlmcompress.patches.sequence.host_chunk import HostChunk
 from vlmcompress.patches.sequence.placeholders import Prompt, locate
 from vlmcompress.patches.signals.known_features import note
 from vlmcompress.patches.signals.signals import Encoded
@@ -35,6 +43,9 @@ class BeforeProjector(Protocol):
     The feature call must give one feature for each placeholder of the prompts, so what is saved is
     put back as copies, and `Encoded.survivors` says which tokens are none.
     """
+
+    dropped_before: tuple[int, int] | None
+    """The layer of the tower before which tokens leave it, and of how many; None elsewhere."""
 
     def hook(self, attached: Attachments) -> None:
         """Hook the vision tower."""
@@ -77,8 +88,13 @@ class BeforeProjector(Protocol):
         ...
 
 
-def before_projector(parts: ModelParts, planner: Planner) -> BeforeProjector | None:
+def before_projector(parts: ModelParts, planner: Planner, ahead: Ahead) -> BeforeProjector | None:
     """For the method of the planner's pipeline that acts before the projector, if there is one.
+
+    Args:
+        parts: of the model.
+        planner: with the pipeline.
+        ahead: gives the layouts of the images of the running call.
 
     Raises:
         UnsupportedModelError: the model's vision tower does not allow it.
@@ -90,6 +106,10 @@ def before_projector(parts: ModelParts, planner: Planner) -> BeforeProjector | N
         return PatchMerging(parts, planner)
     if isinstance(method, Resizer):
         return Resizing(parts, planner)
+    if isinstance(method, TowerDropper):
+        if "pixels" in parts.family.stages:
+            return PackedTowerDropping(parts, planner)
+        return TileTowerDropping(parts, planner, ahead)
     return PatchDropping(parts, planner)
 
 
@@ -103,12 +123,19 @@ class FeatureCalls:
             UnsupportedModelError: the model's vision tower does not allow it.
         """
         self._installed = installed
-        self._method = before_projector(installed, installed.planner)
+        self._method = before_projector(installed, installed.planner, self._layouts_ahead)
 
-    def calls(self) -> Iterator[tuple[str, Callable[..., Any]]]:
-        """The name of each call, and what runs instead: `call(original, ...)`."""
-        for modality, name in self._installed.family.feature_calls.items():
-            yield name, functools.partial(self._call, modality)
+    @property
+    def dropped_before(self) -> tuple[int, int] | None:
+        """The layer of the vision tower before which tokens leave, and of how many."""
+        return None if self._method is None else self._method.dropped_before
+
+    def calls(self) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+        """Module and name of each call, and what runs instead: `call(original, ...)`."""
+        family, base = self._installed.family, self._installed.base
+        for modality in family.feature_calls:
+            owner, name = family.feature_call(base, modality)
+            yield owner, name, functools.partial(self._call, modality)
 
     def hook(self, attached: Attachments) -> None:
         """Hook the vision tower where a method acts in it."""
@@ -137,7 +164,7 @@ class FeatureCalls:
         with installed.signals.recording() as record:
             if record is None:  # some encode clips by calling the method for images
                 return original(*args, **kwargs)
-            call, run = _bound(original, args, kwargs)
+            call, run = self._bound(modality, original, args, kwargs)
             planner = installed.planner
             if method is not None:
                 planner = self._planner_ahead(method, call, run)
@@ -148,6 +175,7 @@ class FeatureCalls:
                 else:
                     output, done = method.encode(modality, call, run, planner)
         with installed.trace.timed("signals", device):
+            call = installed.family.feature_arguments(modality, call)
             encoded = installed.signals.encoded(modality, call, output, record)
             if encoded is None:
                 if method is not None:
@@ -192,6 +220,11 @@ class FeatureCalls:
                 now.solved = installed.solver.solve(prompt, encoder)
         return now.solved.planner
 
+    def _layouts_ahead(self) -> list[Layout]:
+        """How the images of the running call lie."""
+        assert self._method is not None
+        return [image.layout for image in self._prompt_ahead(self._method).images]
+
     def _prompt_ahead(self, method: BeforeProjector) -> Prompt:
         """The prompt of the call that this thread is in, from its arguments alone."""
         installed = self._installed
@@ -206,26 +239,33 @@ class FeatureCalls:
         if cache is not None and not chunk:  # `generate` is given earlier turns once more
             ids = ids[:, int(cache.get_seq_length()) :]
         layouts: dict[str, Sequence[Layout]] = {}
-        for modality, name in family.feature_calls.items():
-            names = inspect.signature(getattr(installed.base, name)).parameters
+        for modality in family.feature_calls:
+            names = self._parameters(modality).parameters
             call = {name: given[name] for name in names if given.get(name) is not None}
             if any(name.startswith("pixel_values") for name in call):
                 layouts[modality] = method.layouts(modality, call)
-        images = locate(ids, family.placeholders(installed.model), layouts, family.continues)
-        mask = two_dimensional(given.get("attention_mask"))
-        return Prompt.of(ids, None if mask is None else mask[:, -ids.shape[1] :].bool(), images)
+        seen = HostChunk.of(ids, two_dimensional(given.get("attention_mask")))
+        tokens = family.placeholders(installed.model)
+        images = locate(seen.ids, tokens, layouts, family.continues)
+        return Prompt.of(seen.unmasked, images)
 
+    def _parameters(self, modality: str) -> inspect.Signature:
+        """Of a feature call; one that is the call of a module takes what its forward does."""
+        owner, name = self._installed.family.feature_call(self._installed.base, modality)
+        return inspect.signature(owner.forward if name == CALL else getattr(owner, name))
 
-def _bound(original: Run, args: Any, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Run]:
-    """The arguments of a call by name, and the call itself with other values for some of them."""
-    parameters = inspect.signature(original)
-    call = parameters.bind_partial(*args, **kwargs).arguments
+    def _bound(
+        self, modality: str, original: Run, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Mapping[str, Any], Run]:
+        """The arguments of a call by name, and the call with other values for some of them."""
+        parameters = self._parameters(modality)
+        call = parameters.bind_partial(*args, **kwargs).arguments
 
-    def run(**changed: Any) -> Any:
-        # By position or by name as they came: decorators of transformers tell the two apart.
-        named = {name: changed[name] for name in changed if name in kwargs}
-        pairs = zip(parameters.parameters, args, strict=False)
-        call.update(changed)
-        return original(*(changed.get(*one) for one in pairs), **(kwargs | named))
+        def run(**changed: Any) -> Any:
+            # By position or by name as they came: decorators of transformers tell the two apart.
+            named = {name: changed[name] for name in changed if name in kwargs}
+            pairs = zip(parameters.parameters, args, strict=False)
+            call.update(changed)
+            return original(*(changed.get(*one) for one in pairs), **(kwargs | named))
 
-    return call, run
+        return call, run

@@ -1,11 +1,11 @@
-"""Leaving out patches before the first layer of a tower that takes them as one sequence."""
+"""Leaving out patches before a layer of a tower that takes them as one sequence."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import BudgetError, UnsupportedCallError
 from vlmcompress.methods.contracts.answers import indices
-from vlmcompress.methods.contracts.before_projector import PixelSelector, PixelTokens
+from vlmcompress.methods.contracts.before_projector import PixelTokens
 from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.patches.encoder.qwen_patches import QwenPatches
 from vlmcompress.patches.families.parts import ModelParts
@@ -26,24 +26,31 @@ from vlmcompress.tokens import Grid, Layout
 
 
 @dataclass
-class _Run:
+class PackedRun:
     """One feature call."""
 
     layouts: Sequence[Layout]
-    kept: Sequence[Tensor]
-    """Of each image or clip the tokens that stay, in raster order."""
-    blocks: Tensor
-    """[U] bool: blocks of patches that stay, in the order of the tower."""
-    patches: Tensor
-    """[U * side**2] bool: their patches."""
+    kept: Sequence[Tensor] = ()
+    """Of each image or clip the tokens that stay, in raster order; once that is known."""
+    blocks: Tensor | None = None
+    """[U] bool: blocks of patches that stay, in the order of the tower; once that is known."""
+    side: int = 1
+    """Patches along a side of a block."""
     ran: bool = False
+    """Whether a layer was given fewer patches."""
     _places: dict[torch.device, Tensor] = field(default_factory=dict)
     _lengths: dict[int, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
 
     @property
     def idle(self) -> bool:
         """Whether everything stays."""
-        return bool(self.blocks.all())
+        return self.blocks is not None and bool(self.blocks.all())
+
+    @property
+    def patches(self) -> Tensor:
+        """[U * side**2] bool: the patches that stay."""
+        assert self.blocks is not None
+        return self.blocks.repeat_interleave(self.side**2)
 
     def take(self, values: Tensor) -> Tensor:
         """Those of values for each patch [P, ...] that stay."""
@@ -73,11 +80,15 @@ class PatchDropping:
     places of the others are filled with zeros, which do not enter the decoder.
     """
 
+    dropped_before: tuple[int, int] | None = None
+
     def __init__(self, parts: ModelParts, planner: Planner) -> None:
         self._model, self._family = parts.model, parts.family
         self._base, self._towers = parts.base, parts.towers
-        self._method = cast(PixelSelector, planner.pipeline.upstream)
+        self._method: Any = planner.pipeline.upstream
         self._thread = PerThread()
+        self._first = 0
+        """The layer before which patches leave."""
 
     def hook(self, attached: Attachments) -> None:
         for tower in self._towers:
@@ -91,7 +102,7 @@ class PatchDropping:
 
     def encode(
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
-    ) -> tuple[Any, _Run]:
+    ) -> tuple[Any, PackedRun]:
         patches = QwenPatches.of(self._model, self._family, modality, call)
         pairs = zip(patches.rows, patches.grids, strict=True)
         checks = Checks()
@@ -99,12 +110,15 @@ class PatchDropping:
             found = [self._select(rows, grid, planner, checks) for rows, grid in pairs]
         checks.settle()
         kept = torch.split(torch.cat(found).cpu(), [len(one) for one in found])
-        blocks = self._in_tower(modality, call, patches, kept)
-        per_block = patches.side**2
-        done = _Run(patches.layouts, kept, blocks, blocks.repeat_interleave(per_block))
+        done = PackedRun(patches.layouts, side=patches.side)
+        self._settle(done, kept, self._order(modality, call, patches))
+        return self._through(run, done), done
+
+    def _through(self, run: Callable[..., Any], done: PackedRun) -> Any:
+        """What the call gives while the hooks follow `done`."""
         self._thread.run = None if done.idle else done
         try:
-            return run(), done
+            return run()
         finally:
             self._thread.run = None
 
@@ -121,21 +135,22 @@ class PatchDropping:
         found = self._method.select(tokens, count, exact)
         return indices(name, found, len(grid), count, checks, may_keep_fewer=not exact)
 
-    def _in_tower(
-        self, modality: str, call: Mapping[str, Any], patches: QwenPatches, kept: Sequence[Tensor]
-    ) -> Tensor:
-        """[U] bool: the blocks that stay, as the tower orders them."""
+    def _order(self, modality: str, call: Mapping[str, Any], patches: QwenPatches) -> list[Tensor]:
+        """Of each image or clip [N] int64: the number of each token's block in the tower."""
         total = sum(map(len, patches.layouts))
         # Numbers of blocks, brought into raster order as the features of blocks are.
         numbers = torch.arange(total, dtype=torch.float64).repeat_interleave(patches.side**2)
         pieces = self._family.encoder.to_tokens(self._base, modality, numbers[:, None], call)
-        blocks = torch.zeros(total, dtype=torch.bool)
-        for piece, mine in zip(pieces, kept, strict=True):
-            blocks[piece[mine, 0].long()] = True
-        return blocks
+        return [piece[:, 0].long() for piece in pieces]
+
+    def _settle(self, run: PackedRun, kept: Sequence[Tensor], order: Sequence[Tensor]) -> None:
+        """Note what stays."""
+        run.kept, run.blocks = kept, torch.zeros(sum(map(len, order)), dtype=torch.bool)
+        for places, mine in zip(order, kept, strict=True):
+            run.blocks[places[mine]] = True
 
     def put_back(
-        self, done: _Run, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
+        self, done: PackedRun, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
     ) -> Encoded:
         if not (done.idle or done.ran):
             raise UnsupportedCallError(
@@ -152,32 +167,38 @@ class PatchDropping:
             )
         return replace(encoded, survivors=survivors)
 
-    def _run(self) -> _Run | None:
-        run: _Run | None = getattr(self._thread, "run", None)
+    def _run(self) -> PackedRun | None:
+        run: PackedRun | None = getattr(self._thread, "run", None)
         return run
 
     def _enter(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         run = self._run()
-        if run is None:
+        if run is None or number < self._first:
             return None
+        if number == self._first:
+            self._reach(run, args[0] if args else kwargs["hidden_states"])
         changed = dict(kwargs)
         changed["cu_seqlens"], longest = run.lengths(kwargs["cu_seqlens"])
         if kwargs.get("max_seqlen") is not None:
             changed["max_seqlen"] = longest
         cos, sin = kwargs["position_embeddings"]
         changed["position_embeddings"] = run.take(cos), run.take(sin)
-        if number:
+        if number > self._first:
             return args, changed
         run.ran = True
         if args:
             return (run.take(args[0]), *args[1:]), changed
         return args, {**changed, "hidden_states": run.take(kwargs["hidden_states"])}
 
+    def _reach(self, run: PackedRun, hidden: Tensor) -> None:
+        """What enters the first layer that works less: [P, D]."""
+
     def _merged(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         run = self._run()
-        if run is None:
+        # DeepStack has mergers between the layers; those before a method acts see everything.
+        if run is None or run.blocks is None:
             return None
         whole = output.new_zeros(len(run.blocks), *output.shape[1:])
         whole[run.blocks.nonzero()[:, 0].to(output.device)] = output

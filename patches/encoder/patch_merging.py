@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from vlmcompress.budget.planner import Planner, unknown_size
+from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import (
     BudgetError,
     UnsupportedCallError,
@@ -20,6 +20,7 @@ from vlmcompress.errors import (
 from vlmcompress.methods.contracts.before_projector import EncoderMethod
 from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.patches.encoder.merge_state import Tiles, TowerView
+from vlmcompress.patches.encoder.tile_calls import check_feature_layer, layouts_of
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.patches.families.vision_encoder import TILE_TOWERS
@@ -59,8 +60,10 @@ class PatchMerging:
     of its layer, so that a token has the state of its leader's group from each.
     """
 
+    dropped_before: tuple[int, int] | None = None
+
     def __init__(self, parts: ModelParts, planner: Planner) -> None:
-        family = parts.family
+        family, self._parts = parts.family, parts
         self._model, self._family, self._budget = parts.model, family, planner.budget
         self._base, self._towers = parts.base, parts.towers
         self._encoder = cast(PatchEncoder, family.encoder)
@@ -98,22 +101,12 @@ class PatchMerging:
                 attached.change(layer, functools.partial(self._leave, number))
 
     def layouts(self, modality: str, call: Mapping[str, Any]) -> Sequence[Layout]:
-        whole = self._family.image_grid_of_tile(self._model, modality, call, self._tile)
-        if whole is None:
-            raise unknown_size(self._budget)
-        pixels = next(value for name, value in call.items() if name.startswith("pixel_values"))
-        features = [pixels.new_empty(len(whole), 0)] * len(pixels)
-        return self._family.layouts(self._model, modality, features, call)
+        return layouts_of(self._parts, modality, call, self._tile, self._budget)
 
     def encode(
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, _Run]:
-        for name in ("vision_feature_layer", "vision_feature_layers"):
-            if call.get(name) not in (None, getattr(self._base.config, name, None)):
-                raise UnsupportedCallError(
-                    f"{name}={call[name]!r} differs from the model's configuration: set it there "
-                    "before compress()"
-                )
+        check_feature_layer(self._base, call)
         self._check_attention()
         whole = self._family.image_grid_of_tile(self._model, modality, call, self._tile)
         done = _Run(self._counts(planner.upstream(self._tile, whole)))
@@ -130,14 +123,14 @@ class PatchMerging:
             return replace(
                 encoded, survivors=[Survivors.everything(layout) for layout in encoded.layouts]
             )
-        done.checks.settle()
+        slots = done.checks.read([tiles.slot for tiles in done.batches])
         due = min(done.counts.values()) + self._protected
         if not done.batches or any(tiles.remaining != due for tiles in done.batches):
             raise UnsupportedCallError(
                 f"{self._method.name} could not merge in the vision tower: call compress() before "
                 "torch.compile()"
             )
-        groups = torch.cat([tiles.slot.cpu() for tiles in done.batches])
+        groups = torch.cat(slots)
         groups = groups + torch.arange(len(groups))[:, None] * groups.shape[1]
         # Numbers of patches, packed as the features of the patches are.
         places = torch.arange(groups.numel(), dtype=torch.float64).view(*groups.shape, 1)

@@ -37,6 +37,8 @@ class Resizing:
     again, resized with an antialiased bilinear filter in float32, and cut up as before.
     """
 
+    dropped_before: tuple[int, int] | None = None
+
     def __init__(self, parts: ModelParts, planner: Planner) -> None:
         self._model, self._family = parts.model, parts.family
         self._method = cast(Resizer, planner.pipeline.upstream)

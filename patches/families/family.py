@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import transformers
 from torch import Tensor, nn
@@ -39,23 +39,29 @@ class Family:
     images: bool = True
     video: bool = False
     stages: tuple[Stage, ...] = ("projector", "decoder")
+    merges: bool = False
+    """Whether the encoder stage lets methods merge patches, and not only drop them."""
     renumbers: bool = True
     """Whether positions are one number per token, so that their gaps can be closed."""
     encoder: Encoder = Encoder()
     """The vision side, for signals."""
     feature_calls: Mapping[str, str] = IMAGES
-    """Modality -> bound method of the base model that returns its projected features."""
+    """Modality -> method of the base model, or of a part of it ("visual.encode"), that returns its
+    projected features."""
 
     text_module: str = "language_model"
     """Name of the decoder stack in the base model."""
-    mergers: ClassVar[tuple[str, ...]] = ()
-    """Modules of the base model that make tokens out of patches, where pixels can be left out."""
     deepstack: str | None = None
     """Method of the decoder stack that adds visual features after its first layers, if any."""
 
     no_scores: str | None = None
     """Why the attention of a layer cannot be computed from its input; None where it can. The layer
     before a cut is then watched instead."""
+    no_costs: str | None = None
+    """Why its FLOPs are not known; None where they are."""
+    masks_output: bool = False
+    """Whether the model hands its attention mask to the base model and multiplies what it makes of
+    the hidden states by it: `patches/call/output_mask.py` then does so for what is left."""
     masks_in_base: bool = False
     """Whether the base model makes the attention masks, because images attend to themselves."""
 
@@ -85,7 +91,8 @@ class Family:
 
     def projectors(self, base: nn.Module) -> list[nn.Module]:
         """What makes tokens out of patches; every token goes through all of them."""
-        found = [base.get_submodule(name) for name in self.mergers or (self.encoder.projector,)]
+        names = (self.encoder.projector, self.encoder.deep)
+        found = [base.get_submodule(name) for name in names if name is not None]
         lists = [list(part) if isinstance(part, nn.ModuleList) else [part] for part in found]
         return [module for modules in lists for module in modules]
 
@@ -95,6 +102,15 @@ class Family:
             modality: int(getattr(model.config, f"{modality}_token_id"))
             for modality in self.feature_calls
         }
+
+    def feature_call(self, base: nn.Module, modality: str) -> tuple[nn.Module, str]:
+        """The module that a feature call is a method of, mostly the base model, and its name."""
+        path, _, name = self.feature_calls[modality].rpartition(".")
+        return base.get_submodule(path), name
+
+    def feature_arguments(self, modality: str, call: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arguments of a feature call as they are called elsewhere."""
+        return call
 
     def features(self, output: Any) -> Any:
         """What a feature call returned of each image or clip; None where it gave no features."""
@@ -179,6 +195,14 @@ class Family:
         """
         return tile
 
+    def tiles(self, pixels: Tensor) -> int | None:
+        """Tiles that the pixels of a feature call bring, each with placeholders of its own; None
+        where tiles are joined to images, so that only the features tell.
+
+        Only where methods act at the encoder stage and `image_grid_of_tile` may be None.
+        """
+        return None
+
     def check(self, model: nn.Module) -> None:
         """Raise unless every seam the engine hooks is where this version of the engine expects it.
 
@@ -191,9 +215,9 @@ class Family:
             layers = self.layers(base)
         except (AttributeError, AssertionError) as error:
             raise self._broken(str(error)) from error
-        for method in self.feature_calls.values():
-            if not callable(getattr(base, method, None)):
-                raise self._broken(f"{type(base).__name__} has no {method}()")
+        for owner, method in (self.feature_call(base, each) for each in self.feature_calls):
+            if not callable(getattr(owner, method, None)):
+                raise self._broken(f"{type(owner).__name__} has no {method}()")
         if self.deepstack and not callable(getattr(lm, self.deepstack, None)):
             raise self._broken(f"{type(lm).__name__} has no {self.deepstack}()")
         _expect(self, base, "input_ids", "attention_mask", "mm_encoder_outputs")

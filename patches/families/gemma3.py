@@ -19,6 +19,7 @@ class Gemma3(Family):
     name = "gemma3"
     class_name = "Gemma3ForConditionalGeneration"
     encoder = Gemma3Encoder()
+    stages = ("encoder", "projector", "decoder")
     masks_in_base = True
 
     def fixed_grid(self, model: nn.Module) -> Grid | None:

@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family, _expect
+from vlmcompress.patches.families.separators import separated, views_of
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
-from vlmcompress.patches.families.table import CLIPS, OUT_OF_SCOPE, TESTED, UNSCORED, Row, row_of
+from vlmcompress.patches.families.table import (
+    CLIPS,
+    OUT_OF_SCOPE,
+    TESTED,
+    UNSCORED,
+    Row,
+    row_of,
+)
 from vlmcompress.patches.families.vision_encoder import Encoder
-from vlmcompress.tokens import Layout
+from vlmcompress.tokens import Grid, Layout
 
 _BASES = ("model", "")
 """Where the base model is in what users hold; "" where it is that itself."""
@@ -25,6 +33,10 @@ _DECODERS = ("language_model", "text_model")
 _INSIDE = ("", "model", "decoder")
 """Where the stack of layers is in those."""
 _TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id", "{}_patch_token_id")
+_ENDS = ("image_end_token_id", "vision_end_token_id", "eoi_token_id", "eoi_token_index")
+"""What configurations call the token that ends an image."""
+_MARKS = 2
+"""Tokens that may stand between two tiles of an image."""
 _MODALITIES = ("image", "video")
 _NO_SCORES = "no test found them equal to the attention of its layers"
 _DEEPSTACK = "_deepstack_process"
@@ -40,10 +52,10 @@ class Generic(Family):
     """A family by structure.
 
     Its images are what the feature call gives one by one. Where that call is not told the size of
-    each, tiles that follow one another without a word between them are one image.
+    each, tiles that follow one another with nothing but marks between them are one image.
     """
 
-    encoder = _Unknown()
+    encoder: Encoder = _Unknown()
 
     def __init__(self, model: nn.Module) -> None:
         """Find the seams of a model.
@@ -61,7 +73,7 @@ class Generic(Family):
             raise UnsupportedModelError(OUT_OF_SCOPE[self.name])
         self._base_path, base = _find_base(model)
         self.text_module = _find_decoder(base)
-        self._tokens, self.feature_calls = _find_calls(base, config)
+        self._tokens, self.feature_calls = _find_calls(base, config, self._row.frames_as_images)
         untested = self.name in TESTED - CLIPS
         self.video = "video" in self.feature_calls and not untested
         self.masks_in_base = _makes_masks(base)
@@ -69,10 +81,13 @@ class Generic(Family):
         three_axes = "mrope" in str(getattr(lm.config, "rope_parameters", None))
         self.renumbers = not (three_axes or hasattr(base, "get_rope_index"))
         self.deepstack = _DEEPSTACK if hasattr(lm, _DEEPSTACK) else None
-        self.stages = ("projector",) if self._row.no_cuts else ("projector", "decoder")
+        self.stages = self._row.stages
+        self.encoder = self._row.like or Generic.encoder
         compared = self.name in TESTED - UNSCORED
         self.no_scores = None if compared else _NO_SCORES
+        self.no_costs = self._row.no_costs
         arguments = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
+        self._end = _end_token(config)
         self._sizes_known = any(name.endswith("grid_thw") for name in arguments)
 
     @property
@@ -90,7 +105,7 @@ class Generic(Family):
         return dict(self._tokens)
 
     def projectors(self, base: nn.Module) -> list[nn.Module]:
-        return []
+        return super().projectors(base) if self.encoder.towers else []
 
     def features(self, output: Any) -> Any:
         found, layers = super().features(output), getattr(output, "deepstack_features", None)
@@ -101,19 +116,32 @@ class Generic(Family):
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
     ) -> list[Layout]:
+        words, encoder = self._row.separators, self.encoder
+        if encoder.sizes is not None and encoder.sizes.format(modality) in call and not words:
+            return [Layout.of(Grid(*g)) for g in encoder.grids(self.base(model), modality, call)]
         shapes = shapes_of(modality, call)
         counts = pieces_of(features, modality, call, shapes)
         rows = shapes if len(shapes) == len(counts) else [None] * len(counts)
+        if words:
+            return [
+                separated(words, count, row, views_of(call, number))
+                for number, (count, row) in enumerate(zip(counts, rows, strict=True))
+            ]
         return [Layout.of(grid_of(*each)) for each in zip(counts, rows, strict=True)]
 
     def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:
         if self._sizes_known:
             return super().continues(ids, pieces)
-        ends = [None, *(piece[-1] for piece in pieces)]
+        pairs = zip([None, *pieces], pieces, strict=False)
         return [
-            end is not None and piece[0] == end + 1
-            for end, piece in zip(ends, pieces, strict=False)
+            before is not None and self._joined(ids[before[-1] + 1 : piece[0]])
+            for before, piece in pairs
         ]
+
+    def _joined(self, between: list[int]) -> bool:
+        """Whether tiles with such tokens between them are of one image: none, or the marks of a
+        type that says where an image ends, and does not say so here."""
+        return not between or (len(between) <= _MARKS and self._end not in (None, *between))
 
     def check(self, model: nn.Module) -> None:
         lm = self.language_model(self.base(model))
@@ -153,27 +181,35 @@ def _find_decoder(base: nn.Module) -> str:
     )
 
 
-def _find_calls(base: nn.Module, config: Any) -> tuple[dict[str, int], dict[str, str]]:
+def _find_calls(base: nn.Module, config: Any, alike: bool) -> tuple[dict[str, int], dict[str, str]]:
     """Modality -> placeholder token, and -> feature call. Clips whose placeholders are those of
-    images are left out: nobody could tell them apart."""
+    images are left out, but where the table says so: a prompt of such has either or."""
     tokens: dict[str, int] = {}
     calls: dict[str, str] = {}
     for modality in _MODALITIES:
-        name, token = f"get_{modality}_features", _token(config, modality)
-        if callable(getattr(base, name, None)) and token not in (None, *tokens.values()):
+        name = f"get_{modality}_features"
+        token = token_of(config, "image" if alike else modality)
+        taken = set() if alike else {*tokens.values()}
+        if callable(getattr(base, name, None)) and token not in (None, *taken):
             calls[modality], tokens[modality] = name, int(token)  # type: ignore[arg-type]
     if "image" not in tokens:
         raise UnsupportedModelError("its configuration names no image token")
     return tokens, calls
 
 
-def _token(config: Any, modality: str) -> int | None:
+def token_of(config: Any, modality: str) -> int | None:
+    """The placeholder of a modality that a configuration names, None where it names none."""
     for owner in (config, config.get_text_config()):
         for name in _TOKENS:
             value = getattr(owner, name.format(modality), None)
             if isinstance(value, int) and value >= 0:
                 return value
     return None
+
+
+def _end_token(config: Any) -> int | None:
+    named = (getattr(config, name, None) for name in _ENDS)
+    return next((token for token in named if isinstance(token, int)), None)
 
 
 def _makes_masks(base: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlmcompress.patches.families.family import Family, square
 from vlmcompress.patches.families.vision_encoders import Idefics3Encoder
-from vlmcompress.tokens import Layout
+from vlmcompress.tokens import Grid, Layout
 
 
 class Idefics3(Family):
@@ -18,6 +18,7 @@ class Idefics3(Family):
     name = "idefics3"
     class_name = "Idefics3ForConditionalGeneration"
     encoder = Idefics3Encoder()
+    stages = ("encoder", "projector", "decoder")
     text_module = "text_model"
 
     def layouts(
@@ -28,6 +29,15 @@ class Idefics3(Family):
         tile = Layout.of(square(side**2 // config.scale_factor**2))
         # One tensor for each prompt, with the tiles of all its images.
         return [tile] * sum(len(tokens) // len(tile) for tokens in features)
+
+    def image_grid_of_tile(
+        self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
+    ) -> Grid | None:
+        return None  # only the prompt tells which tiles make up an image
+
+    def tiles(self, pixels: Tensor) -> int:
+        """Rows with fewer tiles than others are filled up with zeros, which are not encoded."""
+        return int(pixels.flatten(2).any(2).sum())
 
     def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:
         return until_overview(ids, pieces)

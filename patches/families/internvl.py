@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.vision_encoders import InternVLEncoder
+from vlmcompress.tokens import Grid
 
 
 class InternVL(Family):
@@ -15,7 +21,16 @@ class InternVL(Family):
     name = "internvl"
     class_name = "InternVLForConditionalGeneration"
     encoder = InternVLEncoder()
+    stages = ("encoder", "projector", "decoder")
     video = True
+
+    def image_grid_of_tile(
+        self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid
+    ) -> Grid | None:
+        return None  # only the prompt tells which tiles make up an image
+
+    def tiles(self, pixels: Tensor) -> int:
+        return len(pixels)
 
     def continues(self, ids: list[int], pieces: list[list[int]]) -> list[bool]:
         ends = [None, *(piece[-1] for piece in pieces)]

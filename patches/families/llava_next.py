@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.ops.host_copies import on_cpu
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.vision_encoders_tiles import TileEncoder
 from vlmcompress.tokens import Grid, Layout, Separator
@@ -24,12 +25,19 @@ class LlavaNext(Family):
     class_name = "LlavaNextForConditionalGeneration"
     encoder = TileEncoder()
     stages = ("encoder", "projector", "decoder")
+    merges = True
 
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
     ) -> list[Layout]:
         newline: Any = self.base(model).get_parameter("image_newline")
-        return [_with_newlines(tokens, newline, side(model)) for tokens in features]
+        # Newlines are copies of one vector: counted for all images with one wait for the device.
+        found = [(tokens == newline.to(tokens)).all(-1).sum() for tokens in features]
+        counts = [int(one) for one in on_cpu(found)]
+        return [
+            _with_newlines(len(tokens), rows, side(model))
+            for tokens, rows in zip(features, counts, strict=True)
+        ]
 
     def largest_image(self, model: nn.Module) -> int | None:
         if self.video:
@@ -55,18 +63,17 @@ def side(model: nn.Module) -> int:
     return int(vision.image_size // vision.patch_size)
 
 
-def _with_newlines(tokens: Tensor, newline: Tensor, side: int) -> Layout:
-    """Tell newlines from visual tokens: they are copies of one vector.
+def _with_newlines(count: int, rows: int, side: int) -> Layout:
+    """Tell newlines from visual tokens.
 
     Args:
-        tokens: [N, D]: the overview, then the rows of the image, each with a newline at its end;
-            or only the overview and one newline. A picture that is 72 times as wide as high, or
-            as high as wide, leaves the tiles without a row, or the rows without a patch.
-        newline: [D].
+        count: tokens of an image: the overview, then the rows of the image, each with a newline at
+            its end; or only the overview and one newline. A picture that is 72 times as wide as
+            high, or as high as wide, leaves the tiles without a row, or the rows without a patch.
+        rows: how many of them are newlines.
         side: of the overview.
     """
-    rows = int((tokens == newline.to(tokens)).all(-1).sum())
-    rest = len(tokens) - side * side
+    rest = count - side * side
     width = rest // max(rows, 1) - 1
     if width < 1:
         return Layout((Grid(1, side, side),), tuple(_of_overview(rows, side)))

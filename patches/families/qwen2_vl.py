@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,8 +23,7 @@ class Qwen2VL(Family):
     name = "qwen2_vl"
     class_name = "Qwen2VLForConditionalGeneration"
     encoder = PackedEncoder()
-    stages = ("pixels", "projector", "decoder")
-    mergers: ClassVar[tuple[str, ...]] = ("visual.merger",)
+    stages = ("pixels", "encoder", "projector", "decoder")
     video = True
     renumbers = False
     feature_calls = IMAGES_AND_CLIPS

@@ -6,6 +6,7 @@ The frames of a clip have their timestamps as text between them, which stays.
 from __future__ import annotations
 
 from vlmcompress.patches.families.qwen2_vl import Qwen2VL
+from vlmcompress.patches.families.vision_encoders_packed import DeepEncoder
 
 
 class Qwen3VL(Qwen2VL):
@@ -14,7 +15,7 @@ class Qwen3VL(Qwen2VL):
     name = "qwen3_vl"
     class_name = "Qwen3VLForConditionalGeneration"
     deepstack = "_deepstack_process"
-    mergers = ("visual.merger", "visual.deepstack_merger_list")
+    encoder = DeepEncoder()
 
 
 class Qwen3VLMoe(Qwen3VL):

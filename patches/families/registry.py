@@ -36,6 +36,17 @@ for _name, _entry in {
     FAMILIES.register(_name, f"vlmcompress.patches.families.{_entry}")
 
 
+RETRIEVERS: Registry[Family] = Registry("retriever", "vlmcompress.patches.families.family:Family")
+"""They answer no questions, so `list_models()` and the commands do not know them."""
+
+for _name, _kind in {
+    "colmodernvbert": "ColModernVBert",
+    "colpali": "ColPali",
+    "colqwen2": "ColQwen2",
+}.items():
+    RETRIEVERS.register(_name, f"vlmcompress.patches.families.retrieval:{_kind}")
+
+
 def family_of(model: nn.Module) -> Family:
     """The adapter for `model`, chosen by its configuration's `model_type`.
 
@@ -46,8 +57,9 @@ def family_of(model: nn.Module) -> Family:
         PlugInError: an adapter of another package serves it, and is broken.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if isinstance(model_type, str) and model_type in FAMILIES:
-        family = FAMILIES.get(model_type)()
+    registry = RETRIEVERS if model_type in RETRIEVERS.names() else FAMILIES
+    if isinstance(model_type, str) and model_type in registry:
+        family = registry.get(model_type)()
         if not isinstance(model, family.model_class()):
             raise UnsupportedModelError(
                 f"{family.name}: expected a {family.model_class().__name__}, "

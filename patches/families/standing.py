@@ -10,7 +10,7 @@ from packaging.version import Version
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from vlmcompress.patches.families.family import Family
-from vlmcompress.patches.families.registry import FAMILIES
+from vlmcompress.patches.families.registry import FAMILIES, RETRIEVERS
 from vlmcompress.patches.families.table import BROKEN, CLIPS, OUT_OF_SCOPE, TESTED, row_of
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.version import NEWEST_TRANSFORMERS
@@ -29,11 +29,12 @@ class Standing:
 
 def standing_of(name: str) -> Standing:
     """What is known of a model type on the transformers that is installed."""
-    if name in FAMILIES.names() and name not in TESTED:
+    tested = {*TESTED, *RETRIEVERS.names()}
+    if name in FAMILIES.names() and name not in tested:
         return Standing("by structure", "its adapter was plugged in by another package")
     if name in OUT_OF_SCOPE:
         return Standing("refused", OUT_OF_SCOPE[name])
-    if name not in TESTED:
+    if name not in tested:
         return Standing("by structure", "no test of vlmcompress has run on this model type")
     broken = BROKEN.get((name, transformers.__version__))
     if broken is not None:
@@ -41,7 +42,7 @@ def standing_of(name: str) -> Standing:
     if Version(transformers.__version__) > Version(NEWEST_TRANSFORMERS):
         newer = f"transformers {transformers.__version__} is newer than {NEWEST_TRANSFORMERS}"
         return Standing("by structure", f"{newer}, the last one that was tested")
-    if name not in FAMILIES.names() and transformers.__version__ != NEWEST_TRANSFORMERS:
+    if name in TESTED - set(FAMILIES.names()) and transformers.__version__ != NEWEST_TRANSFORMERS:
         where = f"on transformers {NEWEST_TRANSFORMERS}, this is {transformers.__version__}"
         return Standing("by structure", f"it was tested {where}")
     return Standing("tested")
@@ -73,5 +74,6 @@ def _of_family(family: type[Family]) -> TypeFacts:
 def _of_type(name: str, class_name: str) -> TypeFacts:
     if name in OUT_OF_SCOPE:
         return TypeFacts(class_name, (), False, False, frozenset())
-    stages = ("projector",) if row_of(name).no_cuts else ("projector", "decoder")
-    return TypeFacts(class_name, stages, True, name in CLIPS, Encoder.signals)
+    row = row_of(name)
+    signals = (row.like or Encoder()).signals
+    return TypeFacts(class_name, row.stages, True, name in CLIPS, signals)

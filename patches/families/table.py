@@ -6,7 +6,28 @@ proves it on the newest transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.methods.contracts.method import Stage
+from vlmcompress.patches.families.vision_encoder import Encoder
+from vlmcompress.patches.families.vision_encoders import Gemma3Encoder, InternVLEncoder
+from vlmcompress.patches.families.vision_encoders_packed import (
+    DeepEncoder,
+    NativeEncoder,
+    PackedEncoder,
+    PaddedEncoder,
+    PairedEncoder,
+    RasterEncoder,
+    WindowEncoder,
+)
+from vlmcompress.patches.families.vision_encoders_tiles import (
+    BlockEncoder,
+    PlacedEncoder,
+    PooledEncoder,
+)
+from vlmcompress.registry import PlugIns
 
 
 @dataclass(frozen=True)
@@ -15,6 +36,31 @@ class Row:
 
     no_cuts: str | None = None
     """Why its decoder layers cannot hold different tokens; None where they can."""
+    separators: str = ""
+    """What stands among the features beside tokens of the picture, in words of
+    `vlmcompress.patches.families.separators.WORDS`: "row" for one behind each row of tokens."""
+    like: Encoder | None = None
+    """The kind of its vision side; None where nothing is known of it."""
+    pixels: bool = False
+    """Whether its processor cuts pixels as those of Qwen do, so that methods can work on them, and
+    on patches between the layers of its tower."""
+
+    frames_as_images: bool = False
+    """Whether the placeholders of clips are those of images, frame by frame."""
+    uncounted: str | None = None
+    """Why the FLOPs of such a vision side or of its decoder are not known."""
+
+    @property
+    def no_costs(self) -> str | None:
+        """Why its FLOPs are not known; None where they are."""
+        return "its vision tower is not" if self.like is None else self.uncounted
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Where methods may act."""
+        pixels: tuple[Stage, ...] = ("pixels", "encoder") if self.pixels else ()
+        inside: tuple[Stage, ...] = () if self.no_cuts else ("decoder",)
+        return (*pixels, "projector", *inside)
 
 
 def _names(text: str) -> list[str]:
@@ -23,12 +69,113 @@ def _names(text: str) -> list[str]:
 
 _BLOCKS = "its decoder keeps states of all tokens across blocks of layers"
 
+
+def _like(
+    kind: Encoder,
+    tower: str,
+    projector: str,
+    pixels: bool = False,
+    uncounted: str | None = None,
+    **more: Any,
+) -> Row:
+    """A row for a vision side of a known kind; `more` are fields of `Encoder`."""
+    return Row(like=kind.at(tower, projector, **more), pixels=pixels, uncounted=uncounted)
+
+
+def _qwen(kind: Encoder, **more: Any) -> Row:
+    """One whose parts are called, and whose pixels are cut, as Qwen does it."""
+    return _like(kind, "visual", "visual.merger", pixels=True, **more)
+
+
+_PADDED = "its pictures are padded to a size that only the call knows"
+_PICKS = "what its layers pick their keys with is not counted"
+_TOWER, _PROJECTOR = "vision_tower", "multi_modal_projector"
+_GLM = replace(_qwen(PackedEncoder(), per_token=("visual.downsample",)), frames_as_images=True)
+
+_MUSE = _like(RasterEncoder(), _TOWER, "vision_projection", per_token=("vision_adapter",))
+
 ROWS: dict[str, Row] = {
+    "aya_vision": _like(BlockEncoder(), _TOWER, _PROJECTOR),
+    "cohere2_vision": _like(BlockEncoder(), _TOWER, _PROJECTOR),
+    "cohere_compass": _qwen(DeepEncoder()),
+    "cosmos3_edge": _like(PackedEncoder(), "visual", "projector"),
+    "cosmos3_omni": _qwen(DeepEncoder()),
+    "deepseek_vl": _like(BlockEncoder(), "vision_model", "aligner"),
+    "deepseek_vl_hybrid": _like(
+        BlockEncoder(), "vision_model", "aligner", uncounted="its second tower is not counted"
+    ),
+    "dots3_note": _like(PackedEncoder(), _TOWER, "vision_tower.merger", uncounted=_PICKS),
+    "ernie4_5_vl_moe": _like(
+        PairedEncoder(),
+        _TOWER,
+        "resampler_model",
+        uncounted="tokens of pictures meet other experts than words",
+    ),
+    "exaone4_5": _qwen(WindowEncoder()),
+    "gemma4": _like(PlacedEncoder(), _TOWER, "embed_vision", uncounted=_PADDED),
+    "granite_docling": _like(
+        BlockEncoder(),
+        "vision_model",
+        "vision_model.connector",
+        uncounted="its connector sees tiles of several sizes",
+    ),
+    **dict.fromkeys(_names("glm46v glm4v glm4v_moe glm_ocr glmga"), _GLM),
+    "glm5_next": replace(_GLM, uncounted=_PICKS, frames_as_images=False),
+    "hyperclovax_vision_v2": _like(
+        WindowEncoder(), "vision_model", "projector", per_token=("vision_model.merger",)
+    ),
+    "janus": _like(BlockEncoder(), "vision_model", "aligner"),
+    "kimi_k25": _like(RasterEncoder(), _TOWER, "mm_projector"),
+    "lfm2_vl": _like(PaddedEncoder(), _TOWER, _PROJECTOR, uncounted=_PADDED),
+    "lfm3_vl": _like(
+        PackedEncoder(), _TOWER, _PROJECTOR, uncounted="its tower has layers without attention"
+    ),
+    "lighton_ocr": _like(NativeEncoder(), "vision_encoder", "vision_projection"),
+    "llama4": _like(
+        BlockEncoder(),
+        "vision_model",
+        _PROJECTOR,
+        cls_place=-1,
+        per_token=("vision_model.vision_adapter",),
+    ),
+    "minimax_m3_vl": _like(
+        PackedEncoder(),
+        _TOWER,
+        _PROJECTOR,
+        per_patch=(f"{_PROJECTOR}.linear_1", f"{_PROJECTOR}.linear_2"),
+        across_frames=True,
+    ),
+    "mistral_large4": _like(NativeEncoder(), _TOWER, _PROJECTOR, uncounted=_PICKS),
+    "molmo2": _like(
+        PooledEncoder(), _TOWER, _PROJECTOR, uncounted="its pooling of patches is not counted"
+    ),
+    "muse_glimmer": _MUSE,
+    "muse_spark": _MUSE,
+    "ovis2": _like(
+        BlockEncoder(),
+        _TOWER,
+        "visual_embeddings_table",
+        per_token=("vision_tower.head_linear",),
+    ),
+    "paddleocr_vl": _like(RasterEncoder(), "visual", "projector"),
+    "paligemma": _like(BlockEncoder(), _TOWER, _PROJECTOR),
+    "qianfan_ocr": _like(InternVLEncoder(), _TOWER, _PROJECTOR),
+    "qwen2_5_omni_thinker": _qwen(WindowEncoder()),
+    "qwen3_5": _qwen(PackedEncoder()),
+    "qwen3_5_moe": _qwen(PackedEncoder()),
+    "qwen3_omni_moe_thinker": _qwen(DeepEncoder(), deep="visual.merger_list"),
+    "qwen4_exp": _qwen(PackedEncoder(), uncounted=_PICKS),
+    "shieldgemma2": _like(Gemma3Encoder(), _TOWER, _PROJECTOR),
+    "deepseek_ocr2": Row(separators="end"),
+    "hunyuan_vl": Row(separators="begin row end"),
+    "hy_v4_vl": Row(separators="row"),
+    **dict.fromkeys(_names("inkling2 inkling2_loop"), Row(no_cuts=_BLOCKS)),
     "gemma3n": Row(no_cuts="its hidden states are four streams, and tokens their third axis"),
     "granite4_vision": Row(no_cuts="its decoder adds features of all tokens in its own loop"),
-    "inkling2": Row(no_cuts=_BLOCKS),
-    "inkling2_loop": Row(no_cuts=_BLOCKS),
-    "unlimited_ocr": Row(no_cuts="its layers see all of the prompt, but a window of the answer"),
+    "unlimited_ocr": Row(
+        no_cuts="its layers see all of the prompt, but a window of the answer",
+        separators="row end",
+    ),
 }
 
 TESTED = frozenset(
@@ -66,9 +213,9 @@ BROKEN = {
 
 CLIPS = frozenset(
     _names("""
-    cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 hy_v4_vl
-    hyperclovax_vision_v2 lfm3_vl minimax_m3_vl qwen2_5_omni_thinker qwen3_5 qwen3_5_moe
-    qwen3_omni_moe_thinker qwen4_exp
+    cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 gemma4 glm46v
+    glm4v glm4v_moe glm_ocr glmga hy_v4_vl hyperclovax_vision_v2 lfm3_vl minimax_m3_vl
+    qwen2_5_omni_thinker qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen4_exp
     """)
 )
 """Those of them whose clips were tested."""
@@ -104,6 +251,22 @@ OUT_OF_SCOPE = {
 """Types that are refused, and why."""
 
 
+PLUG_INS = PlugIns("row", "vlmcompress.rows")
+"""Rows of other packages, each under the type that it is of."""
+
+
 def row_of(name: str) -> Row:
-    """The exceptions of a model type, most have none."""
-    return ROWS.get(name, Row())
+    """The exceptions of a model type, most have none.
+
+    Raises:
+        PlugInError: another package offers what is no row.
+    """
+    if name in ROWS or name not in PLUG_INS.names(ROWS.keys() | TESTED):
+        return ROWS.get(name, Row())
+    return PLUG_INS.load(name, _as_row)
+
+
+def _as_row(found: object) -> Row:
+    if not isinstance(found, Row):
+        raise UnsupportedModelError(f"it must be a Row, got {found!r}")
+    return found

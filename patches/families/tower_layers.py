@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import nn
 
+_PROJECTIONS = ({"q_proj", "k_proj"}, {"qkv"}, {"q", "k", "v"})
+"""What attention makes queries and keys with."""
+
 
 def attention_layers(tower: nn.Module) -> list[tuple[nn.Module, Any]]:
     """Each layer of the encoder with its attention module, in order.
@@ -14,8 +17,8 @@ def attention_layers(tower: nn.Module) -> list[tuple[nn.Module, Any]]:
     """
     found = []
     for name, module in tower.named_modules():
-        split = hasattr(module, "q_proj") and hasattr(module, "k_proj")
-        if split or hasattr(module, "qkv"):
+        parts = {part for part, _ in module.named_children()}
+        if any(names <= parts for names in _PROJECTIONS):
             found.append((tower.get_submodule(name.rpartition(".")[0]), module))
     return found
 

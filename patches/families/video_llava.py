@@ -25,6 +25,7 @@ class VideoLlava(Family):
     class_name = "VideoLlavaForConditionalGeneration"
     encoder = TwoTowerEncoder()
     stages = ("encoder", "projector", "decoder")
+    merges = True
     video = True
     feature_calls = IMAGES_AND_CLIPS
 

@@ -13,3 +13,4 @@ class VipLlava(Family):
     class_name = "VipLlavaForConditionalGeneration"
     encoder = LayersEncoder()
     stages = ("encoder", "projector", "decoder")
+    merges = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,10 +13,27 @@ from vlmcompress.tokens import Grid, Layout
 TILE_TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Kinds of towers whose layers are known well enough to merge patches between them -> how many of
 their first tokens are no patches."""
-CLS_TOKENS = {**TILE_TOWERS, "internvl_vision": 1}
+CLS_TOKENS = {
+    **TILE_TOWERS,
+    "internvl_vision": 1,
+    "llama4_vision_model": 1,
+    "qianfan_ocr_vision": 1,
+}
 """The same of all towers that have such tokens."""
 _NATIVE = ("pixtral",)
 """Kinds of towers that name an image size, yet take pictures of any."""
+_SIDES = (
+    "spatial_merge_size",
+    "merge_kernel_size",
+    "merge_size",
+    "downsample_factor",
+    "pooling_kernel_size",
+    "hidden_stride",
+    "scale_factor",
+    "downsample_ratio",
+    "pixel_shuffle_ratio",
+)
+"""What configurations call the patches along a side of a token, or one divided by them."""
 
 
 def signals_of(*tower: str) -> frozenset[str]:
@@ -29,10 +47,39 @@ class Encoder:
 
     signals: ClassVar[frozenset[str]] = signals_of()
     """Fields of `VisualTokens` beyond features and grid that can be collected."""
-    towers: ClassVar[tuple[str, ...]] = ("vision_tower",)
+    towers: tuple[str, ...] = ("vision_tower",)
     """Vision towers in the base model; several have the same sizes."""
-    projector: ClassVar[str] = "multi_modal_projector"
+    projector: str = "multi_modal_projector"
     """The projector in the base model."""
+    sizes: str | None = None
+    """The argument of feature calls that says how large pictures are, "{}" standing for the
+    modality; None where all are of one size, or nothing says it."""
+    deep: str | None = None
+    """Where projectors of other layers of the tower are, for DeepStack."""
+    per_token: tuple[str, ...] = ()
+    """Modules beside the projector that run once for each token, for costs."""
+    per_patch: tuple[str, ...] = ()
+    """Modules of the projector that run once for each patch, for costs."""
+    across_frames: bool = False
+    """Whether patches attend to those of other frames of their clip."""
+    cls_place: int = 0
+    """Which token of a tile is its CLS, where it has one."""
+    watched: bool = False
+    """Whether queries and keys are taken where the layers attend with them, whatever their parts
+    are called; otherwise they are computed from the usual names."""
+
+    def at(self, tower: str, projector: str, **more: Any) -> Encoder:
+        """The same where a base model has these names, its layers watched.
+
+        Args:
+            tower: name of the vision tower in the base model.
+            projector: name of the projector.
+            more: other fields of this class.
+        """
+        own = copy.copy(self)
+        own.towers, own.projector, own.watched = (tower,), projector, True
+        vars(own).update(more)
+        return own
 
     def gives(self, base: Any) -> frozenset[str]:
         """The signals of this model: some families come with several kinds of tower."""
@@ -42,6 +89,10 @@ class Encoder:
         """How many of a tower's `layers` the features go through; the last is the feature layer."""
         return layers
 
+    def states(self, base: Any, layers: int) -> list[int]:
+        """The hidden states that become the features; 0 is what enters the first layer."""
+        return [layers]
+
     def full_attention_layers(self, base: Any, depth: int) -> Sequence[int]:
         """Layers before `depth` whose attention spans an image or frame, not a window of it."""
         return range(depth)
@@ -49,6 +100,12 @@ class Encoder:
     def patches(self, base: Any) -> int:
         """Of how many neighbouring patches the projector makes one feature."""
         return 1
+
+    def grids(
+        self, base: Any, modality: str, call: Mapping[str, Any]
+    ) -> list[tuple[int, int, int]]:
+        """Frames, rows and columns of the tokens of each image or clip, for those with `sizes`."""
+        raise NotImplementedError
 
     def to_tokens(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
@@ -120,12 +177,16 @@ class Encoder:
 
     def merge_side(self, base: Any) -> int:
         """Patches along a side of a token, where the tower takes pictures of any size."""
-        default = getattr(base.config, "spatial_merge_size", 1)
-        return int(getattr(base.config.vision_config, "spatial_merge_size", default))
+        owners = (base.config.vision_config, base.config)
+        named = (getattr(owner, name, None) for owner in owners for name in _SIDES)
+        side = next((found for found in named if found is not None), 1)
+        if isinstance(side, list | tuple):
+            side = side[0]
+        return round(side if side >= 1 else 1 / side)
 
     def compared(self, base: Any, grid: Grid, layer: int, layers: int) -> int:
         """Pairs of tokens of a grid that attention compares in one of a tower's `layers`."""
-        return grid.t * (grid.h * grid.w) ** 2
+        return len(grid) ** 2 if self.across_frames else grid.t * (grid.h * grid.w) ** 2
 
 
 def _pair(size: Any) -> tuple[int, int]:

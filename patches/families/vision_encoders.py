@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -30,7 +30,6 @@ class PatchEncoder(Encoder):
         return max(self.states(base, layers))
 
     def states(self, base: Any, layers: int) -> list[int]:
-        """The hidden states that become the features; 0 is what enters the first layer."""
         chosen = self._chosen(base)
         states = [chosen] if isinstance(chosen, int) else chosen
         return [state if state >= 0 else layers + 1 + state for state in states]
@@ -105,30 +104,44 @@ class InternVLEncoder(PatchEncoder):
     def projected(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
     ) -> Tensor:
-        return block_means(self._selected(base, values, call), self._block(base))
+        return block_means(self._selected(base, values, call), self.merge_side(base))
 
     def patches(self, base: Any) -> int:
-        return self._block(base) ** 2
-
-    def _block(self, base: Any) -> int:
-        block: int = round(1 / base.config.downsample_ratio)
-        return block
+        return self.merge_side(base) ** 2
 
 
 class Idefics3Encoder(Encoder):
     """Idefics3 and SmolVLM: SigLIP, and blocks of patches as in InternVL."""
 
     signals = signals_of("encoder_attention", "keys")
-    towers: ClassVar[tuple[str, ...]] = ("vision_model",)
-    projector: ClassVar[str] = "connector"
+    towers = ("vision_model",)
+    projector = "connector"
 
     def projected(
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
     ) -> Tensor:
-        return block_means(values, self._block(base))
+        return block_means(values, self.merge_side(base))
 
-    def _block(self, base: Any) -> int:
-        return int(base.config.scale_factor)
+    def patches(self, base: Any) -> int:
+        return self.merge_side(base) ** 2
+
+
+class ModernVBertEncoder(Idefics3Encoder):
+    """ModernVBERT: the same."""
+
+    def merge_side(self, base: Any) -> int:
+        return int(base.config.pixel_shuffle_factor)
+
+
+class PaliGemmaEncoder(Encoder):
+    """PaliGemma: one token for each patch of a SigLIP tower."""
+
+    signals = signals_of("encoder_attention", "keys", "projection")
+
+    def projected(
+        self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
+    ) -> Tensor:
+        return values
 
 
 class Gemma3Encoder(Idefics3Encoder):
@@ -137,7 +150,7 @@ class Gemma3Encoder(Idefics3Encoder):
     towers = ("vision_tower",)
     projector = "multi_modal_projector"
 
-    def _block(self, base: Any) -> int:
+    def merge_side(self, base: Any) -> int:
         vision = base.config.vision_config
         return int(vision.image_size // vision.patch_size // base.config.mm_tokens_per_image**0.5)
 

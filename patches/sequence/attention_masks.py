@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.ops.gather import take_pairs
+from vlmcompress.patches.hooks.arguments import cache_name
 from vlmcompress.patches.hooks.unsupported import check_attention
 from vlmcompress.patches.sequence.packing import join
 
@@ -42,12 +44,15 @@ class Reach:
     """Tokens of a window, which ends with the token that looks, or of a chunk."""
     chunks: bool = False
     """Whether the sequence is cut into chunks, each of which sees only itself."""
+    both_ways: bool = False
+    """Whether a window reaches as far forward, too."""
 
     def sees(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Whether tokens at columns `queries` see earlier ones at `keys`, which broadcast."""
         if self.chunks:
             return queries // self.size == keys // self.size
-        return queries - keys < self.size
+        distance = queries - keys
+        return (distance.abs() if self.both_ways else distance) < self.size
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class LayerKinds:
     """Whether the attention adds float masks; otherwise they are bool."""
     flash: bool
     """Whether it takes 2-D masks."""
+    both_ways: bool = False
+    """Whether tokens see those after them: an encoder, which has no cache."""
 
     def check_cuts(self) -> None:
         """Tokens can be dropped between layers only if masks can be made for every layer.
@@ -87,14 +94,21 @@ class LayerKinds:
 
         A sliding layer gives images behind its window no attention: nothing can be ranked there.
         It depends on nothing but the model, or a prompt would be ranked otherwise in a batch with
-        a longer one. `layer` itself where no layer before it is full.
+        a longer one. Where no layer before it is full, the nearest that attends to tokens at all;
+        `layer` itself where there is none.
         """
-        full = [
-            number
-            for number, name in enumerate(self.names[: layer + 1])
-            if self.reach_of(name) is None and has_keys(name)
-        ]
-        return max(full, default=layer)
+        return self._ranks[layer]
+
+    @cached_property
+    def _ranks(self) -> tuple[int, ...]:
+        """Of each layer; asked for several times at every layer of a prefill."""
+        found, full, attends = [], -1, -1
+        for number, name in enumerate(self.names):
+            attends = number if has_keys(name) else attends
+            full = number if attends == number and self.reach_of(name) is None else full
+            near = full if full >= 0 else attends
+            found.append(near if near >= 0 else number)
+        return tuple(found)
 
     @property
     def needs_padding(self) -> bool:
@@ -149,11 +163,15 @@ def layer_kinds(lm: nn.Module, layers: int, masks_in_base: bool) -> LayerKinds:
         )
     made_here = (masks_in_base or bool(set(names) - {FULL, _REFERENCE})) and not flash
     chunk = getattr(config, "attention_chunk_size", None)
+    both_ways = cache_name(lm.forward) is None
+    sliding = None
+    if window:  # what reaches both ways includes its end
+        sliding = Reach(window + both_ways, both_ways=both_ways)
     reaches = {
-        **{name: Reach(window) for name in names if _LIKE.get(name) == SLIDING and window},
+        **{name: sliding for name in names if _LIKE.get(name) == SLIDING and sliding},
         **{name: Reach(chunk, chunks=True) for name in names if name == CHUNKED and chunk},
     }
-    return LayerKinds(names, reaches, made_here, attention == "eager", flash)
+    return LayerKinds(names, reaches, made_here, attention == "eager", flash, both_ways)
 
 
 @dataclass(frozen=True)
@@ -193,8 +211,9 @@ def build(
     reach: Reach | None,
     dtype: Any,
     always: bool = False,
+    both_ways: bool = False,
 ) -> Tensor | None:
-    """The mask of one kind of layer, None where plain causal attention does.
+    """The mask of one kind of layer, None where plain attention does.
 
     Args:
         past: cached keys that the layer still holds.
@@ -204,7 +223,8 @@ def build(
         start: column of the unshortened chunk's first token.
         reach: of the layer, None where it reaches everything.
         dtype: of a float mask, None for bool.
-        always: make one also where plain causal attention does.
+        always: make one also where plain attention does.
+        both_ways: plain attention is not causal.
 
     Returns:
         [B, 1, Q, P + Q].
@@ -219,7 +239,9 @@ def build(
     reached = chunk.columns.new_ones(batch, queries, cached, dtype=torch.bool)
     if reach is not None:
         reached = reach.sees(chunk.columns[:, :, None], past.columns[:, None])
-    allowed = torch.cat([reached, inside(chunk.columns, given, start, reach)], 2)
+    allowed = torch.cat(
+        [reached, inside(chunk.columns, given, start, reach, both_ways=both_ways)], 2
+    )
     if valid is not None:
         allowed = allowed & valid[:, None]
     if dtype is None:
@@ -234,6 +256,7 @@ def inside(
     start: int,
     reach: Reach | None,
     queries: Tensor | None = None,
+    both_ways: bool = False,
 ) -> Tensor:
     """What the tokens of a chunk may see of their own chunk, padding aside.
 
@@ -243,6 +266,7 @@ def inside(
         start: as for `build`.
         reach: as for `build`.
         queries: [R] int64 places in the chunk: only these rows; None for all.
+        both_ways: as for `build`.
 
     Returns:
         [B, Q or R, Q] bool.
@@ -254,7 +278,7 @@ def inside(
         mask = mask[:, 0, :, -mask.shape[2] :]
         places = columns - start
         return take_pairs(mask, places[:, queries], places)
-    causal = (queries[:, None] >= order).expand(len(columns), -1, -1)
+    causal = ((queries[:, None] >= order) | both_ways).expand(len(columns), -1, -1)
     if reach is None:
         return causal
     return causal & reach.sees(columns[:, queries, None], columns[:, None])

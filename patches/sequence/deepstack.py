@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.ops.gather import take_all
+from vlmcompress.ops.ranking import marked
 from vlmcompress.patches.sequence.cache_state import Slots
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.tokens import Reduction
@@ -28,13 +29,14 @@ def added(
     kwargs: Mapping[str, Any],
     images: Sequence[Located],
     reductions: Sequence[Reduction | None],
-    kept: Slots,
+    slots: Slots,
+    count: int,
 ) -> dict[str, Any]:
-    """The arguments `DEEPSTACK`, if the decoder was given any, for the tokens that are kept."""
+    """The arguments `DEEPSTACK`, if the decoder was given any, for the `count` kept ones."""
     mask, features = (kwargs.get(name) for name in DEEPSTACK)
     if mask is None or features is None:
         return {}
-    mask, features = follow(mask, merge(mask, features, images, reductions), kept)
+    mask, features = follow(mask, merge(mask, features, images, reductions), slots, count)
     return dict(zip(DEEPSTACK, (mask, features), strict=True))
 
 
@@ -59,26 +61,32 @@ def follow_in_loop(
     images: Sequence[Located],
     reductions: Sequence[Reduction | None],
     slots: Slots,
+    count: int,
 ) -> dict[str, Any]:
-    """Those features for the kept slots, and none for others."""
+    """Those features for the `count` kept placeholders, and none for others."""
     found = in_loop(arguments)
     if found is None:
         return {}
     mask, features = found
     merged = merge(mask, list(features.values()), images, reductions)
-    return {_FEATURES: dict(zip(features, follow(mask, merged, slots)[1], strict=True))}
+    return {_FEATURES: dict(zip(features, follow(mask, merged, slots, count)[1], strict=True))}
 
 
-def follow(mask: Tensor, features: Sequence[Tensor], slots: Slots) -> tuple[Tensor, list[Tensor]]:
+def follow(
+    mask: Tensor, features: Sequence[Tensor], slots: Slots, count: int
+) -> tuple[Tensor, list[Tensor]]:
     """The mask and the feature rows of the kept slots.
 
     Args:
-        mask: [B, L] bool: which columns are visual tokens.
+        mask: [B, L] bool: which columns are placeholders.
         features: each [mask.sum(), D], row after row of the batch.
-        slots: [B, K] columns; what fillers get does no harm.
+        slots: [B, K] columns; fillers and what is masked get nothing.
+        count: how many placeholders are among the others, so that nothing waits.
     """
     kept, numbers = take_all([mask, _numbers(mask)], slots.index)
-    rows = numbers[kept]
+    if slots.valid is not None:
+        kept = kept & slots.valid.to(kept.device)
+    rows = numbers.flatten()[marked(kept.flatten(), count)]
     return kept, [feature[rows.to(feature.device)] for feature in features]
 
 

@@ -83,15 +83,15 @@ class LayerArguments:
         return {} if cut is None else {"position_embeddings": _kept(given, cut.index)}
 
     def _own_mask(self, layer: int, given: Mapping[str, Any], hidden: Tensor) -> Tensor | None:
-        stages = self._stages
-        kind, end = stages.kinds.names[layer], stages.past + stages.virtual_width
+        stages, kinds = self._stages, self._stages.kinds
+        kind, end = kinds.names[layer], stages.past + stages.virtual_width
         if not has_keys(kind):
             return self._padding(hidden)
         picks, own = picks_keys(kind), given.get("attention_mask")
         if picks and isinstance(own, Tensor) and own.dim() == 2:
             found = self._padding(hidden)
             return hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if found is None else found
-        reach = stages.kinds.reach_of(kind)
+        reach = kinds.reach_of(kind)
         # A window that is wider than the whole sequence is none: plain causal attention is faster.
         masks = stages.given_masks
         return build(
@@ -100,8 +100,9 @@ class LayerArguments:
             masks.get(kind) if isinstance(masks, Mapping) else masks,
             stages.past,
             reach if reach is not None and reach.size < end else None,
-            hidden.dtype if stages.kinds.eager else None,
+            hidden.dtype if kinds.eager else None,
             always=picks,
+            both_ways=kinds.both_ways,
         )
 
     def _padding(self, hidden: Tensor) -> Tensor | None:

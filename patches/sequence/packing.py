@@ -78,6 +78,8 @@ def cut_mask(
             return valid
         causal = keys[:, None, :] <= rows[:, :, None] + first_row
         return (causal & valid[:, None, :]).unsqueeze(1)
+    # Embeddings may come from the device of the projector, and masks from that of the decoder.
+    valid = None if valid is None else valid.to(given.device)
     if given.dim() == 2:
         return take(given, keys) if valid is None else take(given, keys) & valid.to(given.dtype)
     mask = take_pairs(given[:, 0], rows, keys)[:, None]

@@ -9,69 +9,13 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.patches.sequence.separators import Closing, Separators
 from vlmcompress.patches.sequence.survivors import open_grids
 from vlmcompress.tokens import Grid, Layout
 
 Continues = Callable[[list[int], list[list[int]]], list[bool]]
 Piece = tuple[str, int]
 Pieces = tuple[Piece, ...]
-
-
-@dataclass(frozen=True)
-class Separators:
-    """Placeholders of an image that are no picture, each bound to a row of its visual tokens."""
-
-    at: Tensor
-    """[S] int64: where they are, in columns of the prompt or in slots."""
-    rows: Tensor
-    """[S, 2] int64: first visual token of the row, and the one after the last."""
-
-    def __len__(self) -> int:
-        return len(self.at)
-
-    def to(self, device: torch.device) -> Separators:
-        """The same on `device`."""
-        return Separators(self.at.to(device), self.rows.to(device))
-
-    def bound_to(self, index: Tensor) -> Tensor:
-        """[S] bool: those with any of the visual tokens `index` in their row."""
-        index = index.sort().values
-        first, after = torch.searchsorted(index, self.rows.to(index.device)).unbind(1)
-        return after > first
-
-    def only(self, stay: Tensor) -> Separators:
-        """Those that `stay` [S] bool."""
-        places = stay.nonzero()[:, 0]  # the device is waited for once, not for each of the two
-        return Separators(self.at[places], self.rows[places])
-
-    def move(self, place: Tensor) -> Separators:
-        """The same, now at `place[at]`."""
-        return Separators(place[self.at], self.rows)
-
-
-def close(
-    keep: Tensor, at: Tensor, staying: Tensor, index: Tensor, separators: Separators
-) -> tuple[int, Separators]:
-    """Close the tokens of an image that are dropped, and separators of rows that lose them all.
-
-    Args:
-        keep: [L] bool of its row, changed in place.
-        at: [V] int64: where its tokens are that were open so far.
-        staying: those of them that stay.
-        index: raster indices of those.
-        separators: of the image, open so far.
-
-    Returns:
-        How many were closed, and the kept separators.
-    """
-    keep[at] = False
-    keep[staying] = True
-    left = separators
-    if separators:
-        stay = separators.bound_to(index).to(keep.device)
-        keep[separators.at] = stay
-        left = separators.only(stay)
-    return len(at) - len(staying) + len(separators) - len(left), left
 
 
 @dataclass(frozen=True)
@@ -135,6 +79,18 @@ class Located:
         alone[self.unmasked] = True
         return Layout(open_grids(alone, self.layout.parts))
 
+    def closing(self, keep: Tensor, indices: Tensor) -> Closing:
+        """Dropping all open tokens but `indices`; `keep` [B, L] bool, of columns."""
+        device = keep.device
+        return Closing(
+            keep[self.row],
+            self.columns[self.open].to(device),
+            self.columns.to(device)[indices],
+            indices,
+            self.separators.to(device),
+            len(self.layout),
+        )
+
     def __add__(self, other: Located) -> Located:
         layout = self.layout + other.layout
         placeholders = torch.cat([self.placeholders, other.placeholders])
@@ -150,7 +106,7 @@ def locate(
     """Walk the placeholders of each row and hand them to the images in order.
 
     Args:
-        input_ids: [B, L].
+        input_ids: [B, L], on the CPU.
         placeholders: modality -> placeholder token id.
         layouts: modality -> layout of each encoded image, as the encoder was called. Beams and
             `num_return_sequences` repeat rows after encoding: B is then a multiple of the prompts,
@@ -160,15 +116,14 @@ def locate(
     Raises:
         UnsupportedCallError: placeholders and encoded images do not match.
     """
-    ids = input_ids.cpu()
-    copies = _copies(ids, placeholders, layouts)
+    copies = _copies(input_ids, placeholders, layouts)
     token_of = {
         placeholders[modality]: iter([((modality, n), layout) for n, layout in enumerate(found)])
         for modality, found in layouts.items()
     }
     located: list[Located] = []
     first: list[Located] = []
-    for row, line in enumerate(ids):
+    for row, line in enumerate(input_ids):
         if row % copies:
             located += [replace(image, row=row) for image in first]
             continue
@@ -233,18 +188,16 @@ class Prompt:
     @classmethod
     def of(
         cls,
-        ids: Tensor,
-        valid: Tensor | None,
+        unmasked: Tensor,
         images: Sequence[Located],
         survivors: Sequence[Sequence[Grid] | None] | None = None,
     ) -> Prompt:
-        """Count the text of `ids` [B, L], of which `valid` [B, L] is no padding.
+        """Count the text of the columns `unmasked` [B, L] bool, on the CPU.
 
         Of an image that is masked, what a method left before the projector is not looked at: its
         budget is that of the whole image.
         """
-        batch, length = ids.shape
-        text = [length] * batch if valid is None else valid.sum(1).tolist()
+        text = unmasked.sum(1).tolist()
         for image in images:
             text[image.row] -= len(image.placeholders)
         survivors = [None] * len(images) if survivors is None else survivors

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlmcompress.patches.sequence.call_trace import ImageTrace
-from vlmcompress.patches.sequence.placeholders import Separators
+from vlmcompress.patches.sequence.separators import Closing, Separators
 
 
 @dataclass
@@ -24,6 +24,17 @@ class Span:
     trace: ImageTrace
     reach: int = 0
     """Columns from its first token to the last of the prompt."""
+
+    def closing(self, keep: Tensor, places: Tensor) -> Closing:
+        """Dropping all but the tokens at `places`; `keep` [B, Q] bool of the current stage."""
+        return Closing(
+            keep[self.row],
+            self.slots,
+            self.slots[places],
+            self.index[places],
+            self.separators,
+            len(self.trace.layout),
+        )
 
     def move(self, slot: Tensor, places: Tensor) -> None:
         """Keep the tokens at `places`; `slot` [Q] gives every old slot of the row its new one."""

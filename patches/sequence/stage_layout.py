@@ -26,23 +26,10 @@ from vlmcompress.patches.sequence.cache_state import CacheState, Slots
 from vlmcompress.patches.sequence.earlier_inputs import EarlierInputs
 from vlmcompress.patches.sequence.layer_arguments import LayerArguments
 from vlmcompress.patches.sequence.packing import both, pack, slot_of
-from vlmcompress.patches.sequence.placeholders import close
+from vlmcompress.patches.sequence.separators import close
 from vlmcompress.patches.sequence.spans import Span
 
 Rotary = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Captured:
-    """What the layer before a cut attended with."""
-
-    queries: Tensor
-    """[B, H, Q, hd] of the chunk's tokens."""
-    keys: Tensor
-    """[B, Hkv, P + Q, hd] of earlier turns and of the chunk."""
-    scaling: float
-    mask: Tensor | None
-    """What it was shown, [B or 1, 1, Q, P + Q] bool or float."""
 
 
 @dataclass
@@ -84,10 +71,8 @@ class StageLayout:
     """The layer at which the running stage began; not always the last cut, for a stage also begins
     where an *earlier* turn cut: from there on the cache holds fewer keys, though this forward drops
     nothing. `last_cut` says what of the chunk is kept, `current` whose keys and masks are right."""
-    captured: Captured | None = None
-    """What the layer before a cut attended with, where its parts have names of their own."""
     fired: Tensor | None = None
-    """[B, Q, I]: what the neurons of that layer gave, where the method watches them."""
+    """[B, Q, I]: what the neurons of the layer before a cut gave, where the method watches them."""
     _rows: dict[int, Slots] = field(default_factory=dict)
 
     @cached_property
@@ -222,22 +207,28 @@ class StageLayout:
         rows = self.rows(self.current)
         opened = self._open(rows)
         keep = torch.ones_like(rows.index, dtype=torch.bool) if opened is None else opened.clone()
-        for span, places in zip(self.spans, kept, strict=True):
-            closed, span.separators = close(
-                keep[span.row], span.slots, span.slots[places], span.index[places], span.separators
-            )
+        closings = [
+            span.closing(keep, places) for span, places in zip(self.spans, kept, strict=True)
+        ]
+        for span, (closed, left) in zip(self.spans, close(closings, self.checks), strict=True):
             self.counts[span.row] -= closed
+            span.separators = left
         size = max(self.counts)
         index, valid = pack(keep, size, ragged=min(self.counts) < size)
         hidden, entered = take_all([hidden, rows.index], index)
         self._rows[layer] = Slots(entered, valid)
         self.move(slot_of(keep, size), kept)
         self.earlier.cut(layer, index)
-        self.fired = self.captured = None  # they are of slots that have moved
+        self.fired = None  # it is of slots that have moved
         for span in self.spans:
             span.trace.cuts[layer] = span.index
             span.trace.separators[layer] = len(span.separators)
         return hidden
+
+    @property
+    def placeholders(self) -> int:
+        """Those of the chunk at the current stage that are not masked."""
+        return sum(len(span.index) + len(span.separators) for span in self.spans)
 
     def open(self) -> Tensor | None:
         """[B, Q] bool: slots of the chunk at the current stage that are tokens; None for all."""

@@ -35,9 +35,9 @@ class ChunkIds:
     """The token ids of the chunk that a prefill brings."""
 
     ids: Tensor
-    """[B, L] int64."""
-    valid: Tensor | None
-    """[B, L] bool; None where there is no padding."""
+    """[B, L] int64, on the CPU."""
+    unmasked: Tensor
+    """[B, L] bool, on the CPU: no padding."""
     prompt_end: int
     """Column behind the prompt; what follows are answers so far."""
 
@@ -79,7 +79,7 @@ class Signals:
         """
         self._parts, self._name = parts, pipeline.name
         family = parts.family
-        given = defined(pipeline, given_by(family, parts.base))
+        given = defined(pipeline, parts, given_by(family, parts.base))
         self.collected = self._resolved(pipeline, given)
         """The signals that are collected: what the methods need, as this model can give it."""
         found: TextTower | None = None
@@ -262,9 +262,7 @@ class Signals:
     def _words(self, row: int, chunk: ChunkIds) -> tuple[list[int], list[int]]:
         """Columns and ids of the instruction of a prompt."""
         line = chunk.ids[row, : chunk.prompt_end].tolist()
-        places = list(range(len(line)))
-        if chunk.valid is not None:
-            places = chunk.valid[row, : chunk.prompt_end].nonzero()[:, 0].tolist()
+        places = chunk.unmasked[row, : chunk.prompt_end].nonzero()[:, 0].tolist()
         ids = [line[place] for place in places]
         tokens = self._parts.family.placeholders(self._parts.model).values()
         pictures = [column for column, token in enumerate(ids) if token in tokens]

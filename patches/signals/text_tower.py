@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vlmcompress.errors import UnsupportedModelError, VLMCompressError
+from vlmcompress.models.loading import without_bar
 from vlmcompress.models.names import ASSETS, resolve
 
 BUILT_IN = {"tiny-clip": "tiny_clip"}
@@ -166,9 +168,10 @@ def load(name_or_path: str | Path, tower: nn.Module) -> tuple[Any, Any]:
     name = str(name_or_path)
     where = str(ASSETS / BUILT_IN[name]) if name in BUILT_IN else resolve(name)
     try:
-        loaded: Any = CLIPModel.from_pretrained(
-            where, dtype=torch.float32, output_loading_info=True
-        )
+        with without_bar() if name in BUILT_IN else nullcontext():
+            loaded: Any = CLIPModel.from_pretrained(
+                where, dtype=torch.float32, output_loading_info=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(where)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,13 +1,14 @@
 """One call of an attention module of a vision tower: its keys, and the attention that it gave.
 
 The attention implementation of the model stays as it is: only the rows or column sums that a method
-needs are computed, from what the module's own projections gave, with its norms and rotary function.
+needs are computed, from what the module's own projections gave, with its norms and rotary function,
+or from what it attended with, where that is watched.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vlmcompress.ops.score import attention_received, attention_received_packed, attention_rows
 from vlmcompress.patches.hooks.arguments import on_host
+from vlmcompress.patches.sequence.attended import Attended
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,17 @@ class AttentionCall:
     attention: Any
     hidden: Tensor
     kwargs: Mapping[str, Any]
+    cls: int = 0
+    """Which token of an image is its CLS, where it has one."""
     projected: dict[str, Tensor] = field(default_factory=dict)
     """Projection -> what it gave, for the layer has mostly computed it already."""
+    attended: list[Attended] = field(default_factory=list)
+    """What it attended with, where that is watched: once, or once for each segment."""
 
     def received(self) -> Tensor:
         """[B, n] or [P] float32: attention received, mean over heads and the segment's queries."""
+        if self.attended:
+            return received_by(self.attended).view(self.hidden.shape[:-1])
         q, k = self._heads(self._flat("q")), self._heads(self._flat("k"))
         if not self._packed:
             return attention_received(q, k, self.scaling, valid=self._valid())
@@ -50,7 +58,11 @@ class AttentionCall:
         )
 
     def cls_row(self) -> Tensor:
-        """[B, n] float32: attention of token 0 to all tokens, mean over heads."""
+        """[B, n] float32: attention of CLS to all tokens, mean over heads."""
+        if self.attended:
+            (seen,) = self.attended
+            query, key = seen.queries[:, :, self.cls, None], _shared(seen)
+            return attention_rows(query, key, seen.options["scaling"], mean=True)[:, 0]
         q, k = self._heads(self._flat("q", rows=1)), self._heads(self._flat("k"))
         return attention_rows(q, k, self.scaling, mean=True)[:, 0]
 
@@ -75,10 +87,17 @@ class AttentionCall:
     def _flat(self, name: str, rows: int | None = None) -> Tensor:
         """Queries or keys of the first `rows` tokens (or all) after their norm, heads together."""
         if self._packed:
-            return self._projection("qkv").chunk(3, dim=-1)["qk".index(name)]
-        flat = self._projection(f"{name}_proj")[:, :rows]
+            flat = self._projection("qkv").chunk(3, dim=-1)["qk".index(name)]
+        else:
+            known = f"{name}_proj"
+            flat = self._projection(known if hasattr(self.attention, known) else name)[:, :rows]
         norm = getattr(self.attention, f"{name}_norm", None)
-        return flat if norm is None else norm(flat)
+        weight = getattr(norm, "weight", None)
+        if norm is None or weight is None:
+            return flat
+        width = weight.shape[-1]  # of all heads, or of each
+        normed: Tensor = norm(flat.unflatten(-1, (-1, width))).flatten(-2)  # type: ignore[no-untyped-call]
+        return normed
 
     def _projection(self, name: str) -> Tensor:
         if name not in self.projected:
@@ -93,9 +112,50 @@ class AttentionCall:
     def _valid(self) -> Tensor | None:
         """[B, n] bool from the mask of padded images, None without."""
         mask: Tensor | None = self.kwargs.get("attention_mask")
-        if mask is None:
-            return None
-        if mask.dim() == 4:  # every query sees the same keys, so one row says all
-            mask = mask[:, 0, 0]
-            mask = mask if mask.dtype == torch.bool else mask == 0
-        return mask.bool().expand(len(self.hidden), -1)
+        return None if mask is None else _open_keys(mask).expand(len(self.hidden), -1)
+
+
+def received_by(calls: Sequence[Attended]) -> Tensor:
+    """[B, n] or [P] float32: what keys received in the calls of one module, a segment each or all.
+
+    The mean is over heads and over the queries that may see the key.
+    """
+    first, mask = calls[0], calls[0].mask
+    ends, scaling = first.options.get("cu_seq_lens_q"), float(first.options["scaling"])
+    lengths = [seen.keys.shape[2] for seen in calls]
+    if ends is not None:
+        lengths = [end - start for start, end in pairwise(on_host(ends))]
+    elif len(calls) == 1:
+        lengths = [] if mask is None else _blocks(mask)
+    if not lengths:
+        valid = None if mask is None else _open_keys(mask).expand(len(first.keys), -1)
+        return attention_received(first.queries, _shared(first), scaling, valid=valid)
+    q = torch.cat([seen.queries for seen in calls], 2)[0]
+    k = torch.cat([_shared(seen) for seen in calls], 2)[0]
+    return attention_received_packed(q, k, scaling, lengths)
+
+
+def _shared(seen: Attended) -> Tensor:
+    """[B, H, n, d]: keys, those of a group of heads once for each."""
+    return seen.keys.repeat_interleave(seen.queries.shape[1] // seen.keys.shape[1], 1)
+
+
+def _open(mask: Tensor) -> Tensor:
+    """Where a mask of either kind lets queries see."""
+    return mask if mask.dtype in (torch.bool, torch.long) else mask == 0
+
+
+def _open_keys(mask: Tensor) -> Tensor:
+    """[B, n] bool of a mask under which all queries see the same keys, so that one row says all."""
+    return (_open(mask[:, 0, 0]) if mask.dim() == 4 else _open(mask)).bool()
+
+
+def _blocks(mask: Tensor) -> list[int]:
+    """Lengths of the segments that a mask [1, 1, n, n] keeps apart; none where it does not."""
+    if mask.dim() < 4 or len(mask) > 1 or mask.shape[2] < 2:
+        return []
+    rows = _open(mask[0, 0])
+    if bool((rows == rows[:1]).all()):
+        return []
+    starts = torch.unique_consecutive(rows.int().argmax(-1)).tolist()
+    return [end - start for start, end in pairwise([*starts, len(rows)])]

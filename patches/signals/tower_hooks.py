@@ -18,6 +18,8 @@ from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
+from vlmcompress.patches.sequence.attended import Attended
+from vlmcompress.patches.sequence.watched_attention import watch
 from vlmcompress.patches.signals.projector import only, projections
 from vlmcompress.patches.signals.text_tower import TextTower
 from vlmcompress.patches.signals.tower_attention import AttentionCall
@@ -27,6 +29,8 @@ Record = defaultdict[tuple[str, int], list[Any]]
 """("in", layer) -> calls of its attention module, ("out", layer) -> outputs of the layer,
 `_PROJECTOR` -> inputs of the projector."""
 _PROJECTOR = ("in", -1)
+_KEYS = ("qkv", "k_proj", "k")
+"""What gives the keys, among others."""
 
 
 AT_FEATURE: dict[str, Callable[[AttentionCall], Tensor]] = {
@@ -100,7 +104,10 @@ class TowerHooks:
         self, attached: Attachments, layer: int, attention: nn.Module, queries: bool
     ) -> None:
         attached.before(attention, functools.partial(self._enter, layer))
-        for name in ("qkv", "k_proj", "q_proj") if queries else ("qkv", "k_proj"):
+        watched = self._encoder.watched and queries
+        if watched:
+            watch(attached, attention, functools.partial(self._attend, layer))
+        for name in _KEYS if watched or not queries else (*_KEYS, "q_proj"):
             projection = getattr(attention, name, None)
             if projection is not None:
                 attached.look(projection, functools.partial(self._keep, layer, name))
@@ -109,7 +116,14 @@ class TowerHooks:
         record = getattr(self._thread, "record", None)
         if record is not None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            record["in", layer].append(AttentionCall(module, hidden, kwargs))
+            record["in", layer].append(
+                AttentionCall(module, hidden, kwargs, self._encoder.cls_place)
+            )
+
+    def _attend(self, layer: int, seen: Attended) -> None:
+        record = getattr(self._thread, "record", None)
+        if record is not None:
+            record["in", layer][-1].attended.append(seen)
 
     def _keep(self, layer: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         record = getattr(self._thread, "record", None)

@@ -23,8 +23,14 @@ from vlmcompress.tokens import Grid
 
 SPECS = {
     "tiny-llava": ["divprune", "pool", "fastv", "divprune+fastv", "tome", "tome+divprune+fastv"],
-    "tiny-qwen": ["divprune", "divprune+fastv", "downsample", "pixelprune+divprune"],
-    "random qwen2.5-vl with clips": ["stride", "downsample+divprune"],
+    "tiny-qwen": [
+        "divprune",
+        "divprune+fastv",
+        "downsample",
+        "pixelprune+divprune",
+        "unit-drop+divprune",
+    ],
+    "random qwen2.5-vl with clips": ["stride", "downsample+divprune", "unit-drop(layer=2)"],
     "random video-llava with clips": ["divprune", "pitome"],
 }
 PAIRS = [(model, spec) for model, specs in SPECS.items() for spec in specs]
@@ -44,7 +50,7 @@ def inputs_of(one, rows=((1, 5), (2, 7))):
 def cost(model, spec, share, layouts, rows, text):
     """Share of the full model's FLOPs at a share of the tokens in percent; None out of reach."""
     family = family_of(model)
-    pipeline = parse(spec).for_stages(family.name, family.stages)
+    pipeline = parse(spec).for_stages(family.name, family.stages, family.merges)
     layers = len(family.layers(family.base(model)))
     try:
         plans = Planner(pipeline, Budget(share, "percent"), layers).plan(layouts)

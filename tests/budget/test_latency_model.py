@@ -1,6 +1,7 @@
 """Budgets in milliseconds: hand numbers from a calibration that is made up, and the files of it."""
 
 import json
+import os
 import warnings
 
 import pytest
@@ -263,7 +264,7 @@ def test_a_draft_that_cannot_be_finished_is_taken_away(llava, measured, folder, 
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(timing.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.warns(UserWarning, match="no space left"):
         decoder_times(llava.model, llava.lm, 1, 16)
     assert list(folder.iterdir()) == []

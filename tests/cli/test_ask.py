@@ -171,7 +171,7 @@ def test_text_output(cli, loaded, sample):
 
 
 def test_compare_warms_up_and_alternates(cli, loaded, sample, monkeypatch):
-    from vlmcompress.cli.ask_run import Asker
+    from vlmcompress.asking.asker import Asker
 
     order, plain = [], Asker.run
     monkeypatch.setattr(
@@ -182,15 +182,36 @@ def test_compare_warms_up_and_alternates(cli, loaded, sample, monkeypatch):
     assert document["full"]["answer"] is not None
 
 
-def test_compare_shows_the_medians_without_the_warm_up():
+@pytest.mark.parametrize(("rounds", "total"), [(3, 30.0), (2, 10.0), (1, 50.0)])
+def test_compare_shows_the_run_of_the_median_total_without_the_warm_up(rounds, total):
+    """Its stages and `other` add up; medians of every stage by itself would not."""
     from types import SimpleNamespace
 
-    from vlmcompress.cli.ask_run import Asker, AskRun
+    from vlmcompress.asking.answer import Answer
+    from vlmcompress.asking.asker import Asker, with_other
 
     asker = Asker.__new__(Asker)
-    times = iter([100.0, 5.0, 1.0, 3.0])
-    asker.run = lambda setting: AskRun(setting, "a", SimpleNamespace(), {"total": next(times)})
-    assert asker.compare(["x"], 3)[0].milliseconds == {"other": 3.0, "total": 3.0}
+    times = iter([(1000, 1), (50, 1), (10, 7), (30, 20)])  # total, prefill
+
+    def run(setting):
+        total, prefill = next(times)
+        found = with_other({"prefill": float(prefill), "total": float(total)})
+        return Answer(setting, "a", SimpleNamespace(), found)
+
+    asker.run = run
+    found = asker.compare(["x"], rounds)[0].milliseconds
+    assert found["total"] == total
+    assert found["prefill"] + found["other"] == total
+
+
+@pytest.mark.parametrize("compared", [(), ("--compare", "--repeat", 3)])
+def test_times_add_up_to_the_total(cli, loaded, sample, compared):
+    document = ask(cli, sample, QUESTION, "--method", "divprune+fastv", "--compare", *compared)
+    for name in ("full", "reduced"):
+        times = document[name]["milliseconds"]
+        parts = [time for stage, time in times.items() if stage != "total"]
+        assert sum(parts) == pytest.approx(times["total"])
+        assert min(parts) >= 0
 
 
 @pytest.mark.parametrize("name", ["kept.png", "kept.jpg", "KEPT.PNG"])
@@ -206,7 +227,7 @@ def test_overlay(cli, loaded, sample, tmp_path, name):
 def test_an_overlay_names_method_question_and_answer(cli, loaded, sample, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(
-        "vlmcompress.report.footer.with_footer", lambda page, texts: said.extend(texts) or page
+        "vlmcompress.report.picture.with_footer", lambda page, texts: said.extend(texts) or page
     )
     document = ask(cli, sample, QUESTION, "--budget", 36, "--overlay", tmp_path / "x.png")
     assert said == [
@@ -275,7 +296,7 @@ def test_the_stages_add_up_to_the_total(cli, loaded, sample):
 
 
 def test_an_answer_without_words_says_so(cli, loaded, sample, monkeypatch):
-    from vlmcompress.cli import ask_run
+    from vlmcompress.asking import asker as ask_run
 
     plain = ask_run.generate
     monkeypatch.setattr(

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmcompress.cli import ask_media
-from vlmcompress.cli import ask_request as request
-from vlmcompress.cli.ask_run import Asker
+from vlmcompress.asking import setting
+from vlmcompress.asking.asker import Asker
+from vlmcompress.cli.ask import media as ask_media
+from vlmcompress.cli.ask import request
 from vlmcompress.errors import MediaError
 from vlmcompress.methods.registry import METHODS
 from vlmcompress.patches.families import registry
@@ -59,7 +60,7 @@ def test_damaged_image(fails, unloadable, damaged, kind, pattern):
 def test_missing_image(fails, unloadable, tmp_path, picture):
     fails(r"none\.png' does not exist", tmp_path / "none.png", "what ?")
     fails(r"none\.png' does not exist", picture, "what ?", "--image", tmp_path / "none.png")
-    fails("is a folder", tmp_path, "what ?")
+    fails("is a folder", "what ?", "--image", tmp_path)
     fails("no image", "what ?")
     fails("no image", "--question", "what ?")
 
@@ -212,7 +213,7 @@ def test_the_depth_that_a_method_is_for_is_not_guessed(name):
     options = {"embedlens": "(table='tiny-llava')", "var": "(dims=(1, 2))"}.get(name, "")
     needs = {"random", "stride", "pool", "downsample", "tome", "mctf", "expedit", "m3"}
     needs |= {"random+fastv", "tome+divprune+psigmoid"}
-    methods, has_default = request._methods(name + options, {})
+    methods, has_default = setting._methods(name + options, {})
     assert methods
     assert has_default == (name not in needs), name
 
@@ -230,7 +231,7 @@ def test_a_method_for_another_depth_is_refused_by_the_model_that_has_it(
         [],
         None,
     )
-    assert checked.budget is None
+    assert checked.setting.budget is None
 
 
 def test_what_is_empty_or_idle_is_refused(fails, unloadable, picture):

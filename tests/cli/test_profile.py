@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmcompress.cli import profile_run as profiling
-from vlmcompress.cli.profile_output import show
+from vlmcompress.cli.profile import run as profiling
+from vlmcompress.cli.profile.output import show
 from vlmcompress.profiler import random_weights
 from vlmcompress.profiler.measure import Profile, ProfileRow, Saving, Spread, Times
 from vlmcompress.profiler.published_shapes import SHAPES, PublishedShape

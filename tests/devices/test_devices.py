@@ -132,12 +132,15 @@ def check_halves(name: str, method: Any, budget: str, split: str) -> None:
 
 
 MOST = 3
-"""Times that we wait in a prefill: for the mask, the ids, and the checks at the end."""
-ENCODING = 2
-"""Further ones where the encoder takes what the processor says of the pictures' sizes."""
-BY_CONTENT = {"visionzip", "holov", "expedit", "token-correlation", "fastvid", "vidcom2"}
-"""How many tokens a group, a crop or a frame keeps depends on what is in it: one or two more for
-each image."""
+"""Times that we wait in a prefill: for the prompt's ids and mask, for what methods must know of the
+pictures, and for the checks at the end."""
+SIZES = 1
+"""One more where only the encoder's arguments, or its newlines, tell the shape of a picture."""
+SEGMENTS = 1
+"""One more where a tower is told by a tensor which patches attend to one another."""
+BY_CONTENT = ["visionzip", "holov", "expedit", "token-correlation", "fastvid", "vidcom2"]
+"""How many tokens a group, a crop or a frame keeps depends on what is in it."""
+READING = ["mmtok", "cdpruner"]
 FREE = [
     *("divprune", "hiprune", "todre-select", "zoo-prune", "vispruner", "scope", "aim-merge"),
     *("pllava", "m3", "stride", "pool", "random", "divprune+fastv", *CUTTING, "feather"),
@@ -155,17 +158,33 @@ def waits(name: str, method: str, images: int) -> Counter[tuple[str, str]]:
     return gpu.own_waits()
 
 
-WAITING = [("random llava", method, MOST) for method in FREE]
-WAITING += [("random llava", method, MOST + 2) for method in INSIDE]
-WAITING += [("random qwen2.5-vl", m, MOST + ENCODING) for m in ("divprune", "hiprune", "fastv")]
-WAITING += [("random qwen2.5-vl", "pixelprune+divprune+fastv", MOST + 5)]
+WAITING = [("random llava", m, MOST) for m in (*FREE, *BY_CONTENT, *READING, *INSIDE)]
+WAITING += [("random qwen2.5-vl", m, MOST + SIZES) for m in ("divprune", "fastv", "vidcom2")]
+WAITING += [("random qwen2.5-vl", m, MOST + SIZES + SEGMENTS) for m in ("hiprune", "holov")]
+WAITING += [("random qwen2.5-vl", "pixelprune+divprune+fastv", MOST + SIZES + 3)]
+WAITING += [("random qwen3-vl", "pyramiddrop", MOST + SIZES)]
+WAITING += [
+    (name, method, MOST + SIZES)
+    for name in ("random llava-next", "random llava-onevision")
+    for method in ("divprune", "fastv", "mmtok", "holov")
+]
+WAITING += [("random llava-onevision with clips", m, MOST) for m in ("pyramiddrop", "fastvid")]
+WAITING += [("random video-llava with clips", "pyramiddrop", MOST)]
 
 
-@pytest.mark.parametrize(("name", "method", "most"), thinned(WAITING, 8))
+@pytest.mark.parametrize(("name", "method", "most"), thinned(WAITING, 9))
 def test_waits_do_not_grow_with_images_layers_and_cuts(name, method, most):
     found = waits(name, method, 1)
     assert found.total() <= most, found
     assert waits(name, method, 3) == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "cuts"), [("divprune", 1), ("fastv", 1), ("pyramiddrop", 3)])
+def test_newlines_of_rows_are_waited_for_once_a_cut(method, cuts):
+    """How many rows lose all their tokens, and with them their newlines, is only known by then."""
+    for images in (1, 3):
+        assert waits("random llava-next", method, images).total() == SIZES + 1 + cuts
 
 
 def test_a_decode_step_waits_for_nothing():

@@ -40,11 +40,20 @@ def interrupted(at: int | None) -> Iterator[list[int]]:
             if moments[0] == at:
                 raise KeyboardInterrupt
 
+    before = sys.unraisablehook
+
+    def lost(unraisable: Any) -> None:
+        """Python drops what a generator raises that is being thrown away, a real Ctrl-C as well."""
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            before(unraisable)
+
+    sys.unraisablehook = lost
     sys.setprofile(look)
     try:
         yield moments
     finally:
         sys.setprofile(None)
+        sys.unraisablehook = before
 
 
 def whole_life(case: Any, method: str, budget: str) -> None:

@@ -39,6 +39,8 @@ def pictures(model: Any, base: Any, count: int, seed: int = 1) -> Inputs:
 
 def clip(model: Any, base: Any, frames: int, seed: int = 1) -> Inputs | None:
     """One clip, for types whose feature call takes patches and their grid; None for others."""
+    if model.config.model_type == "gemma4":
+        return _frames_with_places(model.config, frames, seed)
     known = inspect.signature(base.get_video_features).parameters
     if "video_grid_thw" not in known or model.config.model_type in MAKERS:
         return None
@@ -139,6 +141,17 @@ def _positioned(count: int, generator: Generator, width: int, unit: int) -> Inpu
         y, x = torch.meshgrid(torch.arange(height), torch.arange(wide), indexing="ij")
         places[number, : height * wide] = torch.stack([x.flatten(), y.flatten()], -1)
     return {"pixel_values": pixels, "image_position_ids": places}
+
+
+def _frames_with_places(config: Any, frames: int, seed: int) -> Inputs:
+    made = _gemma4(config, 1, torch.Generator().manual_seed(seed))
+    pixels, places = made.values()
+    moving = torch.rand(frames, *pixels.shape[1:], generator=torch.Generator().manual_seed(seed))
+    return {
+        "pixel_values_videos": moving,
+        "video_position_ids": places.expand(frames, -1, -1),
+        "num_frames_per_video": torch.tensor([frames]),
+    }
 
 
 @of("gemma4")

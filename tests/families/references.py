@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from by_hand import left, separators
 from model_case import Case, Inputs
 from torch import Tensor
 
@@ -19,12 +20,14 @@ def kept_columns(case: Case, report: Any, inputs: Inputs, layer: int) -> Tensor:
     present = inputs["attention_mask"].bool().clone()
     columns = [(line == case.token).nonzero()[:, 0] for line in inputs["input_ids"]]
     for image in report.images:
-        mine, columns[image.row] = columns[image.row].tensor_split([image.before])
+        grid = next((v[image.row] for n, v in inputs.items() if n.endswith("grid_thw")), None)
+        whole = len(columns[image.row])  # one picture a prompt
+        ends = separators(case.model_type, whole, grid)
+        assert image.before == whole - len(ends)
         kept = image.kept
         for cut in sorted(image.cuts):
             kept = image.cuts[cut] if cut <= layer else kept
-        present[image.row, mine] = False
-        present[image.row, mine[kept]] = True
+        present[image.row, columns[image.row]] = left(whole, ends, kept)
     return present
 
 

@@ -64,9 +64,9 @@ def test_an_unknown_type_works_by_structure_with_one_warning(recwarn):
 
 
 @pytest.mark.parametrize("budget", ["0.5 flops", "100 ms"])
-def test_a_cost_is_refused_where_the_tower_is_not_known(budget):
-    with pytest.raises(UnsupportedModelError, match="FLOPs of a glm4v model are not known"):
-        compress(build("glm4v"), "divprune", budget=budget)
+def test_a_cost_is_refused_where_it_is_not_known(budget):
+    with pytest.raises(UnsupportedModelError, match="FLOPs of a got_ocr2 model are not known"):
+        compress(build("got_ocr2"), "divprune", budget=budget)
 
 
 def test_auto_works_with_any_type():

@@ -17,6 +17,7 @@ from vlmcompress.api import compress
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import DecoderMethod, Selector, get_method
+from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.methods.registry import METHODS
 from vlmcompress.patches.families.registry import family_of
@@ -39,7 +40,8 @@ def impossible(subject: Any, method: Any) -> str | None:
     """Words of the error if the model does not let the method in, None where it works."""
     family = family_of(subject.model)
     try:
-        settled = method.settled(family.name, family.stages)
+        pipeline = Pipeline.of([method])
+        settled = pipeline.for_stages(family.name, family.stages, family.merges).methods[0]
     except VLMCompressError:
         return f"{method.name} acts at the {method.acts_at} stage"
     if method.acts_at == "encoder" and subject.modality == "video" and not one_to_one(subject):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import statistics
 import warnings
@@ -24,6 +23,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 import transformers
+from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from vlmcompress.budget.clock import elapsed
@@ -203,8 +203,7 @@ def _conditions(lm: nn.Module, batch: int) -> str:
 
 
 def _folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "vlmcompress" / "timing"
+    return user_cache_path("vlmcompress", appauthor=False) / "timing"
 
 
 def _read(key: str) -> DecoderTimes | None:

@@ -1,4 +1,4 @@
-"""The command line: `vlmcompress ask`, `ls`, `check`, `calibrate`, `profile`, `eval` and `serve`.
+"""The command line: `vlmcompress ask`, `chat`, `ls`, `show`, `check`, `calibrate`, ...
 
 Only typer is imported here and in the modules of the commands; torch and transformers come when a
 command runs.
@@ -13,9 +13,11 @@ import typer
 
 from vlmcompress.cli.ask import ask
 from vlmcompress.cli.calibrate import calibrate
+from vlmcompress.cli.chat import chat
 from vlmcompress.cli.check import check
+from vlmcompress.cli.demo import demo
 from vlmcompress.cli.evaluate import evaluate
-from vlmcompress.cli.ls import ls
+from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
 from vlmcompress.cli.serve import serve
 from vlmcompress.version import __version__
@@ -30,7 +32,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(ask)
+app.command()(chat)
 app.command()(ls)
+app.command()(show)
+app.command()(demo)
 app.command()(check)
 app.command()(calibrate)
 app.command()(profile)

@@ -13,7 +13,7 @@ import typer
 
 from vlmcompress import defaults
 from vlmcompress.cli.common import one_line_errors, progress, quiet
-from vlmcompress.cli.options import Device, Dtype
+from vlmcompress.cli.options import Device, Dtype, path_option
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.files import check_output, whole_file
 
@@ -37,11 +37,11 @@ _USED_BY = {
 
 
 Kind = Annotated[Calibration, typer.Argument(help="What to calibrate.", show_default=False)]
-Out = Annotated[Path, typer.Option(help="The JSON file to write.", show_default=False)]
+Out = Annotated[Path, path_option(help="The JSON file to write.", show_default=False)]
 ModelName = Annotated[str, typer.Option(help="A built-in model, a folder or a Hugging Face id.")]
 Data = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         help='JSONL file with {"image": FILE, "question": TEXT} a line, images relative to it. '
         "Default for built-in models: questions that they were trained on."
     ),

@@ -6,18 +6,23 @@ from typing import Annotated
 
 import typer
 
+from vlmcompress.cli import complete
 from vlmcompress.cli.common import one_line_errors, progress, quiet, silent_libraries
-from vlmcompress.cli.options import Device, Dtype
+from vlmcompress.cli.options import Device, Dtype, name_option
 
 Model = Annotated[
     str,
-    typer.Argument(help="A built-in model, a folder or a Hugging Face id.", show_default=False),
+    typer.Argument(
+        autocompletion=complete.models,
+        help="A built-in model, a folder or a Hugging Face id.",
+        show_default=False,
+    ),
 ]
 Picture = Annotated[
     str | None,
-    typer.Option("--image", "-i", help="A picture. Default: a sample, where there is no video."),
+    name_option("--image", "-i", help="A picture. Default: a sample, where there is no video."),
 ]
-Clip = Annotated[str | None, typer.Option("--video", "-v", help="A video file.")]
+Clip = Annotated[str | None, name_option("--video", "-v", help="A video file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 

@@ -39,9 +39,25 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
+class _Shown:
+    """What commands show on stderr besides errors."""
+
+    quiet = False
+    """Nothing: `--quiet`."""
+
+
+shown = _Shown()
+
+
+def hush(wanted: bool) -> bool:
+    """What `--quiet` does."""
+    shown.quiet = wanted
+    return wanted
+
+
 def tell(notes: Iterable[str]) -> None:
     """Notes that are no errors, one a line on stderr."""
-    for note in notes:
+    for note in () if shown.quiet else notes:
         typer.echo(f"note: {one_line(note)}", err=True)
 
 
@@ -49,6 +65,9 @@ def tell(notes: Iterable[str]) -> None:
 def progress(text: str) -> Iterator[None]:
     """A spinner on stderr while the block runs, or a line once it takes long where that is no
     terminal."""
+    if shown.quiet:
+        yield
+        return
     if not sys.stderr.isatty():
         told = threading.Timer(EVERY, lambda: typer.echo(f"{text} ...", err=True))
         told.daemon = True

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli import complete
 from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet
-from vlmcompress.cli.options import Device, Dtype
+from vlmcompress.cli.options import Device, Dtype, path_option
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 Model = Annotated[
     str | None,
     typer.Option(
-        help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}."
+        autocompletion=complete.models,
+        help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}.",
     ),
 ]
 Methods = Annotated[
     str | None,
     typer.Option(
+        autocompletion=complete.method_lists,
         help='Separated by commas, each as in `ask`, or "all". '
-        f"Default: {defaults.METHOD}. The baselines always run."
+        f"Default: {defaults.METHOD}. The baselines always run.",
     ),
 ]
 Budgets = Annotated[
@@ -38,8 +41,9 @@ Budgets = Annotated[
 Tasks = Annotated[
     str | None,
     typer.Option(
+        autocompletion=complete.tasks,
         help="Separated by commas: pictures, clips, one kind as in pictures/count, or .yaml, "
-        ".jsonl and .parquet files. Default: pictures, and clips if the model takes videos."
+        ".jsonl, .csv and .parquet files. Default: pictures, and clips if the model takes videos.",
     ),
 ]
 Limit = Annotated[
@@ -55,18 +59,18 @@ Seed = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option("--batch", help="Questions answered at once. Default: 32.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder for answers and report.")]
+Out = Annotated[Path | None, path_option(metavar="DIR", help="Folder for answers and report.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 Check = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         help="Ask again what this file of baselines was made with; exit 1 if a method is worse "
         "beyond noise."
     ),
 ]
 Keep = Annotated[
     Path | None,
-    typer.Option("--save-baselines", help="Write such a file of this run, or add the model to it."),
+    path_option("--save-baselines", help="Write such a file of this run, or add the model to it."),
 ]
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any
 
 import typer
 
+from vlmcompress.cli import complete
 from vlmcompress.cli.common import one_line_errors
 from vlmcompress.cli.tables import paragraph, texts
+from vlmcompress.errors import VLMCompressError
 
 _STATES = """A folder or a Hugging Face id of a type that is not refused works as well. tested: all
 laws hold on this transformers. by structure: what is needed is looked for in the model itself."""
@@ -26,10 +29,36 @@ class Listing(str, Enum):
     models = "models"
 
 
+class Stage(str, Enum):
+    """Where a method acts."""
+
+    pixels = "pixels"
+    encoder = "encoder"
+    projector = "projector"
+    decoder = "decoder"
+
+
+StageName = Annotated[
+    Stage | None, typer.Option("--stage", help="Only methods that can act there.")
+]
+FamilyName = Annotated[
+    str | None,
+    typer.Option(
+        "--family",
+        metavar="MODEL_TYPE",
+        autocompletion=complete.families,
+        help="Only methods that can run on models of this type.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
 @one_line_errors
 def ls(
     what: Annotated[Listing, typer.Argument(help="What to list.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    stage: StageName = None,
+    family: FamilyName = None,
+    as_json: Json = False,
 ) -> None:
     """List the methods, or the built-in models and the supported model families.
 
@@ -38,16 +67,87 @@ def ls(
     \b
     Examples:
       vlmcompress ls methods
+      vlmcompress ls methods --stage decoder
+      vlmcompress ls methods --family qwen2_5_vl
       vlmcompress ls models --json
     """
     if what is Listing.methods:
-        methods = _methods()
+        fits = _fits(stage, family)
+        methods = [method for method in _methods() if fits(method)]
         typer.echo(
             json.dumps(methods, indent=2, default=str) if as_json else _methods_text(methods)
         )
+    elif stage is not None or family is not None:
+        raise VLMCompressError("--stage and --family are for methods, not for models")
     else:
         models = _models()
         typer.echo(json.dumps(models, indent=2) if as_json else _models_text(models))
+
+
+@one_line_errors
+def show(
+    method: Annotated[
+        str,
+        typer.Argument(help="A method.", autocompletion=complete.methods, show_default=False),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show one method: what it does, its options, what it needs, and where it deviates.
+
+    \b
+    Examples:
+      vlmcompress show divprune
+      vlmcompress show fastv --json
+    """
+    import inspect
+
+    from vlmcompress.methods.registry import METHODS
+
+    found = METHODS.get(method)
+    entry = next(one for one in _methods() if one["name"] == method)
+    entry["about"] = inspect.getdoc(found) or ""
+    if as_json:
+        typer.echo(json.dumps(entry, indent=2, default=str))
+        return
+    options = [f"{name}={value}" for name, value in entry["options"].items()]
+    for head, text in (
+        (method, entry["summary"]),
+        ("stage", "+".join(entry["stages"])),
+        ("options", ", ".join(options) or "none"),
+        ("needs", ", ".join(entry["needs"]) or "nothing beside the features"),
+        ("paper", _with_package(entry["paper"], entry)),
+    ):
+        typer.echo(paragraph(f"{head}: {text}"))
+    typer.echo(f"\n{entry['about']}")
+
+
+def _fits(stage: Stage | None, family: str | None) -> Callable[[dict[str, Any]], bool]:
+    """Whether a method acts at the stage, and can run on the family.
+
+    Raises:
+        VLMCompressError: there is no such family, or it is refused.
+    """
+    from vlmcompress.methods.contracts.method import resolve
+
+    stages, signals = frozenset(one.value for one in Stage), None
+    if family is not None:
+        from vlmcompress.api import list_models
+        from vlmcompress.registry import unknown
+
+        known = {info.name: info for info in list_models()}
+        if family not in known:
+            raise unknown("family", family, list(known))
+        if known[family].state == "refused":
+            raise VLMCompressError(f"{family} is refused: {known[family].reason}")
+        stages, signals = frozenset(known[family].stages), known[family].signals
+    if stage is not None:
+        stages &= {stage.value}
+
+    def fits(method: dict[str, Any]) -> bool:
+        missing = [] if signals is None else resolve(method["needs"], signals)[1]
+        return bool(stages & set(method["stages"])) and not missing
+
+    return fits
 
 
 def _methods() -> list[dict[str, Any]]:

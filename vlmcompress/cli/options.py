@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import Annotated, Any
 
 import typer
 
 from vlmcompress import defaults
+from vlmcompress.cli import complete
+from vlmcompress.cli.common import hush
+from vlmcompress.files import at_home
+
+
+def path_option(*names: str, metavar: str = "FILE", **described: Any) -> Any:
+    """An option for a `Path`, in which `~` is the home folder also where no shell put it in."""
+    return typer.Option(*names, metavar=metavar, parser=at_home, **described)
+
+
+def name_option(*names: str, **described: Any) -> Any:
+    """The same for the name of a file as a text, such as one that turns out to be a URL."""
+    return typer.Option(*names, metavar="FILE", parser=os.path.expanduser, **described)
+
 
 ImageFiles = Annotated[
-    list[str] | None, typer.Option("--image", "-i", help="An image file; may be repeated.")
+    list[str] | None, name_option("--image", "-i", help="An image file; may be repeated.")
 ]
 VideoFiles = Annotated[
-    list[str] | None, typer.Option("--video", "-v", help="A video file; may be repeated.")
+    list[str] | None, name_option("--video", "-v", help="A video file; may be repeated.")
 ]
 Frames = Annotated[
     int | None,
@@ -37,8 +52,9 @@ Options = Annotated[
 ModelName = Annotated[
     str | None,
     typer.Option(
+        autocompletion=complete.models,
         help=f"A built-in model, a folder or a Hugging Face id. Default: {defaults.MODEL}, or "
-        f"{defaults.VIDEO_MODEL} where there is a video."
+        f"{defaults.VIDEO_MODEL} where there is a video.",
     ),
 ]
 Device = Annotated[
@@ -47,4 +63,8 @@ Device = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint was saved."),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", callback=hush, help="No notes and no progress, only errors."),
 ]

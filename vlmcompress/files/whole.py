@@ -14,10 +14,7 @@ from vlmcompress.errors import VLMCompressError
 
 def at_home(path: str | Path) -> Path:
     """`path`, with the home folder for a `~` that no shell has put in."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # of somebody who is not known here
-        return Path(path)
+    return Path(os.path.expanduser(path))
 
 
 def check_output(path: Path, suffixes: frozenset[str]) -> None:

@@ -21,23 +21,43 @@ class LayerShape:
 
     weights: int
     """Multiply-adds of one token with all matrices it meets: of experts only the active ones."""
-    width: int
-    """All query heads together: heads * head_dim."""
+    width: float
+    """All query heads together: heads * head_dim, half that of queries and half that of values
+    where they differ; 0 for layers that do not attend."""
     cached: int = 0
     """Keys and values that one token leaves in the cache: 2 * kv_heads * head_dim."""
     window: int | None = None
     """Tokens that a query sees, its own among them; None for all before it."""
+    chunked: bool = False
+    """Whether windows are chunks of the sequence, each of which sees only itself."""
+    block: tuple[int, int] = (1, 0)
+    """Tokens of a block that a linear attention works on at once, and multiply-adds of each begun
+    one."""
 
     def pairs(self, tokens: int, causal: bool = True) -> int:
         """Pairs of query and key in a prefill of so many tokens."""
         if not causal:
             return tokens * tokens
         full = min(tokens, self.window or tokens)
+        if self.chunked and full:
+            whole, rest = divmod(tokens, full)
+            return whole * (full * (full + 1) // 2) + rest * (rest + 1) // 2
         return full * (full + 1) // 2 + (tokens - full) * full
 
     def flops(self, tokens: float, pairs: float) -> float:
         """FLOPs of so many tokens, among which attention compares so many pairs."""
         return 2 * (self.weights * tokens + 2 * self.width * pairs)
+
+    def seen(self, before: int) -> int:
+        """Tokens that a token behind so many sees, itself among them."""
+        if self.window is None:
+            return before + 1
+        return before % self.window + 1 if self.chunked else min(before + 1, self.window)
+
+    def blocks(self, tokens: int) -> int:
+        """FLOPs of the blocks of a prefill."""
+        size, macs = self.block
+        return 2 * macs * -(-tokens // size)
 
     def kept(self, tokens: int) -> int:
         """Tokens that a cache holds after so many: a sliding layer forgets what no later query
@@ -58,6 +78,10 @@ class ModelShape:
     decoder: tuple[LayerShape, ...]
     lm_head: int
     """Multiply-adds of the logits of one position."""
+    entry: int = 0
+    """Multiply-adds of one token that enters the decoder, with matrices beside its layers."""
+    all_logits: bool = False
+    """Whether a forward gives the logits of every position, not only of the last."""
     pooler: tuple[int, int] = (0, 0)
     """Multiply-adds of an attention pooling head behind the tower, per token (merged tokens are put
     back before it) and per image."""
@@ -71,8 +95,9 @@ class Load:
 
     encoder: tuple[tuple[int, ...], ...]
     """Per encoded image, tile or clip: tokens that each ViT layer computes, CLS among them."""
-    projected: int
-    """Tokens that leave the projector, all images together."""
+    projected: float
+    """Tokens that leave the projector, all images together; of several projectors that see
+    different numbers the mean, weighted by their cost."""
     rows: tuple[tuple[int, ...], ...]
     """Per row of the batch: tokens that enter each decoder layer: text, visual and separators."""
     selection: float = 0.0
@@ -101,14 +126,17 @@ class Costs:
     prefill: tuple[float, ...]
     """FLOPs of each decoder layer."""
     lm_head: float
-    """One position per row."""
+    """One position per row, or all where the model cannot do with fewer."""
     kv_bytes: int
-    """Bytes that the prefill leaves in the cache."""
+    """Bytes of the keys and values that the prefill leaves in the cache. The states of layers that
+    carry one along are beside them, of one size whatever the prompt."""
+    entry: float = 0.0
+    """Matrices of the decoder beside its layers."""
 
     @property
     def total(self) -> float:
         """All FLOPs up to the first token."""
-        parts = self.encoder + self.projector + self.selection + self.lm_head
+        parts = self.encoder + self.projector + self.selection + self.entry + self.lm_head
         return parts + sum(self.prefill)
 
 
@@ -140,7 +168,8 @@ def first_token(shape: ModelShape, load: Load, causal: bool = True) -> Costs:
         for layer, *counts in zip(shape.encoder, image, compared, strict=True)
     )
     per_token, per_image = shape.pooler
-    around = shape.embedding * patches + per_token * tokens + per_image * len(load.encoder)
+    around = (shape.embedding + per_token) * patches + per_image * len(load.encoder)
+    left = sum(row[-1] for row in load.rows)
     by_layer = list(zip(shape.decoder, zip(*load.rows, strict=True), strict=False))
     held = sum(layer.cached * layer.kept(n) for layer, counts in by_layer for n in counts)
     return Costs(
@@ -148,11 +177,12 @@ def first_token(shape: ModelShape, load: Load, causal: bool = True) -> Costs:
         projector=2 * shape.projector * load.projected,
         selection=load.selection,
         prefill=tuple(
-            sum(layer.flops(n, layer.pairs(n, causal)) for n in counts)
+            sum(layer.flops(n, layer.pairs(n, causal)) + layer.blocks(n) for n in counts)
             for layer, counts in by_layer
         ),
-        lm_head=2 * shape.lm_head * len(load.rows),
+        lm_head=2 * shape.lm_head * (left if shape.all_logits else len(load.rows)),
         kv_bytes=shape.value_bytes * held,
+        entry=2 * shape.entry * sum(row[0] for row in load.rows),
     )
 
 
@@ -169,11 +199,11 @@ def decode_step(shape: ModelShape, cached: Sequence[Sequence[int]]) -> float:
     """
     _check("decoder", shape.decoder, cached)
     layers = (
-        layer.flops(1, min(n + 1, layer.window or n + 1))
+        layer.flops(1, layer.seen(n))
         for row in cached
         for layer, n in zip(shape.decoder, row, strict=True)
     )
-    return sum(layers) + 2 * shape.lm_head * len(cached)
+    return sum(layers) + 2 * (shape.lm_head + shape.entry) * len(cached)
 
 
 def _check(name: str, layers: Sequence[LayerShape], rows: Iterable[Sequence[float]]) -> None:

@@ -81,7 +81,7 @@ class DecoderShape(Shape):
 
 def experts_of(config: object) -> int:
     """Experts of each layer by a text configuration; 1 where all tokens meet the same MLP."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     return max(getattr(config, name, None) or 1 for name in names)
 
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files import at_home
 from vlmcompress.files.untrusted import read_json
-from vlmcompress.methods.contracts.method import Selector, share_kept
+from vlmcompress.methods.contracts.method import AskingSelector, share_kept
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.published_tables import published
 from vlmcompress.ops.nearest_rows import nearest_rows
+from vlmcompress.ops.questions import Asking
 from vlmcompress.tokens import Grid, VisualTokens
 
 PUBLISHED = Path(__file__).parent / "data" / "embedlens.json"
@@ -48,7 +50,7 @@ class WordTable:
         if name in known:
             return cls.parse(known[name])
         try:
-            return cls.parse(read_json(Path(name)))
+            return cls.parse(read_json(at_home(name)))
         except OSError:
             raise VLMCompressError(
                 f"embedlens: table {name!r} is neither {' nor '.join(known)} nor a readable "
@@ -83,7 +85,7 @@ def write_table(
 
 
 @dataclass(frozen=True)
-class EmbedLens(Selector):
+class EmbedLens(AskingSelector):
     """Drop tokens that have a sink word or a dead word among their nearest words.
 
     Words are compared with projected features by cosine. Without a budget what is left are the
@@ -122,11 +124,11 @@ class EmbedLens(Selector):
         """All tokens without a budget, of which `select` drops those that are not alive."""
         return len(grid) if budget is None else share_kept(self.name, grid, budget)
 
-    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+    def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:
         """[count] int64, ascending; only the alive ones, at least one, where all are asked for."""
         classes, likeness = self._classes(tokens)
         if count >= len(classes):
-            count = max(1, int((classes == 0).sum()))
+            count = max(1, int((yield (classes == 0).sum())))
         by_likeness = likeness.argsort(descending=True, stable=True)
         order = by_likeness[classes[by_likeness].argsort(stable=True)]
         return order[: max(0, count)].sort().values

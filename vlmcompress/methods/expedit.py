@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.contracts.method import AskingReducer
 from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.methods.shared.grid_shapes import Pooler
-from vlmcompress.ops.cluster import soft_cluster
+from vlmcompress.ops.cluster import soft_clustering
 from vlmcompress.ops.groups import Groups
+from vlmcompress.ops.questions import Asking, answered
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 
 @dataclass(frozen=True)
-class Expedit(Pooler):
+class Expedit(Pooler, AskingReducer):
     """Windowed soft k-means; its centres are the new tokens, each frame for itself.
 
     Centres start as the means of an a x b grid and move to the tokens that are like them nearby.
@@ -49,8 +51,18 @@ class Expedit(Pooler):
 
     def pooled(self, tokens: VisualTokens, shape: Grid) -> Reduction:
         """Centres, placed by their groups."""
+        return answered(self._pooling(tokens, shape))
+
+    def reducing(self, tokens: VisualTokens, count: int) -> Asking[Reduction]:
+        """`reduce`, which asks which centres nobody is nearest to."""
+        shape = self.shape_for(tokens, count)
+        if shape is None:
+            return Reduction.identity(tokens.features)
+        return (yield from self._pooling(tokens, shape))
+
+    def _pooling(self, tokens: VisualTokens, shape: Grid) -> Asking[Reduction]:
         grid, features = tokens.grid, tokens.features
-        centres, labels = soft_cluster(
+        centres, labels = yield from soft_clustering(
             features.reshape(grid.t, grid.h * grid.w, -1),
             (grid.h, grid.w),
             (shape.h, shape.w),

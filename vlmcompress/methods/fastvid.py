@@ -8,13 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.contracts.method import Reducer
+from vlmcompress.methods.contracts.method import AskingReducer
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.saliency import NEED, saliency
 from vlmcompress.ops.apportion import apportion, even
 from vlmcompress.ops.density import absorb, density_peaks
 from vlmcompress.ops.finite import check_finite
 from vlmcompress.ops.groups import grouped
+from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.ranking import best, marked
 from vlmcompress.ops.select import top_k
 from vlmcompress.ops.similarity import unit_rows
@@ -22,7 +23,7 @@ from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 
 @dataclass(frozen=True)
-class FastVID(Reducer):
+class FastVID(AskingReducer):
     """Keep each frame's salient tokens and merge the rest of a segment into its density peaks.
 
     The clip is cut (DySeg) where neighbouring frames are less similar than `threshold`, and at the
@@ -81,13 +82,14 @@ class FastVID(Reducer):
             return max(1, grid.t * int(self.ratio * grid.h * grid.w))
         return super().keep_count(grid, budget)
 
-    def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
+    def reducing(self, tokens: VisualTokens, count: int) -> Asking[Reduction]:
         """Salient tokens with the bits that they came with, merged ones in the same dtype."""
         grid, rows = tokens.grid, tokens.features.detach()
         check_finite(rows)
         frame = grid.h * grid.w
         attention = saliency(tokens)
-        ends = self._ends(rows.view(grid.t, frame, -1))
+        cut = yield self._cuts(rows.view(grid.t, frame, -1))
+        ends = [*(cut.nonzero()[:, 0] + 1).tolist(), grid.t]
         merged, salient = self._shares(ends, grid, max(0, min(count, len(grid))))
         # The token that each one goes into: itself, an anchor, or nothing.
         into = torch.full((len(grid),), -1, device=rows.device)
@@ -97,7 +99,7 @@ class FastVID(Reducer):
                 into[kept] = kept
         left = [frame - size for size in salient]
         free = torch.split(marked(into < 0, sum(left)), left)
-        made = rows.clone()
+        made, members = rows.clone(), sum(salient)
         for first, end in zip([0, *ends], ends, strict=False):
             rest = torch.cat(free[first:end])
             anchors = [rest[:0]]
@@ -110,17 +112,18 @@ class FastVID(Reducer):
                 nearest, absorbed = absorb(rows[rest], places, self.beta)
                 into[rest] = anchor[nearest]
                 made[anchor] = absorbed.to(made.dtype)
-        return grouped(made, into)
+                members += len(rest)
+        return grouped(made, into, sum(merged) + sum(salient), members)
 
-    def _ends(self, frames: Tensor) -> list[int]:
-        """The frame after each segment of `frames` [T, F, D], ascending."""
+    def _cuts(self, frames: Tensor) -> Tensor:
+        """[T - 1] bool: whether a segment of `frames` [T, F, D] ends before each but the first."""
         means = unit_rows(frames.float().mean(dim=1))
         likeness = (means[1:] * means[:-1]).sum(dim=-1)
         cut = likeness < self.threshold
         least = min(self.segments - 1, len(likeness))
         if least:
             cut[top_k(-likeness, least)] = True
-        return [*(cut.nonzero()[:, 0] + 1).tolist(), len(frames)]
+        return cut
 
     def _shares(self, ends: list[int], grid: Grid, count: int) -> tuple[list[int], list[int]]:
         """How many merged and how many salient tokens each frame has."""

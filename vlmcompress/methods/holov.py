@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.method import AskingSelector
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.per_frame import frame_quotas, select_by_frame
 from vlmcompress.methods.shared.saliency import NEED, saliency
+from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.ranking import best
 from vlmcompress.ops.similarity import unit_rows
 from vlmcompress.tokens import Grid, VisualTokens
@@ -21,7 +22,7 @@ _EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class HoloV(Selector):
+class HoloV(AskingSelector):
     """Cut the image into crops; give each a quota by its mean score, keep its best tokens.
 
     Score of a token = alpha * a + beta * v * mean(a) / mean(v): `a` is the attention of CLS, `v`
@@ -60,7 +61,7 @@ class HoloV(Selector):
     def __post_init__(self) -> None:
         check_fields(self, ratio="(0, 1]", side="[1, inf)", alpha="[0, inf)", beta="[0, inf)")
 
-    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+    def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:
         """[count] int64, ascending."""
         attention, unit = saliency(tokens), unit_rows(tokens.features)
         crops = [crop.to(unit.device) for crop in _crops(tokens.grid, self.side)]
@@ -72,8 +73,8 @@ class HoloV(Selector):
             scores = {own.start: score(own) for own, _ in frame_quotas(tokens.grid, count)}
         if not scores:
             return torch.empty(0, dtype=torch.long, device=unit.device)
-        # Quotas are dealt on the CPU: one wait for the device for all frames.
-        means = torch.stack(
+        # Quotas are dealt on the CPU: one question for all frames.
+        means = yield torch.stack(
             [torch.stack([one.mean() for one in found]) for found in scores.values()]
         )
         weights = dict(zip(scores, means.tolist(), strict=True))

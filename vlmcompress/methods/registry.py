@@ -30,6 +30,7 @@ for _name, _entry in {
     "tome": "tome:ToMe",
     "pitome": "pitome:PiToMe",
     "mctf": "mctf:MCTF",
+    "unit-drop": "unit_drop:UnitDrop",
     "divprune": "divprune:DivPrune",
     "hiprune": "hiprune:HiPrune",
     "hiprune-pp": "hiprune_pp:HiPrunePP",

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.contracts.method import Selector, share_kept
+from vlmcompress.methods.contracts.method import AskingSelector, share_kept
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.saliency import check_signal
 from vlmcompress.ops.apportion import apportion
 from vlmcompress.ops.finite import check_finite
+from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.ranking import best, ranks
 from vlmcompress.ops.similarity import self_cosines, unit_rows
 from vlmcompress.tokens import Grid, VisualTokens
 
 
 @dataclass(frozen=True)
-class TokenCorrelation(Selector):
+class TokenCorrelation(AskingSelector):
     """Experimental. Tiles keep tokens by how little they repeat themselves, the most attended ones.
 
     A token is redundant if its key is alike to those of many others of its tile, and is not the
@@ -69,7 +70,7 @@ class TokenCorrelation(Selector):
         """All tokens without a budget, of which `select` keeps the density of each tile."""
         return len(grid) if budget is None else share_kept(self.name, grid, budget)
 
-    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+    def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:
         """[count] int64, ascending; the density of each tile where all tokens are asked for."""
         check_finite(tokens.features)
         keys, (early, late) = self._signals(tokens)
@@ -77,7 +78,7 @@ class TokenCorrelation(Selector):
         sizes = [grid.h * grid.w for grid in parts for _ in range(grid.t)]
         tiles = [slice(*ends) for ends in pairwise(accumulate(sizes, initial=0))]
         most = torch.tensor(sizes)
-        dense = torch.stack([self.density(keys[tile]) for tile in tiles]).float().cpu() * most
+        dense = (yield torch.stack([self.density(keys[tile]) for tile in tiles]).float()) * most
         if count >= len(tokens.features):
             counts = dense.round().long().clamp_min(1)
         else:

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.method import AskingSelector
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.ops.apportion import apportion
+from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.ranking import best
 from vlmcompress.ops.select import top_k
 from vlmcompress.ops.similarity import unit_rows
@@ -21,7 +22,7 @@ _SCALES = (0.125, 0.25, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
-class VidCom2(Selector):
+class VidCom2(AskingSelector):
     """Keep the tokens least like the mean of their frame and of the clip.
 
     Likeness is a sum of Gaussian kernels of unit features and their mean. The less like the clip
@@ -54,7 +55,7 @@ class VidCom2(Selector):
     def __post_init__(self) -> None:
         check_fields(self, ratio="(0, 1]", channels="(0, 1]", temperature="(0, inf)")
 
-    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+    def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:
         """[count] int64, ascending."""
         grid = tokens.grid
         frame = grid.h * grid.w
@@ -66,7 +67,7 @@ class VidCom2(Selector):
             share = (-in_clip.mean(dim=1) / self.temperature).softmax(dim=0)
             quotas = count / grid.t * (1 + share - 1 / grid.t)
         most = torch.full((grid.t,), frame)
-        sizes = apportion(quotas, count, most, least=int(count >= grid.t)).tolist()
+        sizes = apportion((yield quotas), count, most, least=int(count >= grid.t)).tolist()
         unlike = -(in_clip + in_frame)
         kept = [best(unlike[t], size) + t * frame for t, size in enumerate(sizes) if size]
         return torch.cat(kept) if kept else most[:0].to(unlike.device)

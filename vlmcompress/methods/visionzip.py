@@ -79,7 +79,7 @@ class VisionZip(Reducer):
                 )
                 into[own][joining] = targets[nearest] + own.start
                 merged[own][targets] = _merged(features[own], targets, nearest, joining)
-        return grouped(merged, into)
+        return grouped(merged, into, min(count, len(grid)), len(grid))
 
 
 def _assigned(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +30,15 @@ def load(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a model, in evaluation mode, and its processor.
 
+    A model that embeds pages (`ColQwen2ForRetrieval` and the like) is told by the `architectures`
+    of its configuration.
+
     Args:
         name_or_path: a built-in name (`tiny-llava`), a folder, or a Hugging Face id.
         device: where the model goes; by default the GPU if there is one, else the CPU. Ignored if
             `device_map` is among `kwargs`.
         dtype: a torch dtype or its name; by default the one the checkpoint was saved in.
-        kwargs: passed to `AutoModelForImageTextToText.from_pretrained`.
+        kwargs: passed to `from_pretrained` of `AutoModelForImageTextToText`, or of the retriever.
 
     Raises:
         VLMCompressError: the name, device or dtype is wrong, or the model cannot be had.
@@ -46,7 +51,6 @@ def load(
 
     check_torchvision()
     from torch import nn
-    from transformers import AutoModelForImageTextToText
 
     from vlmcompress.models.formats import check_format, read_config
     from vlmcompress.models.processors import complete, load_processor
@@ -57,11 +61,11 @@ def load(
     try:
         if not Path(where).is_dir():
             _ask_hub(where, shared)
-        check_format(
-            str(name_or_path), read_config(where, shared), bool(kwargs["trust_remote_code"])
-        )
+        config = read_config(where, shared)
+        check_format(str(name_or_path), config, bool(kwargs["trust_remote_code"]))
         processor = load_processor(where, **shared)
-        model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch_dtype, **kwargs)
+        with without_bar() if str(name_or_path) in BUILT_IN else nullcontext():
+            model = _class_of(config).from_pretrained(where, dtype=torch_dtype, **kwargs)
         if target is not None:
             nn.Module.to(model, target)
         complete(processor, model)
@@ -70,6 +74,29 @@ def load(
     except Exception as error:
         raise _explain(str(name_or_path), where, error) from error
     return model.eval(), processor
+
+
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """No bar for what loads in a second."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _class_of(config: dict[str, Any]) -> Any:
+    """What loads a model; no class of transformers' own is found for all retrievers."""
+    import transformers
+
+    name = next(iter(config.get("architectures") or ()), "")
+    retriever = getattr(transformers, name, None) if name.endswith("ForRetrieval") else None
+    return retriever or transformers.AutoModelForImageTextToText
 
 
 def _ask_hub(name: str, options: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ ASSETS = Path(__file__).parents[1] / "assets"
 BUILT_IN = {"tiny-llava": "tiny_llava", "tiny-qwen": "tiny_qwen"}
 """Name of a model that ships with the package -> its folder in `ASSETS`."""
 
+RETRIEVERS = {"tiny-colqwen": "tiny_colqwen"}
+"""The same of models that embed pages and answer no questions."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -28,8 +30,9 @@ def resolve(name_or_path: str | Path) -> str:
         VLMCompressError: neither a built-in name, nor a model folder, nor the form of a hub id.
     """
     given = str(name_or_path)
-    if given in BUILT_IN:
-        return str(ASSETS / BUILT_IN[given])
+    folder = {**BUILT_IN, **RETRIEVERS}.get(given)
+    if folder is not None:
+        return str(ASSETS / folder)
     if not given:
         raise VLMCompressError("the model has no name: give a name, a folder or a Hugging Face id")
     path = at_home(given)

@@ -10,7 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
@@ -24,19 +30,29 @@ from vlmcompress.models.video_processors import (
     SmolVLMVideoProcessor,
     VideoLlavaVideoProcessor,
 )
-from vlmcompress.models.video_processors_qwen import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+from vlmcompress.models.video_processors_qwen import (
+    Glm46VVideoProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 _VIDEO = {
     "Qwen2VLProcessor": Qwen2VLVideoProcessor,
     "Qwen2_5_VLProcessor": Qwen2VLVideoProcessor,
     "Qwen3VLProcessor": Qwen3VLVideoProcessor,
+    "Glm46VProcessor": Glm46VVideoProcessor,
+    "Qwen2_5OmniProcessor": Qwen2VLVideoProcessor,
+    "Qwen3OmniMoeProcessor": Qwen2VLVideoProcessor,
     "InternVLProcessor": InternVLVideoProcessor,
     "LlavaOnevisionProcessor": LlavaOnevisionVideoProcessor,
     "LlavaNextVideoProcessor": LlavaNextVideoVideoProcessor,
     "VideoLlavaProcessor": VideoLlavaVideoProcessor,
     "SmolVLMProcessor": SmolVLMVideoProcessor,
 }
-"""Processor of transformers -> what takes the place of its video processor."""
+"""Processor of transformers -> what takes the place of its video processor, where the files name
+none, as old ones do. transformers' own list of these names is blank without torchvision, and a name
+cannot be had from another: the processor of Qwen2.5-VL goes with the video processor of Qwen2-VL.
+"""
 
 
 def load_processor(where: str, **options: Any) -> ProcessorMixin:
@@ -99,6 +115,7 @@ def _put_together(kind: Any, where: str, options: dict[str, Any]) -> ProcessorMi
     """What `kind.from_pretrained` does, with a video processor that needs no torchvision."""
     parts = {
         "image_processor": AutoImageProcessor,
+        "feature_extractor": AutoFeatureExtractor,
         "tokenizer": AutoTokenizer,
         "video_processor": _video_class(kind, where, options),
     }

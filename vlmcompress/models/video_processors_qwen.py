@@ -120,6 +120,29 @@ class Qwen3VLVideoProcessor(Qwen2VLVideoProcessor):
         return rows, columns
 
 
+class Glm46VVideoProcessor(Qwen2VLVideoProcessor):
+    """GLM-4.6V: limits hold for the pixels of all frames together, by a rule of its own."""
+
+    size: ClassVar = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 2 * 30000}
+
+    def _target(
+        self, frames: int, shape: tuple[int, ...], settings: dict[str, Any]
+    ) -> tuple[int, int]:
+        from transformers.models.glm46v.image_processing_pil_glm46v import smart_resize as fitted
+
+        size, steps = settings["size"], settings["temporal_patch_size"]
+        target: tuple[int, int] = fitted(
+            num_frames=max(frames, steps),
+            height=shape[0],
+            width=shape[1],
+            temporal_factor=steps,
+            factor=settings["patch_size"] * settings["merge_size"],
+            min_pixels=size.shortest_edge,
+            max_pixels=size.longest_edge,
+        )
+        return target
+
+
 def _patchify(frames: Tensor, patch: int, merge: int, steps: int) -> tuple[Tensor, list[int]]:
     """Cut [T, C, H, W] into patches of `steps` frames, those of a merged token side by side.
 

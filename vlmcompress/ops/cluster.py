@@ -10,6 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.ops.finite import finite
+from vlmcompress.ops.questions import Asking, answered
 
 
 def soft_cluster(
@@ -21,6 +22,23 @@ def soft_cluster(
     iterations: int = 5,
     window: int = 5,
 ) -> tuple[Tensor, Tensor]:
+    """`soft_clustering` by itself."""
+    return answered(
+        soft_clustering(
+            features, size, cells, temperature=temperature, iterations=iterations, window=window
+        )
+    )
+
+
+def soft_clustering(
+    features: Tensor,
+    size: tuple[int, int],
+    cells: tuple[int, int],
+    *,
+    temperature: float = 0.01,
+    iterations: int = 5,
+    window: int = 5,
+) -> Asking[tuple[Tensor, Tensor]]:
     """Windowed soft k-means whose centres start as the cells of a coarser grid.
 
     A token's home is the cell where it lies, (i * a // h, j * b // w); it may belong to cells at
@@ -73,7 +91,7 @@ def soft_cluster(
             centres = torch.where(total >= 1e-16, means, centres)
         distances = _squares(lengths, twice, centres)
     home = (row[:, None] * b + column).flatten()
-    return centres + middle, _labels(distances, home)
+    return centres + middle, (yield from _labels(distances, home))
 
 
 def rebuild_weights(
@@ -127,13 +145,13 @@ def _squares(lengths: Tensor, twice: Tensor, centres: Tensor) -> Tensor:
     return sums.sub_(twice @ centres.mT).clamp_min_(0)
 
 
-def _labels(distances: Tensor, home: Tensor) -> Tensor:
+def _labels(distances: Tensor, home: Tensor) -> Asking[Tensor]:
     """[B, n] the nearest of K centres, every centre taken; `distances` [B, n, K], `home` [n]."""
     labels = distances.argmin(-1)
     sizes = torch.zeros_like(distances[:, 0], dtype=torch.long)
     sizes.scatter_add_(1, labels, torch.ones_like(labels))
-    # Which are empty depends on the content: the only wait for the device.
-    for frame, cell in (sizes == 0).nonzero().tolist():
+    # Which are empty depends on the content: the only question to the device.
+    for frame, cell in (yield sizes == 0).nonzero().tolist():
         own, count = labels[frame], sizes[frame]
         spare = count.gather(0, own) > 1
         mine = spare & (home == cell)

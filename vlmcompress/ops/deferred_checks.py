@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.host_copies import on_cpu
 
 Due = Callable[[], VLMCompressError]
 
@@ -35,17 +35,20 @@ class Checks:
         Raises:
             VLMCompressError: the first that is due.
         """
+        self.read([])
+
+    def read(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The values on the CPU, for the same wait as the answers.
+
+        Raises:
+            VLMCompressError: the first that is due.
+        """
         good, errors, self._good, self._errors = self._good, self._errors, [], []
-        if not good:
-            return
-        answers: dict[int, bool] = {}
-        for device in {one.device for one in good}:  # one wait for each
-            mine = [number for number, one in enumerate(good) if one.device == device]
-            found = torch.stack([good[number] for number in mine]).tolist()
-            answers.update(zip(mine, found, strict=True))
-        for number, error in enumerate(errors):
-            if not answers[number]:
+        found = on_cpu([*good, *values])
+        for answer, error in zip(found, errors, strict=False):
+            if not bool(answer):
                 raise error()
+        return found[len(good) :]
 
 
 _collecting: ContextVar[Checks | None] = ContextVar("collecting", default=None)

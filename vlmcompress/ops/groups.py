@@ -14,6 +14,7 @@ from torch.nn.functional import embedding_bag
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.ops.backend import use_triton
+from vlmcompress.ops.ranking import marked
 from vlmcompress.tokens import Reduction
 
 
@@ -171,17 +172,20 @@ def alone(x: Tensor) -> Tensor:
     return torch.arange(x.shape[1], device=x.device).repeat(len(x), 1)
 
 
-def grouped(made: Tensor, into: Tensor) -> Reduction:
+def grouped(made: Tensor, into: Tensor, count: int, members: int) -> Reduction:
     """The tokens that went into the same one are a group, whose features stand in that one's row.
 
     Args:
         made: [N, D]; rows that nothing went into are not read.
         into: [N] int64: the token that each went into, or -1 where it was dropped.
+        count: how many tokens others (or they themselves) went into, so that nothing waits.
+        members: how many were not dropped.
     """
-    members = (into >= 0).nonzero()[:, 0]
-    into = into[members]
-    first = into.new_full((len(made),), len(made)).scatter_reduce(0, into, members, "amin")
+    places = marked(into >= 0, members)
+    into = into[places]
+    first = into.new_full((len(made),), len(made)).scatter_reduce(0, into, places, "amin")
     place, order = first[into].sort(stable=True)
-    heads = (first[into] == members).nonzero()[:, 0]
-    offsets = torch.searchsorted(place, torch.cat([members[heads], into.new_tensor([len(made)])]))
-    return Reduction(made[into[heads]], members[order], offsets)
+    heads = marked(first[into] == places, count)
+    ends = torch.cat([places[heads], places.new_full((1,), len(made))])
+    offsets = torch.searchsorted(place, ends)
+    return Reduction(made[into[heads]], places[order], offsets)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from torch import nn
@@ -79,7 +79,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
     yield found
     if before is not None:
         cuda = device.type == "cuda"
-        most = torch.cuda.max_memory_allocated(device) if cuda else _resident("VmHWM")
+        most = torch.cuda.max_memory_allocated(device) if cuda else _most_resident()
         found.bytes = max(0, most - before)
 
 
@@ -87,21 +87,22 @@ def _forget_peak() -> int | None:
     """Bytes that are resident now, from which the peak is counted anew; None where it cannot be."""
     if platform.system() != "Linux":
         return None
-    # glibc keeps freed memory, which would hide what the block allocates of it.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    # glibc keeps freed memory, which would hide what the block allocates of it. psutil has this
+    # where the C library does.
+    trim = getattr(psutil, "heap_trim", None)
     if trim is not None:
-        trim(0)
+        trim()
     try:
         (_PROCESS / "clear_refs").write_text("5")
-        return _resident("VmRSS")
+        return int(psutil.Process().memory_info().rss)
     except OSError:
         return None
 
 
-def _resident(name: str) -> int:
-    """A size of /proc/self/status in bytes."""
+def _most_resident() -> int:
+    """Bytes of the highest resident set since it was forgotten; psutil has none on Linux."""
     lines = (_PROCESS / "status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    (line,) = (line for line in lines if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 

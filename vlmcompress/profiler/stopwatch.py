@@ -130,9 +130,10 @@ class Hooks:
             for layer in self._cut_layers():
                 attached.before(layer, self._prefill(self._watch.leave))
             if self._compressed:
-                base = self._parts.base
-                for name in self._parts.family.feature_calls.values():
-                    replaced.enter_context(_replaced(base, name, self._encode))
+                base, family = self._parts.base, self._parts.family
+                for modality in family.feature_calls:
+                    owner, name = family.feature_call(base, modality)
+                    replaced.enter_context(_replaced(owner, name, self._encode))
                 if hasattr(base, "pack_image_features"):
                     pack = _replaced(base, "pack_image_features", self._pack)
                     replaced.enter_context(pack)

@@ -6,10 +6,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.tokens import Grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _MOST = 24
 """Temporal steps whose counts are printed."""
@@ -91,10 +94,16 @@ class Report:
     prefill and LM head."""
     resolved: float | None = None
     """The share of the tokens in percent that the budget came to."""
+    dropped_before: tuple[int, int] | None = None
+    """The layer of the vision tower, 0-based, before which tokens left it, and of how many; None
+    where no method drops there."""
     reason: str | None = None
     """Why `method="auto"` took this method; None where the user named it."""
     notes: list[str] = field(default_factory=list)
     """What holds for the whole call and was perhaps not expected."""
+    processor: Any = field(default=None, repr=False, compare=False)
+    """The one that `compress` was given: it knows where the patches of an image lie. No part of
+    `to_dict`."""
 
     @property
     def cost(self) -> str:
@@ -110,7 +119,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain Python values, with `per_frame` of each image."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, processor=None))
+        del values["processor"]
         for entry, image in zip(values["images"], self.images, strict=True):
             entry["per_frame"] = image.per_frame
         return values
@@ -118,6 +128,61 @@ class Report:
     def to_json(self) -> str:
         """The report as one JSON document."""
         return json.dumps(self.to_dict())
+
+    def overlay(
+        self,
+        media: Any,
+        processor: Any = None,
+        *,
+        question: str | None = None,
+        answer: str | None = None,
+        model: str | None = None,
+        layer: int | None = None,
+        width: int = 1600,
+    ) -> Image:
+        """The images and clips of the call, with what was dropped dimmed, and a legend.
+
+        Args:
+            media: as they were given to the processor: paths, PIL images, arrays, clips (`Video`).
+            processor: the model's, for where the patches lie; default: the one that `compress` got.
+            question: written below, like `answer` and the name of the `model`.
+            answer: what the model said.
+            model: its name.
+            layer: shows what enters this decoder layer; by default a patch is as bright as the
+                share of the layers that it reaches.
+            width: of the frames of a clip beside each other at most.
+
+        Raises:
+            VLMCompressError: no processor is known, or the media are not those of the call.
+        """
+        from vlmcompress.media.given import media_of
+        from vlmcompress.report.picture import picture
+
+        return picture(
+            self,
+            media_of(media),
+            self.processor if processor is None else processor,
+            question=question,
+            answer=answer,
+            model=model,
+            layer=layer,
+            width=width,
+        )
+
+    def plot(self) -> Any:
+        """A matplotlib figure: tokens in each decoder layer, and the milliseconds of each stage.
+
+        Raises:
+            VLMCompressError: matplotlib is not installed.
+        """
+        from vlmcompress.report.plot import plot
+
+        return plot(self)
+
+    def _repr_html_(self) -> str:
+        from vlmcompress.report.html import as_html
+
+        return as_html(self)
 
     def __str__(self) -> str:
         asked = f", budget {self.budget}" if self.budget else ""
@@ -132,6 +197,9 @@ class Report:
             if image.grid[0] > 1:
                 lines.append(f"    per frame {frame_counts([image])}")
             lines += [f"    note: {note}" for note in image.notes]
+        if self.dropped_before is not None:
+            layer, layers = self.dropped_before
+            lines.append(f"  dropped before layer {layer} of {layers} of the vision tower")
         lines += [f"  note: {note}" for note in self.notes]
         if self.reason is not None:
             lines.append(f"  {self.reason}")

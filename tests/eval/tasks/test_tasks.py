@@ -114,7 +114,7 @@ def test_unknown_and_repeated_names(tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'clips/motion'"):
         load("clips/motions")
     with pytest.raises(VLMCompressError, match="must end in one of"):
-        load("data.csv")
+        load("data.txt")
     with pytest.raises(VLMCompressError, match="must end in one of"):
         load(tmp_path)
     with pytest.raises(VLMCompressError, match="no task is given: known: pictures"):

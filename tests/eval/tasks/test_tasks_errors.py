@@ -66,7 +66,7 @@ def test_a_bad_row_is_named_with_its_line(folder, row, message):
         ("name: n\ndata: data.jsonl", "'metric' is missing"),
         ("name: 3\ndata: data.jsonl\nmetric: exact", "'name' must be a text, got 3"),
         ("name: a b\ndata: data.jsonl\nmetric: exact", "task name 'a b' may have only"),
-        ("name: n\ndata: data.csv\nmetric: exact", "must end in .jsonl or .parquet"),
+        ("name: n\ndata: data.txt\nmetric: exact", "must end in .jsonl or .csv or .parquet"),
         ("name: n\ndata: gone.jsonl\nmetric: exact", r"gone\.jsonl' does not exist"),
         (
             "name: n\ndata: data.jsonl\nmetric: exakt",

@@ -1,5 +1,6 @@
 """Tasks from a user's own data."""
 
+import csv
 import hashlib
 import json
 import re
@@ -29,6 +30,28 @@ def reds(task, seed=0):
     """Red of the first pixel of the images of each sample."""
     loaded = [sample.load() for sample in task.samples(None, seed)]
     return [[image.getpixel((0, 0))[0] for image in images] for images in loaded]
+
+
+def test_a_csv_gives_the_task_of_the_same_rows_as_json(folder):
+    given = rows(4)
+    given[1] = {**given[1], "question": 'Two\nlines, and a "quote"?'}
+    path = folder / "my data.csv"
+    with path.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(given[0]))
+        writer.writeheader()
+        writer.writerows(given)
+    by_lines = load(write(folder, given, "my data.jsonl"))
+    task = load(path)
+    assert asked(task.samples(None, 0)) == asked(by_lines.samples(None, 0))
+    assert reds(task) == reds(by_lines)
+    path.write_text('image,question,answers,choices\n0.png,what ?,"[""a""]","[""a"", ""b""]"\n')
+    assert load(path).rows[0].choices == ("a", "b")
+    path.write_text("image,question,answer\n0.png,what ?,a,more\n")
+    with pytest.raises(VLMCompressError, match="line 2: more cells than names"):
+        load(path)
+    path.write_text('image,question,answer\n0.png,"what ?,a\n')
+    with pytest.raises(VLMCompressError, match="not CSV: unexpected end of data"):
+        load(path)
 
 
 def test_jsonl_as_it_is(folder):

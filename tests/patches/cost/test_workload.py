@@ -260,6 +260,64 @@ def test_pictures_with_patches_left_out(name):
     agree(costs, count, total=False)
 
 
+@pytest.mark.rotating(axis="name", by="layer", count=2)
+@pytest.mark.parametrize("layer", range(3))
+@pytest.mark.parametrize("name", PACKED)
+def test_tokens_dropped_inside_the_tower(name, layer):
+    subject = subject_of(name)
+    inputs, spec = subject.batch(subject.prompt(2, 1)), f"unit-drop(layer={layer})"
+    planned, report = looked_at(subject, inputs, spec, "40%")
+    with compress(subject.model, spec, budget="40%"):
+        count = counted(subject.model, inputs)
+    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method(spec)
+    load = load_of(subject.model, report.images, text, method)
+    assert load == load_of(subject.model, planned, text, method)
+    assert len(set(load.encoder[0][:layer]) | {load.encoder[0][layer]}) == 1 + bool(layer)
+    costs = first_token(shape, load, causal=False)
+    whole = first_token(shape, load_of(subject.model, report.images, text), causal=False)
+    assert count.projector <= whole.projector
+    assert costs.projector == pytest.approx(count.projector, rel=1e-12)
+    assert costs.encoder <= count.encoder < whole.encoder
+    if "clips" in name or isinstance(family_of(subject.model).encoder, WindowEncoder):
+        assert costs.encoder == pytest.approx(count.encoder, rel=0.1)
+        costs = replace(costs, encoder=count.encoder)
+    agree(replace(costs, projector=count.projector), count, total=False)
+
+
+@pytest.mark.parametrize("name", ["random qwen3-vl", "random internvl"])
+def test_a_tower_that_goes_on_with_everything_costs_as_much(name):
+    subject = subject_of(name)
+    inputs, spec = subject.batch(subject.prompt(2, 1)), "unit-drop(layer=1, whole_tower=True)"
+    planned, report = looked_at(subject, inputs, spec, "40%")
+    with compress(subject.model, spec, budget="40%"):
+        count = counted(subject.model, inputs)
+    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method(spec)
+    load = load_of(subject.model, report.images, text, method)
+    agree(first_token(shape, load, causal=False), count, total=False)
+    assert load == load_of(subject.model, planned, text, method)
+
+
+DROPPED = ["random internvl", "random idefics3", "random smolvlm", "random gemma3"]
+DROPPED += ["tiny-llava", "random llava-onevision", "random vipllava"]
+
+
+@pytest.mark.rotating(axis="name", by="layer", count=2)
+@pytest.mark.parametrize("layer", range(2))
+@pytest.mark.parametrize("name", DROPPED)
+def test_tokens_of_tiles_dropped_inside_the_tower(name, layer):
+    subject = subject_of(name)
+    inputs, spec = subject.batch(subject.prompt(2, 1)), f"unit-drop(layer={layer})"
+    planned, report = looked_at(subject, inputs, spec, "40%")
+    with compress(subject.model, spec, budget="40%"):
+        count = counted(subject.model, inputs)
+    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method(spec)
+    load = load_of(subject.model, report.images, text, method)
+    costs = first_token(shape, load, causal=False)
+    agree(costs, count, total=False)
+    assert load.encoder == load_of(subject.model, planned, text, method).encoder
+    assert costs.encoder < first_token(shape, load_of(subject.model, report.images, text)).encoder
+
+
 @pytest.mark.parametrize(
     ("name", "upstream"),
     [

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vlmcompress.api import compress
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.method import DecoderMethod
-from vlmcompress.patches.engine import Engine
+from vlmcompress.patches.decoder.between_layers import BetweenLayers
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,15 @@ class Glancing(Keeping):
 def test_a_cut_does_not_wait_for_the_device(name, monkeypatch):
     shown = SUBJECTS[name]()
     inputs = shown.batch(shown.prompt(1, 3, text=4), shown.prompt(2, 4, text=9))
-    cut, done = Engine._cut, []
+    cut, done = BetweenLayers._cut, []
 
-    def watched(self: Any, number: int, hidden: Tensor) -> Tensor:
+    def watched(self: Any, number: int, hidden: Tensor, given: Any) -> Tensor:
         done.append(number)
         with Waiting(), monkeypatch.context() as patch:
             patch.setattr(Tensor, "tolist", None)
-            return cut(self, number, hidden)
+            return cut(self, number, hidden, given)
 
-    monkeypatch.setattr(Engine, "_cut", watched)
+    monkeypatch.setattr(BetweenLayers, "_cut", watched)
     with compress(shown.model, Glancing(counts=((2, 30), (4, 3)))):
         last_logits(shown, inputs)
     assert done == [2, 4]

@@ -18,6 +18,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.answers import Checks, indices
 from vlmcompress.methods.contracts.method import Reducer, Selector
 from vlmcompress.methods.fastv import FastV
+from vlmcompress.ops.questions import answered
 from vlmcompress.patches.decoder.selection import choose
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
@@ -241,7 +242,7 @@ def test_the_device_is_asked_once_for_all():
         ),
     ):
         for picked in (False, True):
-            chosen = choose(method, plan, whole, (), False, picked, checks)
+            chosen = answered(choose(method, plan, whole, (), False, picked, checks))
             assert chosen.kept.shape == (10,)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         checks.settle()

@@ -28,6 +28,7 @@ from vlmcompress.methods.divprune import DivPrune
 from vlmcompress.methods.fastv import FastV
 from vlmcompress.methods.pool import Pool
 from vlmcompress.methods.pyramiddrop import PyramidDrop
+from vlmcompress.methods.unit_drop import UnitDrop
 from vlmcompress.patches.families.tower_layers import attention_layers
 
 TOWERS = [
@@ -57,6 +58,26 @@ CASES += [
     ("random qwen3-vl", (Shrink(), DivPrune())),
     # Each token of 6x3 stands for two, so that means over all members are means over tokens.
     ("random qwen2-vl", (Shrink(to=(6, 3)), Pool())),
+]
+CASES += [
+    pytest.param(*case, marks=() if number == 0 else pytest.mark.slow)
+    for number, case in enumerate(
+        [
+            ("random qwen2.5-vl with clips", (UnitDrop(layer=2, score="farthest"), DivPrune())),
+            ("random qwen2-vl", (UnitDrop(layer=1),)),
+            ("random internvl", (UnitDrop(layer=1), DivPrune(), PyramidDrop())),
+            ("random smolvlm", (UnitDrop(layer=0),)),
+            ("random idefics3", (UnitDrop(layer=2), FastV())),
+            ("random gemma3", (UnitDrop(layer=1), DivPrune())),
+            ("tiny-llava", (UnitDrop(layer=0.5), DivPrune())),
+            ("random llava-next", (UnitDrop(layer=1), FastV())),
+            ("random video-llava with clips", (UnitDrop(layer=1), DivPrune())),
+            ("random vipllava", (UnitDrop(layer=1),)),
+            ("tiny-qwen", (UnitDrop(layer=0.5), DivPrune(), PyramidDrop())),
+            ("random qwen3-vl", (UnitDrop(layer=1), DivPrune())),
+            ("random qwen3-vl with clips", (UnitDrop(layer=0), FastV())),
+        ]
+    )
 ]
 _built: dict[str, Any] = {}
 
@@ -115,7 +136,7 @@ def test_law_2_the_decoder_sees_one_of_each_group_and_law_7_it_differs(name, met
 
 def check_groups(image: Any, methods: tuple[Any, ...]) -> None:
     """Disjoint groups with the kept tokens at their head; all tokens where nobody selects."""
-    if isinstance(methods[0], Bright):
+    if isinstance(methods[0], Bright | UnitDrop):
         assert image.groups is None
         return
     assert [group[0] for group in image.groups] == image.kept

@@ -17,7 +17,7 @@ from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.fastv import FastV
 from vlmcompress.patches.families.idefics3 import until_overview
 from vlmcompress.patches.families.registry import FAMILIES
-from vlmcompress.patches.sequence.placeholders import Separators
+from vlmcompress.patches.sequence.separators import Separators
 from vlmcompress.tokens import Grid, Layout, Reduction, Separator
 
 SIZES = {

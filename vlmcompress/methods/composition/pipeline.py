@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 from vlmcompress.errors import BudgetError, CompositionError
 from vlmcompress.methods.composition.shares import each, parts_of, shares_of, steps
-from vlmcompress.methods.contracts.before_projector import EncoderMethod, PixelSelector, Resizer
+from vlmcompress.methods.contracts.before_projector import (
+    EncoderMethod,
+    PixelSelector,
+    Resizer,
+    TowerDropper,
+)
 from vlmcompress.methods.contracts.method import (
     DecoderMethod,
     Method,
@@ -19,10 +24,10 @@ from vlmcompress.methods.contracts.method import (
 )
 from vlmcompress.tokens import Grid, Layout
 
-Upstream = Resizer | PixelSelector | EncoderMethod
+Upstream = Resizer | PixelSelector | EncoderMethod | TowerDropper
 _CLASSES: dict[Stage, tuple[type[Method], ...]] = {
     "pixels": (Resizer, PixelSelector),
-    "encoder": (EncoderMethod,),
+    "encoder": (EncoderMethod, TowerDropper),
     "projector": (ProjectorMethod,),
     "decoder": (DecoderMethod,),
 }
@@ -133,13 +138,24 @@ class Pipeline:
         """Signals that have to be collected, as methods name them (`Method.asks`)."""
         return frozenset().union(*(method.asks for method in self.methods))
 
-    def for_stages(self, family: str, stages: Collection[Stage]) -> Pipeline:
+    def for_stages(self, family: str, stages: Collection[Stage], merges: bool = True) -> Pipeline:
         """The pipeline as it acts in a model that lets methods in at `stages`.
+
+        Args:
+            family: its name, for messages.
+            stages: where it lets methods in.
+            merges: whether its vision tower lets patches be merged, and not only dropped.
 
         Raises:
             CompositionError: a method acts at another stage, and cannot do otherwise.
         """
-        return Pipeline.of([method.settled(family, stages) for method in self.methods])
+        others = stages if merges else [stage for stage in stages if stage != "encoder"]
+        return Pipeline.of(
+            [
+                method.settled(family, others if isinstance(method, EncoderMethod) else stages)
+                for method in self.methods
+            ]
+        )
 
     def upstream_count(self, grid: Grid, layers: int, budget: float | None) -> int:
         """Tokens that the upstream method leaves of an image or tile of the given grid.
@@ -166,7 +182,7 @@ class Pipeline:
         """What the upstream method leaves of a grid, by its own rule."""
         if isinstance(self.upstream, Resizer):
             return self.upstream.shape(grid, self._upstream_ask(grid, layers, budget))
-        if isinstance(self.upstream, PixelSelector):
+        if isinstance(self.upstream, PixelSelector | TowerDropper):
             return Grid(1, 1, self.upstream_count(grid, layers, budget))
         self.check_frames(budget, grid.t)
         frame, share = Grid(1, grid.h, grid.w), each(budget, 1 / grid.t)
@@ -213,7 +229,7 @@ class Pipeline:
         if not len(layout):
             return ImagePlan((), {}, layers)
         split = per_frame and steps(layout) > 1
-        if split and isinstance(self.upstream, PixelSelector):
+        if split and isinstance(self.upstream, PixelSelector | TowerDropper):
             raise BudgetError(
                 f"{self.upstream.name} looks at a clip as a whole: give a budget for all of it, "
                 "not per frame"

@@ -117,34 +117,50 @@ def split(text: str, separator: str) -> list[str]:
 
 def _read(text: str) -> list[_Part]:
     """A part such as "fastv(k=3)"; several for the name of a composition."""
-    match = _PART.fullmatch(text)
-    if match is None:
-        raise VLMCompressError(f"cannot read the method {short(text.strip())}: {_EXAMPLE}")
-    options = _literals(match[2] or "", text)
-    if match[1] in COMPOSITIONS:
-        parts = [part for name in split(COMPOSITIONS[match[1]], "+") for part in _read(name)]
+    called, options = read_call(text)
+    if called in COMPOSITIONS:
+        parts = [part for name in split(COMPOSITIONS[called], "+") for part in _read(name)]
         _give(parts, options)
         return parts
-    if match[1] in _NOTHING and match[1] not in METHODS:
+    if called in _NOTHING and called not in METHODS:
         raise UnknownNameError(
-            f"unknown method {match[1]!r}: 'full' keeps all visual tokens, 'text-only' none"
+            f"unknown method {called!r}: 'full' keeps all visual tokens, 'text-only' none"
         )
-    if match[1] == AUTO:
+    if called == AUTO:
         raise CompositionError(
             f"{AUTO} chooses methods for all stages, so it goes with no other and has no options: "
             f'give "{AUTO}" alone'
         )
-    if match[1] not in METHODS:
-        raise unknown("method", match[1], [*METHODS.names(), *COMPOSITIONS])
-    method = METHODS.get(match[1])
+    if called not in METHODS:
+        raise unknown("method", called, [*METHODS.names(), *COMPOSITIONS])
+    method = METHODS.get(called)
     for option in options:
         if option not in _options(method):
             raise _no_option([method.name], option, _options(method))
     return [_Part(method, options)]
 
 
-def _literals(arguments: str, text: str) -> dict[str, Any]:
-    malformed = VLMCompressError(f"cannot read the options of {short(text.strip())}: {_EXAMPLE}")
+def read_call(
+    text: str, kind: str = "method", example: str = _EXAMPLE
+) -> tuple[str, dict[str, Any]]:
+    """Name and options of a text such as "fastv(k=3)", with Python literals as values.
+
+    Args:
+        text: what was given.
+        kind: of what it names, for messages.
+        example: for messages, too.
+
+    Raises:
+        VLMCompressError: it cannot be read.
+    """
+    match = _PART.fullmatch(text)
+    if match is None:
+        raise VLMCompressError(f"cannot read the {kind} {short(text.strip())}: {example}")
+    return match[1], _literals(match[2] or "", text, example)
+
+
+def _literals(arguments: str, text: str, example: str) -> dict[str, Any]:
+    malformed = VLMCompressError(f"cannot read the options of {short(text.strip())}: {example}")
     try:
         call = ast.parse(f"_({arguments})", mode="eval").body
         # "a=1)(b=2" parses too, as a call of a call.

@@ -44,6 +44,20 @@ def indices(
     return (ordered if len(found) == total else found).where(good, 0)
 
 
+def rows_of_indices(
+    name: str, found: object, shape: tuple[int, int], total: int, checks: Checks
+) -> Tensor:
+    """The same of several pictures at once: [B, K] as `shape` says.
+
+    Raises:
+        VLMCompressError: it returned another kind of object, or another shape.
+    """
+    if not isinstance(found, Tensor) or found.shape != shape:
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise wrong(name, f"{given} where indices of shape {shape} were due")
+    return torch.stack([indices(name, row, total, shape[1], checks) for row in found])
+
+
 def check_count(name: str, found: int, count: int, may_keep_fewer: bool) -> None:
     """Raise unless a method gave as many tokens as it was asked for."""
     if not (0 < found <= count if may_keep_fewer else found == count):

@@ -99,6 +99,57 @@ class EncoderMethod(Method):
 
 
 @dataclass(frozen=True)
+class TokenPatches:
+    """What enters a layer of a vision tower: one image or clip, or a batch of B tiles."""
+
+    hidden: Tensor
+    """[B, N, m, D]: hidden states of the m patches that become each of N tokens, raster order."""
+    grid: Grid
+    """Of the N tokens."""
+
+
+@dataclass(frozen=True)
+class TowerDropper(Method):
+    """Drops tokens between the layers of a vision tower: all patches that become one together.
+
+    From the layer on they are no keys and no queries; the others keep their positions.
+    """
+
+    stages: ClassVar[frozenset[Stage]] = frozenset({"encoder"})
+
+    def keep_count(self, grid: Grid, budget: float | None) -> int:
+        """Tokens that leave the tower, of an image, clip or tile of the given grid."""
+        return share_kept(self.name, grid, budget, getattr(self, "ratio", None))
+
+    @abstractmethod
+    def before(self, depth: int) -> int:
+        """The layer before which tokens leave, 0-based: so many layers see all of them.
+
+        Args:
+            depth: layers that the features go through.
+
+        Raises:
+            VLMCompressError: there is no such layer.
+        """
+
+    @property
+    def shortens(self) -> bool:
+        """Whether the tower goes on without what leaves; else only the decoder does."""
+        return True
+
+    def suits(self, patches: int) -> None:
+        """Raise where it cannot choose among tokens of so many patches each.
+
+        Raises:
+            VLMCompressError: it cannot.
+        """
+
+    @abstractmethod
+    def select(self, tokens: TokenPatches, count: int) -> Tensor:
+        """[B, count] int64: of each the raster indices that stay, ascending and unique."""
+
+
+@dataclass(frozen=True)
 class Resizer(Method):
     """Shows the vision encoder a smaller picture, where it takes pictures of any size."""
 

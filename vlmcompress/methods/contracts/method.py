@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlmcompress.errors import BudgetError, CompositionError
 from vlmcompress.methods.contracts.layer_view import LayerView
+from vlmcompress.ops.questions import Asking, answered
 from vlmcompress.ops.select import top_k
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
@@ -124,6 +125,36 @@ class Reducer(ProjectorMethod):
     @abstractmethod
     def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
         """`count` new tokens with the tokens that each stands for."""
+
+
+@dataclass(frozen=True)
+class AskingSelector(Selector):
+    """One that must know values of the device on its way.
+
+    The engine calls `selecting` and asks for what all images must know at once; by itself `select`
+    waits for each.
+    """
+
+    @abstractmethod
+    def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:
+        """`select` that yields what it has to know, see `vlmcompress.ops.questions`."""
+
+    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+        """As `Selector.select` says."""
+        return answered(self.selecting(tokens, count))
+
+
+@dataclass(frozen=True)
+class AskingReducer(Reducer):
+    """One that must know values of the device on its way, as `AskingSelector`."""
+
+    @abstractmethod
+    def reducing(self, tokens: VisualTokens, count: int) -> Asking[Reduction]:
+        """`reduce` that yields what it has to know."""
+
+    def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
+        """As `Reducer.reduce` says."""
+        return answered(self.reducing(tokens, count))
 
 
 @dataclass(frozen=True)

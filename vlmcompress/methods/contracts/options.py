@@ -13,8 +13,8 @@ from vlmcompress.files.untrusted import short
 from vlmcompress.methods.contracts.method import Method
 
 
-def check_types(method: type[Method], values: Mapping[str, object]) -> None:
-    """Compare `values` with the annotations of the fields of `method`.
+def check_types(method: type[Any], values: Mapping[str, object]) -> None:
+    """Compare `values` with the annotations of the fields of `method`, or of what else has a name.
 
     Raises:
         VLMCompressError: a value is of another type; the message names field, type and value.

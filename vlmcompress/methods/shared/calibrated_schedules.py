@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files import at_home
 from vlmcompress.files.untrusted import read_json, short
 from vlmcompress.methods.shared.schedules import check_reachable, falling, nearest
 
@@ -51,7 +51,7 @@ class Calibrated:
         """
         how = f"write one for your model with `vlmcompress calibrate {kind}`"
         try:
-            found = read_json(Path(path))
+            found = read_json(at_home(path))
             if found["kind"] != kind:
                 raise ValueError(f"its kind is {short(found['kind'])}, not {kind!r}")
             if found["version"] != VERSION:

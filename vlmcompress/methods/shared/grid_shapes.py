@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.contracts.method import Reducer, share_kept
-from vlmcompress.ops.finite import finite
+from vlmcompress.ops.finite import check_finite
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 _SLACK = 1e-9
@@ -64,17 +64,26 @@ class Pooler(Reducer):
 
     def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
         """`count` means; `count` must be one that `keep_count` gives."""
+        shape = self.shape_for(tokens, count)
+        return Reduction.identity(tokens.features) if shape is None else self.pooled(tokens, shape)
+
+    def shape_for(self, tokens: VisualTokens, count: int) -> Grid | None:
+        """What the tokens become; None where all are kept.
+
+        Raises:
+            VLMCompressError: there is no shape of `count` tokens, or a feature is no number.
+        """
         grid = tokens.grid
         if count >= len(grid):
-            finite(tokens.features)
-            return Reduction.identity(tokens.features)
+            check_finite(tokens.features)
+            return None
         shape = self.output(grid, count)
         if len(shape) != count:
             raise VLMCompressError(
                 f"{self.name} cannot make {count} tokens of a grid of {grid}; the next smaller "
                 f"count is {len(shape)}"
             )
-        return self.pooled(tokens, shape)
+        return shape
 
     def per_frame(self, grid: Grid, budget: float) -> int:
         """Tokens that each frame may have.

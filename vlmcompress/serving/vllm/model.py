@@ -16,6 +16,7 @@ from vllm.multimodal.inputs import PlaceholderRange
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.method import Reducer
 from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.ops.questions import answered
 from vlmcompress.patches.decoder.selection import choose
 from vlmcompress.serving.counts import ItemPlan, method_of
 from vlmcompress.serving.settings import Settings
@@ -141,7 +142,8 @@ class Pruned:
         tokens = VisualTokens(features, plan.layout.grid, **fields)
         checks = Checks()
         method = method_of(plan.method)
-        found = choose(method, plan, tokens, plan.layout.parts, False, False, checks)  # type: ignore[arg-type]
+        asking = choose(method, plan, tokens, plan.layout.parts, False, False, checks)  # type: ignore[arg-type]
+        found = answered(asking, checks)
         checks.settle()
         assert isinstance(method, Reducer) == (found.merged is not None)
         return found.kept, None if found.merged is None else found.merged.features

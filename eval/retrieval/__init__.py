@@ -1,0 +1,1 @@
+"""Finding drawn pages with fewer vectors: how good, and how fast."""

@@ -1,0 +1,79 @@
+"""Between the decoder's layers: tokens are dropped, and arguments follow those that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlmcompress.ops.deferred_checks import collected
+from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.decoder.captured_rows import CapturedAttention
+from vlmcompress.patches.decoder.cut_context import CutContext
+from vlmcompress.patches.decoder.layer_attention import ComputedAttention
+from vlmcompress.patches.decoder.ranking import ranked
+from vlmcompress.patches.hooks.arguments import device_of, named_after_first
+from vlmcompress.patches.sequence.deepstack import follow
+
+
+class BetweenLayers:
+    """What the engine hooks the decoder's layers with."""
+
+    def __init__(self, installed: Installed) -> None:
+        self._on = installed
+
+    def before_layer(
+        self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Hook of the layer `number`: other arguments than the model's own, where they differ."""
+        stages = self._on.now.stages
+        if stages is None or stages.leaves_layers_alone:
+            return None
+        if len(args) > 1:
+            args, kwargs = args[:1], named_after_first(module, args, kwargs)
+        given = hidden = args[0] if args else kwargs["hidden_states"]
+        if number in stages.cuts:
+            hidden = self._cut(number, hidden, kwargs)
+        if stages.starts_stage(number):
+            stages.start_stage(number)
+        changed = stages.arguments.of(number, kwargs, hidden)
+        followed = stages.arguments.follow(kwargs)
+        if stages.earlier.wants(number):
+            if self._on.family.no_scores is None:
+                stages.earlier.remember(number, hidden, stages.arguments.embeddings)
+            else:
+                stages.earlier.calls[number] = hidden, {**followed, **(changed or {})}
+        if changed is None and hidden is given and followed is kwargs:
+            return None
+        if args:
+            return (hidden,), {**followed, **(changed or {})}
+        return args, {**followed, **(changed or {}), "hidden_states": hidden}
+
+    def add_features(
+        self, original: Callable[..., Any], hidden: Tensor, mask: Tensor, features: Tensor
+    ) -> Any:
+        """DeepStack between layers that may have fewer tokens than the first."""
+        stages = self._on.now.stages
+        cut = None if stages is None else stages.last_cut(stages.current)
+        if stages is not None and cut is not None:
+            mask, (features,) = follow(mask, [features], cut, stages.placeholders)
+        return original(hidden, mask, features)
+
+    def _cut(self, number: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
+        """Score the surviving tokens of every image and keep the best of them.
+
+        `given` are the model's own arguments of the layer, by name.
+        """
+        on, stages, decoder = self._on, self._on.now.stages, self._on.planner.pipeline.decoder
+        assert stages is not None
+        assert decoder is not None
+        own = stages.arguments.of(number, given, hidden)  # notes rotary embeddings, too
+        hidden = hidden.to(device_of(on.layers[number], hidden.device))  # accelerate does so later
+        context: CutContext = ComputedAttention(number, on.layers, stages, hidden)
+        if on.family.no_scores is not None:
+            arguments = {**stages.arguments.follow(given), **(own or {})}
+            context = CapturedAttention(number, on.layers, stages, hidden, on.now, arguments)
+        # Nothing waits for the device in the middle of a prefill.
+        with on.trace.timed("selection", hidden.device), collected(stages.checks):
+            return stages.cut(number, ranked(context, decoder), hidden)

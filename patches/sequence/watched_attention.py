@@ -1,0 +1,97 @@
+"""What a module attends with, as it hands it to the attention function.
+
+transformers looks that function up by a name in the module's configuration. A watched module is
+given a copy of its configuration that names one of ours, which is known to `AttentionInterface`; it
+shows what it was given and calls what the model's own configuration names, so masks and results
+stay what they were.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vlmcompress.patches.hooks.attachments import Attachments
+from vlmcompress.patches.sequence.attended import Attended, eager_of
+
+NAME = "vlmcompress_watched"
+_FLASH = f"{NAME}_flash_attention"
+"""Modules hand all sequences together to what is called flash, and one by one to others."""
+_WATCH = "_vlmcompress_watch"
+_NAMES = ("self_attn", "attn", "attention", "mixer")
+"""What layers call their attention."""
+
+
+@dataclass(eq=False)
+class _Watch:
+    """Of one module."""
+
+    look: Callable[[Attended], None]
+    config: Any
+    """The module's own, whose attention implementation users may change at any time."""
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        self.look(_attended(module, query, key, *args, **kwargs))
+        name = self.config._attn_implementation
+        attend = eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        return attend(module, query, key, *args, **kwargs)
+
+
+def attention_of(layer: nn.Module) -> Any:
+    """What a layer attends with, by the names that are in use; None where it has none."""
+    return next((found for name in _NAMES if (found := getattr(layer, name, None))), None)
+
+
+def watch(attached: Attachments, module: Any, look: Callable[[Attended], None]) -> None:
+    """Call `look` whenever a module attends, before it does, until `attached` is removed.
+
+    Args:
+        attached: notes what is put on.
+        module: an attention module with a configuration of its own.
+        look: what it raises ends the call of the module.
+    """
+    for name in (NAME, _FLASH):
+        AttentionInterface.register(name, _watched)
+    own = copy.copy(module.config)
+    own.__class__ = _kind_of(module.config.__class__)
+    own._vlmcompress_watches = module.config
+    attached.set(module, _WATCH, _Watch(look, module.config))
+    attached.replace(module, "config", own)
+
+
+def _attended(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> Attended:
+    if options.get("scaling") is None:
+        options["scaling"] = getattr(module, "scaling", query.shape[-1] ** -0.5)
+    return Attended(module, query, key, attention_mask, options)
+
+
+def _watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return vars(module)[_WATCH](module, *args, **kwargs)
+
+
+@functools.cache
+def _kind_of(kind: type[Any]) -> type[Any]:
+    """The same kind of configuration that names our attention function."""
+
+    def name(self: Any) -> str:
+        real = str(self._vlmcompress_watches._attn_implementation)
+        return _FLASH if "flash" in real else NAME
+
+    return type(kind.__name__, (kind,), {"_attn_implementation": property(name)})

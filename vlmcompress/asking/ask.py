@@ -1,0 +1,146 @@
+"""`ask` and `compare`: one question to one model in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from vlmcompress import defaults
+from vlmcompress.asking.answer import Answer
+from vlmcompress.asking.asker import Asker
+from vlmcompress.asking.comparison import Comparison
+from vlmcompress.asking.setting import FULL, BudgetLike, MethodLike, Setting, setting_of
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.media.given import MediaLike, media_of
+
+MAX_NEW_TOKENS = 64
+"""Longest answer where nobody says otherwise."""
+
+
+def ask(
+    model: Any,
+    processor: Any,
+    media: MediaLike,
+    question: str,
+    method: MethodLike | None = None,
+    budget: BudgetLike = None,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    positions: Literal["keep", "renumber"] = "keep",
+    frames: int | None = None,
+    fps: float | None = None,
+    text_tower: Any = None,
+    **options: Any,
+) -> Answer:
+    """Ask a model one question about pictures or clips, on fewer visual tokens.
+
+    The model is compressed for this call only and is as it was afterwards, also after an error.
+
+        >>> import vlmcompress
+        >>> model, processor = vlmcompress.load("tiny-llava")
+        >>> found = vlmcompress.ask(model, processor, "a.png", "what is this?", budget=36)
+        >>> found.answer, found.after
+        >>> found.overlay()  # a PIL image: what was kept, with question and answer below it
+
+    Args:
+        model: a Hugging Face vision-language model of a supported type; see `load`.
+        processor: its own; its chat template is used.
+        media: a path, a PIL image, an array [H, W, 3] or, for a clip, [frames, H, W, 3] of uint8, a
+            `Video`, or a list of these. A path of a video or an animated GIF is a clip.
+        question: a text.
+        method: as for `compress`: a name ("divprune"), a composition ("divprune+fastv(k=3)"),
+            method objects, or "auto". "full" keeps every token. Default: "divprune" at 25%.
+        budget: visual tokens per image or clip, mean over decoder layers: 64, "25%", "16 per
+            frame"; or a cost, "0.4 flops", "120 ms". Default: the method's own setting, or 25%
+            where it has none.
+        max_new_tokens: longest answer; decoding is greedy.
+        positions: whether kept tokens keep their position ids; see `compress`.
+        frames: sampled of a clip that is read from a file, spread evenly.
+        fps: frames a second sampled of such a clip instead, or of a clip given as an array.
+        text_tower: see `compress`.
+        **options: fields of the method, for example `seed=1`.
+
+    Returns:
+        `answer` (the text), `report` (what the call did), `milliseconds` (of each stage) and
+        `overlay()`. `answer, report = vlmcompress.ask(...)` works as well.
+
+    Raises:
+        VLMCompressError: bad media, an empty question, or whatever `compress` refuses. The message
+            says what was given and what is possible.
+    """
+    setting = setting_of(method, budget, options, positions, text_tower)
+    return _asker(model, processor, media, question, max_new_tokens, frames, fps).run(setting)
+
+
+def compare(
+    model: Any,
+    processor: Any,
+    media: MediaLike,
+    question: str,
+    methods: str | Sequence[MethodLike] = (defaults.METHOD,),
+    budgets: BudgetLike | list[BudgetLike] | tuple[BudgetLike, ...] = None,
+    *,
+    repeat: int = 1,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    frames: int | None = None,
+    fps: float | None = None,
+) -> Comparison:
+    """Ask the same question on all visual tokens and on fewer, several methods side by side.
+
+    After one warm-up of each, all settings take turns, so that their times can be compared.
+
+        >>> found = vlmcompress.compare(model, processor, "a.png", "what is this?",
+        ...                             methods=["divprune", "fastv"], budgets=["50%", "25%"])
+        >>> print(found)     # a table: answer, tokens, times
+        >>> found.overlay()  # a PIL image: what each of them kept
+
+    Args:
+        model: as for `ask`, like `media`, `question`, `max_new_tokens`, `frames` and `fps`.
+        processor: the model's own.
+        media: one picture or clip, or a list.
+        question: a text.
+        methods: one or several; see `ask`.
+        budgets: one or several; every method is asked at each. None takes each method's own.
+        repeat: timed rounds; medians are shown.
+
+    Returns:
+        One `Answer` for "full" and for each setting, in this order. A setting that the method or
+        the model refuses is in `refused` with the reason.
+
+    Raises:
+        VLMCompressError: as for `ask`, but for a refusal of a single setting.
+    """
+    if repeat < 1:
+        raise VLMCompressError(f"repeat must be 1 or more, got {repeat}")
+    asker = _asker(model, processor, media, question, max_new_tokens, frames, fps)
+    each = [methods] if isinstance(methods, str) else methods
+    wanted = budgets if isinstance(budgets, list | tuple) else [budgets]
+    return compared(asker, [setting_of(m, b) for m in each for b in wanted], repeat)
+
+
+def compared(asker: Asker, settings: Sequence[Setting], repeat: int) -> Comparison:
+    """The answer on all tokens and in each setting that is not refused."""
+    able: list[Setting] = [FULL]
+    refused: dict[str, str] = {}
+    asker.run(FULL)
+    for setting in settings:
+        try:
+            asker.run(setting)
+            able.append(setting)
+        except VLMCompressError as error:
+            refused[setting.name] = str(error)
+    return Comparison(asker.rounds(able, repeat), refused)
+
+
+def _asker(
+    model: Any,
+    processor: Any,
+    media: MediaLike,
+    question: str,
+    max_new_tokens: int,
+    frames: int | None,
+    fps: float | None,
+) -> Asker:
+    if not isinstance(question, str) or not question.strip():
+        raise VLMCompressError(f"the question must be a text, got {question!r}")
+    return Asker(model, processor, media_of(media, frames, fps), question, max_new_tokens)

@@ -1,0 +1,5 @@
+"""`vlmcompress profile`."""
+
+from vlmcompress.cli.profile.command import profile
+
+__all__ = ["profile"]

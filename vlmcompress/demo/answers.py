@@ -1,0 +1,142 @@
+"""What the page shows of a question: answers side by side, and all methods on one picture."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from vlmcompress.asking.answer import Answer
+from vlmcompress.asking.ask import compared
+from vlmcompress.asking.asker import Asker
+from vlmcompress.asking.comparison import Comparison
+from vlmcompress.asking.setting import setting_of
+from vlmcompress.demo.settings import MAX_QUESTION, MOST_METHODS
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.media.video import Video
+from vlmcompress.methods import list_methods
+from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.report.overlay import draw
+
+MAX_NEW_TOKENS = 64
+_STAGES = ("encoder", "selection", "prefill", "decode", "other", "total")
+_MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "&<>\"'\\`*_{}[]()#+!|~$"}
+"""What means something in HTML or Markdown."""
+_WIDTH = 700
+"""Of the frames of a clip beside each other: a column of the page shows two."""
+_LEFT_OUT = frozenset({"full", "text-only"})
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One setting of a comparison."""
+
+    name: str
+    picture: Image.Image
+    text: str
+    """Markdown: the answer, tokens and times."""
+
+
+class DemoModel:
+    """A loaded model that answers one visitor at a time."""
+
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        """Take a model as it is loaded.
+
+        Raises:
+            UnsupportedModelError: no family serves it.
+        """
+        parts = ModelParts.of(model)
+        self.name, self.video = name, parts.family.video
+        self.layers = len(parts.layers)
+        self.methods = tuple(
+            info.name for info in list_methods() if info.stages & set(parts.family.stages)
+        )
+        self._model, self._processor = model, processor
+        self._busy = threading.Lock()
+
+    def compare(
+        self, media: Image.Image | Video, question: str, methods: Sequence[str], budget: str
+    ) -> Comparison:
+        """The answer on all tokens and with each method, or why a method refuses.
+
+        Raises:
+            VLMCompressError: the question is empty or too long, or there are too many methods.
+        """
+        if len(methods) > MOST_METHODS:
+            raise VLMCompressError(f"choose {MOST_METHODS} methods at most, got {len(methods)}")
+        settings = [setting_of(method, budget) for method in methods]
+        with self._busy:
+            return compared(self._asker(media, question), settings, repeat=1)
+
+    def gallery(
+        self,
+        media: Image.Image | Video,
+        question: str,
+        budget: str,
+        progress: Callable[[float, str], None],
+    ) -> Iterator[tuple[Image.Image, str]]:
+        """What every method that can keeps of it, each with a caption.
+
+        Raises:
+            VLMCompressError: the question is empty or too long.
+        """
+        names = [name for name in self.methods if name not in _LEFT_OUT]
+        with self._busy:
+            asker = self._asker(media, question)
+            for number, name in enumerate(names):
+                progress(number / len(names), name)
+                try:
+                    found = asker.run(setting_of(name, budget))
+                except VLMCompressError:
+                    continue  # it cannot meet this budget, or needs what the model does not give
+                picture = draw([media], found.report.images, self._processor, width=_WIDTH)
+                yield picture, f"{name}: {found.answer or '(empty)'}"
+
+    def _asker(self, media: Image.Image | Video, question: str) -> Asker:
+        if not question.strip():
+            raise VLMCompressError("ask a question first")
+        if len(question) > MAX_QUESTION:
+            raise VLMCompressError(f"a question has {MAX_QUESTION} letters at most")
+        return Asker(self._model, self._processor, [media], question, MAX_NEW_TOKENS)
+
+
+def panels(found: Comparison, layer: int | None) -> list[Panel]:
+    """One for each answer.
+
+    Args:
+        found: of `DemoModel.compare`.
+        layer: shows what enters this decoder layer; None shows how far each patch gets.
+    """
+    return [
+        Panel(one.setting.name, one.overlay(layer=layer, width=_WIDTH), _text(one)) for one in found
+    ]
+
+
+def changed(found: Comparison) -> str:
+    """Markdown: which answers differ, and what was refused."""
+    lines = [f"**What changed:** {escaped(found.changed())}"]
+    lines += [
+        f"**{escaped(name)}** is refused: {escaped(why)}" for name, why in found.refused.items()
+    ]
+    return "\n\n".join(lines)
+
+
+def _text(one: Answer) -> str:
+    rows = "".join(f"| {stage} | {one.milliseconds[stage]:.1f} |\n" for stage in _STAGES)
+    return (
+        f"### {escaped(one.answer) or '(empty)'}\n\n{_kept(one)}, mean over layers "
+        f"{one.mean:.4g}\n\n| stage | ms |\n| --- | ---: |\n{rows}"
+    )
+
+
+def _kept(one: Answer) -> str:
+    return f"{one.after} of {one.before} tokens"
+
+
+def escaped(text: str) -> str:
+    """A text that Markdown shows letter by letter."""
+    return text.translate(_MARKS)

@@ -1,0 +1,88 @@
+"""Unit drop: tokens leave inside the vision tower, so that its later layers work less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.contracts.before_projector import TokenPatches, TowerDropper
+from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.ops.select import farthest_point, top_k
+
+
+@dataclass(frozen=True)
+class UnitDrop(TowerDropper):
+    """Drop merge units, the 2x2 or 4x4 patches that become one token, before a layer of the tower.
+
+    Ours, of no paper. The layers before see the whole picture, those from it on only what stays: a
+    dropped patch is no key and no query there. Half-way selection behind it is the intended use:
+    "unit-drop+divprune". Which units stay is decided by what enters the layer:
+
+    "spread" keeps those whose patches differ most: the largest squared distance of the patches from
+    their mean. Plain surfaces leave first. "farthest" keeps those whose means are farthest from one
+    another, by the cosine of the means as they are (centred means are far worse), as DivPrune does
+    with features. "auto" is "spread", or "farthest" where a token is one patch.
+    """
+
+    name: ClassVar[str] = "unit-drop"
+    paper: ClassVar[str] = "-"
+    summary: ClassVar[str] = "drops tokens inside the vision tower"
+
+    layer: int | float = 0.25
+    """Before which layer, 0-based: an integer, or a share of the layers below 1 (rounded)."""
+    score: Literal["auto", "spread", "farthest"] = "auto"
+    """What decides which tokens stay."""
+    ratio: float = 0.25
+    """Share of the tokens kept where no budget is given."""
+    whole_tower: bool = False
+    """For comparisons: choose before the layer, but let the tower go on with everything, so that
+    only the decoder works less."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, ratio="(0, 1]", layer="[0, inf)")
+        if isinstance(self.layer, float) and self.layer >= 1:
+            raise VLMCompressError(
+                f"unit-drop: layer must be an integer or a share from 0 to below 1, got "
+                f"{self.layer}"
+            )
+
+    def before(self, depth: int) -> int:
+        """The layer, at most the last.
+
+        Raises:
+            VLMCompressError: the tower has no layer of this number.
+        """
+        if isinstance(self.layer, float):
+            return min(round(self.layer * depth), depth - 1)
+        if self.layer >= depth:
+            raise VLMCompressError(
+                f"unit-drop: layer {self.layer} is not in a vision tower of {depth} layers: give 0 "
+                f"to {depth - 1}, or a share below 1"
+            )
+        return self.layer
+
+    @property
+    def shortens(self) -> bool:
+        return not self.whole_tower
+
+    def suits(self, patches: int) -> None:
+        """Raise for "spread" where a token is one patch."""
+        if self.score == "spread" and patches < 2:
+            raise VLMCompressError(
+                'unit-drop: score="spread" compares the patches of a token, and here a token is '
+                'one patch: give score="farthest"'
+            )
+
+    @torch.no_grad()
+    def select(self, tokens: TokenPatches, count: int) -> Tensor:
+        """[B, count] int64 ascending."""
+        hidden = tokens.hidden.float()
+        self.suits(hidden.shape[2])
+        means = hidden.mean(2)
+        if self.score == "farthest" or hidden.shape[2] < 2:
+            return farthest_point(means, count)
+        return top_k((hidden - means[:, :, None]).square().sum((2, 3)), count)

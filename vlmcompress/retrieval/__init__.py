@@ -1,0 +1,1 @@
+"""Finding pages with late-interaction models: one vector a token, fewer of them, and MaxSim."""
