@@ -137,8 +137,11 @@ class Pruned:
             ids = torch.tensor(plan.words, device=features.device)
             fields["text"] = language.embed_input_ids(ids)
         if "vocabulary" in wanted:
-            vocabulary = language.model.embed_tokens
-            fields["vocabulary"] = vocabulary.weight[: vocabulary.org_vocab_size]
+            vocabulary, group = language.model.embed_tokens, get_tp_group()
+            weight = vocabulary.weight
+            if group.world_size > 1:  # each rank has some of the rows
+                weight = group.all_gather(weight, dim=0)
+            fields["vocabulary"] = weight[: vocabulary.org_vocab_size]
         tokens = VisualTokens(features, plan.layout.grid, **fields)
         checks = Checks()
         method = method_of(plan.method)
