@@ -17,6 +17,7 @@ READY := $(VENV)/.ready
 PINS := $(VENV)/constraints.txt
 OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 LMMS := .venv-lmms/bin/python
+PAGE := .venv-demo/bin/python
 NEWEST := .venv-newest/bin/python
 # The release of vLLM that `make test-vllm` runs on; "newest" for that.
 VLLM ?= 0.32.0
@@ -42,7 +43,7 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
-	test-lmms-eval test-vllm gate lint format typecheck public-types wheel-test dist \
+	test-lmms-eval test-demo test-vllm gate lint format typecheck public-types wheel-test dist \
 	docs readme accuracy pages pages-model baselines figures gpu-figures clean
 
 help: ## list the targets
@@ -112,6 +113,16 @@ test-vllm: .venv-vllm/.ready-$(VLLM) ## run the plug-in of vLLM inside it, in an
 	rm -rf .venv-vllm
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/vllm-environment .venv-vllm $(PYTHON) $(VLLM)
 	@touch $@
+
+test-demo: ## run the page in Chromium, and the notebooks, in an environment of their own
+	@command -v chromium chromedriver || { echo "chromium and chromedriver are needed: apt-get install chromium chromium-driver"; exit 1; }
+	$(PYTHON) -m venv .venv-demo
+	@# gradio takes no pillow 13 yet
+	@sed '/^pillow==/d' constraints.txt > .venv-demo/constraints.txt
+	$(PAGE) -m pip install --quiet $(TORCH_ARGS) -c .venv-demo/constraints.txt torch
+	$(PAGE) -m pip install --quiet -c .venv-demo/constraints.txt -r constraints-demo.txt -e '.[demo,eval,video]' pytest
+	$(PAGE) -m pytest --full tests/demo tests/notebooks $(PYTEST_ARGS)
+	@echo "screenshots: build/demo-screenshots"
 
 lint: $(READY) ## check style, and that every layer imports only layers below it
 	$(BIN)/ruff check .

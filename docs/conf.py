@@ -23,7 +23,6 @@ extensions = [
 myst_enable_extensions = ["attrs_block", "attrs_inline"]
 myst_heading_anchors = 4
 exclude_patterns = ["README.md"]
-suppress_warnings = ["myst.strikethrough"]
 
 highlight_language = "bash"
 

@@ -93,6 +93,58 @@ def test_what_does_not_fit_is_passed_over(monkeypatch):
         most_accurate(case, lambda spec, share: False)
 
 
+INSIDE = TABLES | {
+    "inside": {
+        "25%": [right("t", 0.88), right("u", 0.84)],
+        "12.5%": [right("t", 0.75), right("u", 0.74)],
+    }
+}
+TOWER = ("pixels", "encoder", "projector", "decoder")
+
+
+@pytest.mark.parametrize(
+    ("case", "shares", "spec", "words"),
+    [
+        # Behind the encoder 12.5 % of the tokens meet it, with less of the tower 25 %.
+        (("0.6 flops", 0.13, 0.3, 0.5, TOWER), {"t": 0.25, "u": 0.2}, "t", "leaves 25% of the"),
+        (("0.6 flops", 0.13, 0.3, 0.5, TOWER), {"t": 0.1, "u": 0.25}, "u", "inside it; with 25%"),
+        # Where tokens enough are left behind it, that was more often right.
+        (("0.9 flops", 0.5, 0.6, 0.5, TOWER), {"t": 0.6, "u": 0.6}, "a2", "leaves 50%"),
+        (("0.6 flops", 0.3, 0.4, 0.5, TOWER), {"t": 0.4, "u": 0.4}, "a4", "leaves 30%"),
+        # 0.9 and 0.99, measured apart, are 0.891 together.
+        (("0.6 flops", 0.1, 0.25, 0.5, TOWER), {"t": 0.25, "u": 0.25}, "p2+a2", "too much for"),
+        (("0.6 flops", 0.1, 0.06, 0.5, TOWER), {"t": 0.2, "u": 0.2}, "t", "t is right in 88.0%"),
+        # A fifth of the FLOPs or less, out of reach, or no tower that lets tokens be dropped.
+        (("0.6 flops", 0.13, 0.3, 0.2, TOWER), {"t": 0.25, "u": 0.2}, "a8", "leaves 13%"),
+        (("0.6 flops", 0.13, 0.3, 0.5, TOWER), {"t": None, "u": None}, "a8", "leaves 13%"),
+        (("0.6 flops", 0.13, 0.3, 0.5, QWEN), {"t": 0.25, "u": 0.2}, "a8", "leaves 13%"),
+    ],
+)  # fmt: skip
+def test_dropping_inside_the_tower_is_taken_where_it_was_more_often_right(
+    monkeypatch, case, shares, spec, words
+):
+    monkeypatch.setattr(auto, "_tables", lambda: INSIDE)
+    inputs, asked = ChoiceInputs(*case, shares.get), []
+
+    def fits(spec, share):
+        asked.append((spec, share))
+        return True
+
+    found = most_accurate(inputs, fits)
+    assert found.spec == spec
+    assert words in found.reason
+    assert all(share == shares[spec] for spec, share in asked if spec in shares)
+    if spec in shares:
+        others = most_accurate(inputs, lambda one, share: one != spec)
+        assert others.spec != spec
+
+
+def test_a_tower_that_lets_nothing_merge_is_no_obstacle(monkeypatch):
+    monkeypatch.setattr(auto, "_tables", lambda: TABLES)
+    case = ChoiceInputs("90 ms", None, 0.25, 0.5, LLAVA)
+    assert most_accurate(case, lambda spec, share: not spec.startswith("e")).spec == "a8"
+
+
 def test_the_figures_are_those_of_the_committed_results():
     file = Path(vlmcompress.__file__).parent / "methods" / "data" / "auto.json"
     found = json.loads(file.read_text())

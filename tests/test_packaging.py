@@ -109,6 +109,7 @@ def test_extras():
         "smolvlm",
         "retrieval",
         "vllm",
+        "demo",
         "eval",
         "docs",
         "dev",

@@ -225,6 +225,9 @@ class ModelInfo:
     looked for in the model itself, and `compress` warns; or "refused"."""
     reason: str | None
     """Why it is not tested, or refused."""
+    no_costs: str | None = None
+    """Why a budget cannot be a cost (FLOPs or milliseconds), as no one knows the FLOPs; None where
+    it can."""
 
 
 def list_models() -> list[ModelInfo]:
@@ -240,6 +243,7 @@ def list_models() -> list[ModelInfo]:
             images=facts.images,
             video=facts.video,
             signals=tuple(sorted(facts.signals)),
+            no_costs=facts.no_costs,
             **vars(standing_of(name)),
         )
         for name, facts in known_types().items()

@@ -54,9 +54,10 @@ _NOTES = """
 - *The question* is read by {asks}: give `compress(...,
   processor=processor)`, and for CLIP's image-text similarity `text_tower=` (a `LongText` reads
   beyond CLIP's 77 tokens).
-- *Before the projector*: `tome`, `pitome` and `mctf` merge inside CLIP and SigLIP towers,
-  `downsample` and `pixelprune` save the work of Qwen's encoder. The prompt keeps its placeholders;
-  tokens that were merged or left out do not enter the decoder.
+- *Before the projector*: `tome`, `pitome` and `mctf` merge inside towers with one token a patch,
+  `unit-drop` leaves out, from a layer on, what becomes one token; `downsample` and `pixelprune`
+  save the work of the whole encoder. The prompt keeps its placeholders; tokens that were merged or
+  left out do not enter the decoder.
 """
 
 _COMPOSING = """## Composing

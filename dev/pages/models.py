@@ -16,6 +16,7 @@ from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.models.names import BUILT_IN
 from vlmcompress.patches.families.registry import FAMILIES
 from vlmcompress.patches.families.table import row_of
+from vlmcompress.patches.families.vision_encoder import Encoder
 
 PAGE = ROOT / "docs" / "models.md"
 
@@ -37,8 +38,14 @@ for the transformers that is installed.
   `vlmcompress check MODEL` asks these laws of your own weights: [what it asks](check.md).
 - *refused*: with the reason given here.
 
-Methods that need signals of the vision tower, act before the projector, or take a budget as FLOPs
-or time need an adapter that was written for the type: those with more than *text* below.
+What the columns say is proven by the same tests:
+
+- *before the projector*: methods may leave out or resize pixels, or act between the layers of the
+  tower, and what comes out is what a tower that does not see the rest makes.
+- *signals*: what methods may ask to know. *tower*: attention, keys and, where the tower has a CLS
+  token, its attention are those of eager attention. *text*: the question and the vocabulary.
+- *clips*: dropping holds for them, too. The frames of some are images to the model.
+- *costs*: a budget may be FLOPs or milliseconds, as the FLOPs equal what torch counts.
 
 A model works by Hugging Face id, by folder, or as an object of your own. Checkpoints in formats of
 their authors (`liuhaotian/llava-...`, InternVL's and Qwen-VL's own) are refused with the name of
@@ -71,9 +78,9 @@ sample of them runs, in which every pair of mechanism, prompts, method and atten
 """
 
 
-_COLUMNS = [
+COLUMNS = [
     *("type", "class", "before the projector", "projector", "decoder"),
-    *("clips", "signals", "state"),
+    *("clips", "signals", "costs", "state"),
 ]
 
 
@@ -87,10 +94,7 @@ def page() -> str:
     own = _FAMILIES.format(table=families(infos))
     served = [info for info in infos if info.state != "refused"]
     refused = [info for info in infos if info.state == "refused"]
-    table = as_table(
-        _COLUMNS,
-        sorted(map(_row, served)),
-    )
+    table = as_table(COLUMNS, sorted(map(_row, served)))
     reasons = as_table(
         ["type", "class", "why it is refused"],
         ([f"`{info.name}`", f"`{info.classes[0]}`", info.reason or ""] for info in refused),
@@ -120,7 +124,7 @@ def families(infos: list[ModelInfo]) -> str:
 def _row(info: ModelInfo) -> list[str]:
     early = [stage for stage in info.stages if stage in ("pixels", "encoder")]
     cuts = "yes" if "decoder" in info.stages else f"no: {row_of(info.name).no_cuts}"
-    tower = "tower, text" if info.name in FAMILIES.names() and len(info.signals) > 2 else "text"
+    tower = "tower, text" if set(info.signals) - Encoder.signals else "text"
     state = info.state if info.reason is None else f"{info.state}: {info.reason}"
     return [
         f"`{info.name}`",
@@ -130,6 +134,7 @@ def _row(info: ModelInfo) -> list[str]:
         cuts,
         "yes" if info.video else "no",
         tower,
+        "yes" if info.no_costs is None else f"no, as {info.no_costs}",
         state,
     ]
 

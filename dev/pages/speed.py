@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from dev.pages.generated import ROOT, keep_up
+from dev.pages.speed_tower import stages, towers
 from vlmcompress.eval.report.markdown import as_table
 
 PAGE = ROOT / "docs" / "speed.md"
@@ -187,7 +188,12 @@ def gpu() -> str:
     return f"## Kernels on a GPU\n\n{_source(measured['provenance'])}\n\n{table}\n"
 
 
-PARTS: tuple[Callable[[], str], ...] = (real, selectors, selection, decoding, gpu)
+def tower() -> str:
+    """Dropping inside the vision tower."""
+    return towers(RESULTS) + "\n" + stages()
+
+
+PARTS: tuple[Callable[[], str], ...] = (real, tower, selectors, selection, decoding, gpu)
 
 
 def page() -> str:

@@ -41,6 +41,10 @@ def render(results: Row, pictures: Sequence[Picture], examples: Sequence[Example
         descriptions=results["descriptions"],
         legend=text.LEGEND,
         warnings=text.warnings(results),
+        summary=(
+            tables.SUMMARY,
+            [row for name, one in results["tasks"].items() for row in tables.summary(name, one)],
+        ),
         tasks=[_task(name, one, pictures, examples) for name, one in results["tasks"].items()],
     )
 
@@ -54,7 +58,7 @@ def _task(
         "sentences": text.sentences(task),
         "pictures": [_embedded(one) for one in pictures if one.task == name],
         "best": tables.best_by_budget(task),
-        "costs": tables.costs(task),
+        "costs": tables.costs_and_speed(task),
         "sections": list(tables.sections(task)),
         "examples": [_shown(one) for one in examples if one.picture.task == name],
         "everything": tables.everything(task),

@@ -49,6 +49,55 @@ def costs(task: Row) -> Table:
     ]
 
 
+def summary(name: str, task: Row) -> list[list[str]]:
+    """A line for each budget of a task: the best method, what it costs, and what it saves.
+
+    The columns are `SUMMARY`.
+    """
+    whole = next((row for row in ran(task) if row["method"] == FULL), None)
+    rows = []
+    for one in task["budgets"]:
+        found = {row["method"]: row for row in methods_at(task, one["budget"])}
+        best = found.get(one["best"])
+        if best is not None:
+            full = "-" if whole is None else percent(whole["accuracy"])
+            rows.append(
+                [name, one["budget"], best["method"], with_interval(best), full, _speed(best)]
+            )
+    return rows
+
+
+SUMMARY = ["task", "budget", "best", "accuracy", "full", "times as fast"]
+
+
+def costs_and_speed(task: Row) -> Table:
+    """`costs` under the whole model, with how many times as fast each is at each budget."""
+    heads, lines = costs(task)
+    rows = {(row["method"], row["budget"]): row for row in ran(task)}
+    whole = next((row for row in ran(task) if row["method"] == FULL), None)
+    if whole is not None:
+        lines = [[FULL, *[percent(whole["accuracy"])] * (len(heads) - 1)], *lines]
+    names = [heads[0], *(name for head in heads[1:] for name in (head, f"{head}, speed"))]
+    return names, [
+        [
+            method,
+            *(
+                cell
+                for budget, accuracy in zip(heads[1:], cells, strict=True)
+                for cell in (
+                    accuracy,
+                    "1.00x" if method == FULL else _speed(rows.get((method, budget))),
+                )
+            ),
+        ]
+        for method, *cells in lines
+    ]
+
+
+def _speed(row: Row | None) -> str:
+    return "-" if row is None or row["speed"] is None else f"{row['speed']:.2f}x"
+
+
 def _cost(row: Row | None) -> str:
     if row is None:
         return "-"
@@ -192,7 +241,7 @@ def everything(task: Row) -> Table:
                     for cell in _difference(row, name)
                 ),
                 "-" if seconds is None else f"{seconds['median']:.3g}",
-                "-" if row["speed"] is None else f"{row['speed']:.2f}x",
+                _speed(row),
             ]
         )
     return names, rows

@@ -57,6 +57,8 @@ class TypeFacts:
     images: bool
     video: bool
     signals: frozenset[str]
+    no_costs: str | None
+    """`Family.no_costs`."""
 
 
 def known_types() -> dict[str, TypeFacts]:
@@ -68,12 +70,13 @@ def known_types() -> dict[str, TypeFacts]:
 
 def _of_family(family: type[Family]) -> TypeFacts:
     signals = frozenset(family.encoder.signals)
-    return TypeFacts(family.class_name, family.stages, family.images, family.video, signals)
+    media = family.images, family.video
+    return TypeFacts(family.class_name, family.stages, *media, signals, family.no_costs)
 
 
 def _of_type(name: str, class_name: str) -> TypeFacts:
     if name in OUT_OF_SCOPE:
-        return TypeFacts(class_name, (), False, False, frozenset())
+        return TypeFacts(class_name, (), False, False, frozenset(), OUT_OF_SCOPE[name])
     row = row_of(name)
     signals = (row.like or Encoder()).signals
-    return TypeFacts(class_name, row.stages, True, name in CLIPS, signals)
+    return TypeFacts(class_name, row.stages, True, name in CLIPS, signals, row.no_costs)

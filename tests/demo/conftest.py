@@ -147,3 +147,10 @@ class Visitor:
 @pytest.fixture
 def visitor(chromium, address):
     return Visitor(chromium, address)
+
+
+@pytest.fixture(scope="session")
+def shots():
+    """The folder of screenshots."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    return SHOTS

@@ -29,14 +29,22 @@ QUICK = {"README.md", "migrating.md", "concepts.md"}
 ELSEWHERE = {
     "extending.md": "tests/test_extending.py installs and uses the package",
     "flops.md": "tests/flops/test_flops_page.py compares what it prints",
+<<<<<<< HEAD
     "serving.md": "tests/vllm_engine serves in this way, in an environment with vLLM",
     "upstream.md": "it is code of vLLM",
+=======
+    "serving.md": "tests/vllm_engine runs an engine in an environment of its own",
+>>>>>>> main/main
 }
 OTHERS = {
     "pip": "the wheel test and `make test-lmms-eval` install",
     "lmms-eval": "tests/lmms runs it in an environment of its own",
     "accelerate": "tests/eval runs several processes",
+<<<<<<< HEAD
     "curl": "tests/vllm_engine/test_server.py asks a server with it",
+=======
+    "curl": "tests/vllm_engine asks a server over HTTP",
+>>>>>>> main/main
 }
 """Programs that shell lines start with, and where they are run."""
 
@@ -70,13 +78,13 @@ def shell_lines():
 @pytest.mark.parametrize("code", list(python_blocks()))
 def test_python_runs(code, monkeypatch, tmp_path, capsys, tiny_llava, tiny_qwen):
     """In a folder with the files that the blocks name; checkpoints are built-in models."""
-    loaded = {"tiny-llava": tiny_llava, "tiny-qwen": tiny_qwen}
+    load, loaded = vlmcompress.load, {"tiny-llava": tiny_llava, "tiny-qwen": tiny_qwen}
     for name, stand_in in STAND_INS.items():
         code = code.replace(name, stand_in)
     read_image(SCENE).save(tmp_path / "street.jpg")
     (tmp_path / "vlmcompress").symlink_to(ROOT / "vlmcompress")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(vlmcompress, "load", loaded.__getitem__)
+    monkeypatch.setattr(vlmcompress, "load", lambda name: loaded.get(name) or load(name))
     monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))  # one registers its own
     exec(compile(code, "block", "exec"), {"__name__": "block"})
     printed = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The pages of the site: links, the API, and what is drawn for them."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,14 @@ def test_pages_without_drawn_pictures_say_what_to_do(monkeypatch, tmp_path):
     on_site._index.cache_clear()
     with pytest.raises(FileNotFoundError, match="run `make docs`"):
         on_site.on_site("methods/fastv", "# `fastv`\n\n- a\n\nRule.\n")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib comes with Python 3.11")
+def test_the_quickstart_names_every_extra():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / "docs" / "quickstart.md").read_text()
+    table = text.split("| extra | for |\n| --- | --- |\n")[1].split("\n\n")[0]
+    names = re.findall(r"`([\w-]+)`", " ".join(row.split("|")[1] for row in table.splitlines()))
+    assert set(names) == set(project["optional-dependencies"])

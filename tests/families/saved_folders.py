@@ -44,8 +44,6 @@ class Folder:
     """Of the processor."""
     torchvision: bool = False
     """Whether the processor of transformers needs it."""
-    tiled: bool = False
-    """Whether it cuts pictures into tiles."""
 
 
 _VISION = {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
@@ -140,7 +138,6 @@ FOLDERS = {
         settings={"size": {"height": 112, "width": 112}, "max_patches": 4},
         options={"patch_size": 14, "pixel_shuffle_ratio": 0.5},
         torchvision=True,
-        tiled=True,
     ),
 }
 

@@ -83,3 +83,16 @@ def test_an_unknown_kind_of_layer_is_refused_at_every_stage(method):
     with pytest.raises(UnsupportedModelError, match="not known: helical_attention; known are"):
         compress(model, method, budget="50%")
     assert engine_of(model) is None
+
+
+def test_tiles_with_marks_between_them_are_one_image():
+    model = build("llama4")
+    family = family_of(model)
+    token, end = family.placeholders(model)["image"], model.config.eoi_token_index
+
+    def joined(*between):
+        ids = [5, token, token, *between, token, token, 6]
+        return family.continues(ids, [[1, 2], [3 + len(between), 4 + len(between)]])
+
+    assert joined() == joined(7) == joined(7, 8) == [False, True]
+    assert joined(end) == joined(end, 7) == joined(7, 8, 9) == [False, False]

@@ -134,3 +134,8 @@ def test_nothing_gives_nothing():
 def test_a_model_that_gives_no_vectors_is_refused():
     with pytest.raises(UnsupportedModelError, match="colmodernvbert, colpali, colqwen2"):
         vlmcompress.embed(*load("tiny-qwen"), PAGES)
+
+
+def test_the_built_in_retriever_is_known_by_name():
+    with pytest.raises(VLMCompressError, match="did you mean 'tiny-colqwen'"):
+        load("tiny-colqwen2")

@@ -46,5 +46,10 @@ def resolve(name_or_path: str | Path) -> str:
         return given
     if "/" in given or "\\" in given:
         raise VLMCompressError(f"model folder {given!r} does not exist")
-    known = [*BUILT_IN, "a folder", "a Hugging Face id such as llava-hf/llava-1.5-7b-hf"]
+    known = [
+        *BUILT_IN,
+        *RETRIEVERS,
+        "a folder",
+        "a Hugging Face id such as llava-hf/llava-1.5-7b-hf",
+    ]
     raise unknown("model", given, known)

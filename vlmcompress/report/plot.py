@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -64,4 +65,13 @@ def _figure(width: float, height: float) -> Any:
         raise VLMCompressError(
             "a plot needs matplotlib: pip install 'vlmcompress[eval]'"
         ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+
+    class Shown(Figure):
+        """A figure that a notebook shows without being told how."""
+
+        def _repr_png_(self) -> bytes:
+            written = io.BytesIO()
+            self.savefig(written, format="png")
+            return written.getvalue()
+
+    return Shown(figsize=(width, height), layout="constrained")

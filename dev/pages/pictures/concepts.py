@@ -25,7 +25,7 @@ COMPARED = ("divprune", "fastv", "pyramiddrop")
 _KEPT, _GONE, _LINE = "#d9822b", "#e4e7eb", "#52606d"
 _STAGES = (
     ("pixels", "downsample, pixelprune"),
-    ("encoder", "tome, pitome, mctf"),
+    ("encoder", "tome, pitome, unit-drop"),
     ("projector", "divprune, scope, visionzip"),
     ("decoder", "fastv, pyramiddrop, dart"),
 )

@@ -104,7 +104,7 @@ def test_a_committed_results_json_gives_the_same_report(results, folder, tmp_pat
 def test_warnings_stand_first(text, page):
     assert "> [!WARNING]" in text
     assert text.index("did not engage") < text.index("## pictures")
-    assert page.index("did not engage") < page.index("<h2>pictures")
+    assert page.index("did not engage") < page.index('<h2 id="summary">')
 
 
 def test_without_warnings_nothing_is_loud(results, tmp_path):
@@ -239,10 +239,28 @@ def test_the_page_needs_no_other_file(page, folder):
     assert len(shown) == 3
     assert all(one.startswith("data:image/png;base64,") for one in shown)
     names = {tag for tag, _ in tags.found}
-    assert not names & {"script", "link", "iframe"}
+    assert not names & {"link", "iframe"}
+    assert [attrs for tag, attrs in tags.found if tag == "script"] == [{}]  # sorts tables
     assert not re.search(r"https?://|@import|url\(", re.sub(r'src="data:.*?"', "", page))
     assert 'name="viewport"' in page
     assert "prefers-color-scheme: dark" in page
+
+
+def test_the_page_begins_with_what_it_costs_and_has_the_whole_model_in_its_table(results, page):
+    task = results["tasks"]["pictures"]
+    assert page.index('id="summary"') < page.index("<nav") < page.index('id="task-1"')
+    first = report_tables.summary("pictures", task)
+    assert [row[1] for row in first] == [one["budget"] for one in task["budgets"]]
+    by_name = {row["method"]: row for row in task["cases"] if row["budget"] is None}
+    heads, (full, *others) = report_tables.costs_and_speed(task)
+    plain_heads, plain = report_tables.costs(task)
+    assert heads[1::2] == plain_heads[1:]
+    assert full[:3] == ["full", report_text.percent(by_name["full"]["accuracy"]), "1.00x"]
+    assert [[row[0], *row[1::2]] for row in others] == plain
+    anchors = [attrs["href"] for tag, attrs in Tags(page).found if tag == "a"]
+    places = {attrs.get("id") for _, attrs in Tags(page).found}
+    assert anchors
+    assert {anchor.lstrip("#") for anchor in anchors} <= places
 
 
 def test_the_full_table_has_every_case(results, page):
@@ -269,7 +287,7 @@ def test_text_of_others_is_no_markup(results, tmp_path):
     example = report_examples_example(picture)
     render(tmp_path, other, [example])
     page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1  # ours, at the end
     assert Tags(page).open == []
     assert "&lt;script&gt;" in page
     text = (tmp_path / "report.md").read_text()

@@ -77,7 +77,9 @@ def _cut(picture: Image.Image, processor: Any) -> npt.NDArray[np.float64]:
         found = settings(images=[picture], return_tensors="np")
     else:
         found = processor(text=[str(token)], images=[[picture]], return_tensors="pt")
-    pixels = np.asarray(found["pixel_values"], dtype=np.float64)
+    made = found["pixel_values"]
+    # Llama 4's are of a type that numpy does not have.
+    pixels = np.asarray(made.float() if hasattr(made, "float") else made, dtype=np.float64)
     if pixels.ndim < 4 or pixels.shape[-3] != 3:
         raise VLMCompressError(
             f"an overlay cannot tell where the tiles of an image lie: {type(processor).__name__} "

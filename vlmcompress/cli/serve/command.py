@@ -71,7 +71,7 @@ def serve(
     if check is not None:
         if model is not None or method is not None:
             raise VLMCompressError("--check asks a server that is running: give it no model")
-        from vlmcompress.cli.serve_check import asked
+        from vlmcompress.cli.serve.check import asked
 
         typer.echo(asked(check))
         return

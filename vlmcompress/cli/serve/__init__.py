@@ -1,0 +1,5 @@
+"""`vlmcompress serve`."""
+
+from vlmcompress.cli.serve.command import serve
+
+__all__ = ["serve"]
