@@ -1,13 +1,7 @@
-r"""Ask one question about every picture of a folder, offline, with vLLM and fewer visual tokens.
+"""Ask one question about every picture of a folder, offline, with vLLM and fewer visual tokens.
 
-<<<<<<< HEAD
-    pip install 'vlmcompress[vllm]'
-    python examples/vllm_batch.py pictures/ "what is on the sign?" \
-        --model Qwen/Qwen2.5-VL-3B-Instruct
-=======
 pip install 'vlmcompress[vllm]'
 python examples/vllm_batch.py pictures/ "what is on the sign?" --model Qwen/Qwen2.5-VL-3B-Instruct
->>>>>>> main/main
 """
 
 import argparse

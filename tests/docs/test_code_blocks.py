@@ -29,22 +29,14 @@ QUICK = {"README.md", "migrating.md", "concepts.md"}
 ELSEWHERE = {
     "extending.md": "tests/test_extending.py installs and uses the package",
     "flops.md": "tests/flops/test_flops_page.py compares what it prints",
-<<<<<<< HEAD
-    "serving.md": "tests/vllm_engine serves in this way, in an environment with vLLM",
-    "upstream.md": "it is code of vLLM",
-=======
     "serving.md": "tests/vllm_engine runs an engine in an environment of its own",
->>>>>>> main/main
+    "upstream.md": "it is code of vLLM",
 }
 OTHERS = {
     "pip": "the wheel test and `make test-lmms-eval` install",
     "lmms-eval": "tests/lmms runs it in an environment of its own",
     "accelerate": "tests/eval runs several processes",
-<<<<<<< HEAD
-    "curl": "tests/vllm_engine/test_server.py asks a server with it",
-=======
     "curl": "tests/vllm_engine asks a server over HTTP",
->>>>>>> main/main
 }
 """Programs that shell lines start with, and where they are run."""
 
