@@ -146,7 +146,7 @@ class Pruned:
             if group.world_size > 1:  # each rank has some of the rows
                 weight = group.all_gather(weight, dim=0)
             fields["vocabulary"] = weight[: vocabulary.org_vocab_size]
-        own, further = features.split([self._width, features.shape[1] - self._width], dim=1)
+        own, further = features[:, : self._width], features[:, self._width :]
         tokens = VisualTokens(own, plan.layout.grid, **fields)
         checks = Checks()
         method = method_of(plan.method)

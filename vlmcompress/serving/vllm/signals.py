@@ -61,8 +61,8 @@ class AttentionCall:
         if not self.shared:
             return own
         group = get_tp_group()
-        total: Tensor = group.all_reduce(own)
-        return total / group.world_size
+        mean: Tensor = group.all_reduce(own) / group.world_size
+        return mean
 
 
 _LOOKS = {
