@@ -107,10 +107,10 @@ test-lmms-eval: ## run our tasks through lmms-eval, in an environment of its own
 	$(LMMS) -m pip install --quiet --no-deps lmms-eval==0.7.3
 	$(LMMS) -m pytest tests/lmms
 
-test-vllm: .venv-vllm/.ready-$(VLLM) ## run the plug-in inside vLLM on the CPU, in an environment of its own
+test-vllm: .venv-vllm/.ready-$(VLLM) ## run the plug-in of vLLM inside it, in an environment of its own
 	.venv-vllm/bin/python -m pytest tests/vllm_engine $(PYTEST_ARGS)
 
-.venv-vllm/.ready-$(VLLM): .ci/vllm-environment .ci/vllm-repairs.py
+.venv-vllm/.ready-$(VLLM): pyproject.toml .ci/vllm-environment .ci/vllm-repairs.py
 	rm -rf .venv-vllm
 	TORCH_ARGS="$(TORCH_ARGS)" .ci/vllm-environment .venv-vllm $(PYTHON) $(VLLM)
 	@touch $@

@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
     given = parser.parse_args()
+    if given.device == "cpu":
+        ray.init(num_cpus=8)  # each stage of the pipeline holds one, however few there are
     model = resolve(given.model)
     overrides = hf_overrides(read_config(model, {})["architectures"], given.method, given.budget)
     config = vLLMEngineProcessorConfig(

@@ -107,14 +107,18 @@ def merge(
         if reduction is None:
             continue
         rows = numbers[image.row, image.columns.to(mask.device)]
-        members, anchors = rows[reduction.members], rows[reduction.anchors]
-        sizes = reduction.offsets.diff()
-        group = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
         for feature, new in zip(features, merged, strict=True):
-            sums = feature.new_zeros(len(sizes), feature.shape[1], dtype=torch.float32)
-            sums.index_add_(0, group, feature[members].float())
-            new[anchors] = (sums / sizes[:, None]).to(new.dtype)
+            new[rows[reduction.anchors]] = group_means(feature[rows], reduction)
     return merged
+
+
+def group_means(values: Tensor, reduction: Reduction) -> Tensor:
+    """[N, D] of the tokens of an image -> [K, D]: means over the members of each group."""
+    sizes = reduction.offsets.diff()
+    group = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    sums = values.new_zeros(len(sizes), values.shape[1], dtype=torch.float32)
+    sums.index_add_(0, group, values[reduction.members].float())
+    return (sums / sizes[:, None]).to(values.dtype)
 
 
 def _numbers(mask: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class Signals:
         encoding = self.collected & WHILE_ENCODING
         self._tower = TowerHooks(parts, pipeline, given, encoding) if encoding else None
         if self.collected & {"text", "relevance"}:
-            self._instruction = Instruction.of(processor, _named_tokens(parts.model, family))
+            self._instruction = Instruction.of(processor, named_tokens(parts.model, family))
         if found is not None:
             assert self._tower is not None
             self._text_tower = self._tower.text_tower = found
@@ -283,7 +283,7 @@ def _join(pieces: list[Any], like: Tensor) -> Any:
     return torch.cat(pieces).to(like.device)
 
 
-def _named_tokens(model: nn.Module, family: Family) -> set[int]:
+def named_tokens(model: nn.Module, family: Family) -> set[int]:
     """Ids that the configuration gives a name: begin, end, padding, picture marks."""
     found = set(family.placeholders(model).values())
     config: Any = model.config

@@ -16,15 +16,16 @@ from vlmcompress.cli.check import check
 from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
+from vlmcompress.cli.serve import serve
 
 ROOT = Path(vlmcompress.__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = (ask, chat, ls, show, calibrate, check, profile, evaluate)
+COMMANDS = (ask, chat, ls, show, calibrate, check, profile, evaluate, serve)
 HELP = {command.__name__: command.__doc__ for command in COMMANDS}
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES} | HELP
 COMMAND = re.compile(
     r"^ *(?:accelerate launch .*)?\bvlmcompress "
-    r"((?:ask|chat|ls|show|calibrate|check|profile|eval) .*)$"
+    r"((?:ask|chat|ls|show|calibrate|check|profile|eval|serve) .*)$"
 )
 QUICK = {"ask", "chat", "ls", "show", "calibrate"}
 SYNOPSIS = re.compile(r"\.\.\.|\[--")
@@ -100,6 +101,16 @@ def folder(tmp_path, monkeypatch, clip):
 def test_ask_calibrate_and_ls(cli, loaded, folder, source):
     for command in shown(QUICK)[source]:
         run(cli, command)
+
+
+@pytest.mark.parametrize("source", shown({"serve"}))
+def test_serve(cli, source):
+    """They are shown, not run: vLLM has an environment of its own."""
+    for command in shown({"serve"})[source]:
+        if "--check" not in command:
+            end = command.index("--") if "--" in command else len(command)
+            command[end:end] = [] if "--print" in command else ["--print"]
+            run(cli, command)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "extending.md": "tests/test_extending.py installs and uses the package",
     "flops.md": "tests/flops/test_flops_page.py compares what it prints",
     "serving.md": "tests/vllm_engine runs an engine in an environment of its own",
+    "upstream.md": "it is code of vLLM",
 }
 OTHERS = {
     "pip": "the wheel test and `make test-lmms-eval` install",
@@ -129,6 +130,7 @@ def test_shell_lines_name_what_exists():
     seen = set()
     for page, words in shell_lines():
         program, name = words[0], words[1] if len(words) > 1 else ""
+        words = words[: words.index("--")] if "--" in words else words  # of another program
         seen.add(program)
         if program == "vlmcompress":
             known = {flag for parameter in commands[name].params for flag in parameter.opts}

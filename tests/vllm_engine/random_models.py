@@ -164,37 +164,6 @@ MODELS: dict[str, RandomModel] = {
         "InternVLForConditionalGeneration",
         "<IMG_CONTEXT>",
     ),
-    "Gemma 3": RandomModel(
-        folders.Kind(
-            "gemma3",
-            "Gemma3Processor",
-            "Gemma3ImageProcessor",
-            {"size": {"height": 32, "width": 32}},
-            placeholders=("<img>", "<video>"),
-            options={"image_seq_length": 16},
-            named={
-                "boi_token": "<img>",
-                "eoi_token": "</img>",
-                "image_token": "<IMG_CONTEXT>",
-            },
-        ),
-        {
-            "vision_config": TOWER
-            | {"model_type": "siglip_vision_model", "vision_use_head": False},
-            "text_config": TEXT
-            | {
-                "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-                "sliding_window": 64,
-                "tie_word_embeddings": True,
-            },
-            "image_token_id": _SPECIAL["<IMG_CONTEXT>"],
-            "boi_token_index": _SPECIAL["<img>"],
-            "eoi_token_index": _SPECIAL["</img>"],
-            "mm_tokens_per_image": 16,
-        },
-        "Gemma3ForConditionalGeneration",
-        "<img>",
-    ),
 }
 
 

@@ -20,7 +20,7 @@ BUDGET, TOKENS = "50%", 12
 NEAR = 0.01
 """Logits that rounding may put in another order."""
 METHODS = {name: ["divprune", "mmtok", "tome(stage='projector')"] for name in MODELS}
-for _name in ("Qwen2-VL", "Qwen3-VL", "InternVL", "Gemma 3"):
+for _name in ("Qwen2-VL", "Qwen3-VL", "InternVL"):
     METHODS[_name] += ["hiprune", "scope"]
 CASES = [(name, method) for name in MODELS for method in METHODS[name]]
 

@@ -9,8 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from vllm.multimodal.processing import BaseMultiModalProcessor
 from vllm_cases import ALL, answers, ids_of
 from vllm_engines import engine
+
+from vlmcompress import serving
+from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.serving.vllm import compat
 
 BUDGET = 36
 
@@ -69,3 +74,15 @@ def test_a_server_without_settings_is_bit_for_bit_what_it_was(tmp_path):
     assert found["vlmcompress"]["answers"] == found["none"]["answers"]
     assert not found["vlmcompress"]["wrapped"]
     assert set(found["vlmcompress"]["imported"]) <= {"vlmcompress.serving.vllm.config"}
+
+
+def test_a_seam_that_vllm_took_away_is_named(monkeypatch):
+    compat.check()
+    monkeypatch.delattr(BaseMultiModalProcessor, "_get_mm_prompt_updates")
+    with pytest.raises(UnsupportedModelError, match=r"_get_mm_prompt_updates is not what it was"):
+        compat.check()
+
+
+def test_registering_never_raises(monkeypatch):
+    monkeypatch.setattr(serving, "_add_names", lambda: 1 / 0)
+    serving.register()

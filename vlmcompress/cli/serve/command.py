@@ -63,7 +63,7 @@ def serve(
     \b
     Examples:
       vlmcompress serve tiny-llava --method divprune --budget 25% -- --port 8000
-      vlmcompress serve Qwen/Qwen2.5-VL-7B-Instruct -m visionzip -b 25% --print
+      vlmcompress serve Qwen/Qwen2.5-VL-3B-Instruct -m visionzip -b 25% --print
       vlmcompress serve --check http://localhost:8000
 
     Exit code 2: bad input; else that of vLLM.

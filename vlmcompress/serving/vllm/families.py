@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
-from vlmcompress.patches.families.family import square
 from vlmcompress.patches.families.llava_next import rows_with_newlines
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.serving.vllm.family import Family
@@ -115,16 +114,6 @@ class InternVL(Family):
         return Layout((Grid(1, side, side),) * (count // side**2))
 
 
-class Gemma3(Family):
-    """One square grid per image, whose tokens see one another."""
-
-    adapter = "gemma3"
-    renames = _OLD_TOWER
-
-    def layout(self, config: Any, modality: str, item: Mapping[str, Any], count: int) -> Layout:
-        return Layout.of(square(count))
-
-
 FAMILIES: dict[str, type[Family]] = {
     "LlavaForConditionalGeneration": Llava,
     "LlavaNextForConditionalGeneration": LlavaNext,
@@ -132,9 +121,7 @@ FAMILIES: dict[str, type[Family]] = {
     "Qwen2VLForConditionalGeneration": Qwen2VL,
     "Qwen2_5_VLForConditionalGeneration": Qwen2_5VL,
     "Qwen3VLForConditionalGeneration": Qwen3VL,
-    "Qwen3_5ForConditionalGeneration": Qwen3VL,
     "InternVLForConditionalGeneration": InternVL,
-    "Gemma3ForConditionalGeneration": Gemma3,
 }
 
 

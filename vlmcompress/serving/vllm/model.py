@@ -18,6 +18,7 @@ from vlmcompress.methods.contracts.method import Reducer
 from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.questions import answered
 from vlmcompress.patches.decoder.selection import choose
+from vlmcompress.patches.sequence.deepstack import group_means
 from vlmcompress.serving.counts import ItemPlan, method_of
 from vlmcompress.serving.settings import Settings
 from vlmcompress.serving.vllm import positions
@@ -105,12 +106,12 @@ class Pruned:
         self, features: Tensor, plan: ItemPlan, signals: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """The features that are left, and their places among those of the image."""
-        device, own = features.device, features[:, : self._width]
+        device = features.device
         if plan.keep >= plan.given:
             return features, torch.arange(plan.given, device=device)
         visual = plan.layout.visual.to(device)
         try:
-            chosen = self._chosen(own[visual], plan, signals)
+            chosen = self._chosen(features[visual], plan, signals)
         except VLMCompressError as error:
             # As many must come back as the prompt has places for, or the whole server ends.
             _log.error("vlmcompress: %s; evenly spaced tokens are kept instead", error)
@@ -121,13 +122,16 @@ class Pruned:
         stays[places[kept]] = True
         if merged is not None:
             features = features.clone()
-            features[places[kept], : self._width] = merged
+            features[places[kept]] = merged
         return features[stays], stays.nonzero()[:, 0]
 
     def _chosen(
         self, features: Tensor, plan: ItemPlan, signals: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        """Which visual tokens are kept, and the features of merged ones."""
+        """Which visual tokens are kept, and the features of merged ones.
+
+        What is beside the features (DeepStack) follows: of a merged token the mean.
+        """
         wanted = self.family.wanted(plan.method, self._hf_config)
         fields = dict(signals)
         language = self.get_language_model()  # type: ignore[attr-defined]
@@ -137,16 +141,23 @@ class Pruned:
             ids = torch.tensor(plan.words, device=features.device)
             fields["text"] = language.embed_input_ids(ids)
         if "vocabulary" in wanted:
-            vocabulary = language.model.embed_tokens
-            fields["vocabulary"] = vocabulary.weight[: vocabulary.org_vocab_size]
-        tokens = VisualTokens(features, plan.layout.grid, **fields)
+            vocabulary, group = language.model.embed_tokens, get_tp_group()
+            weight = vocabulary.weight
+            if group.world_size > 1:  # each rank has some of the rows
+                weight = group.all_gather(weight, dim=0)
+            fields["vocabulary"] = weight[: vocabulary.org_vocab_size]
+        own, further = features[:, : self._width], features[:, self._width :]
+        tokens = VisualTokens(own, plan.layout.grid, **fields)
         checks = Checks()
         method = method_of(plan.method)
         asking = choose(method, plan, tokens, plan.layout.parts, False, False, checks)  # type: ignore[arg-type]
         found = answered(asking, checks)
         checks.settle()
         assert isinstance(method, Reducer) == (found.merged is not None)
-        return found.kept, None if found.merged is None else found.merged.features
+        if found.merged is None:
+            return found.kept, None
+        means = group_means(further, found.merged)
+        return found.kept, torch.cat([found.merged.features, means], dim=1)
 
     # ---- positions ----
 

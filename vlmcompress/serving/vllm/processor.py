@@ -15,11 +15,12 @@ from vllm.multimodal.processing import PromptUpdateDetails
 
 from vlmcompress.errors import UnsupportedCallError, VLMCompressError
 from vlmcompress.patches.signals.instruction import Instruction
+from vlmcompress.patches.signals.signals import named_tokens
 from vlmcompress.serving.architectures import KEY
 from vlmcompress.serving.counts import ItemPlan, plan
 from vlmcompress.serving.settings import Settings
 from vlmcompress.serving.vllm import metrics
-from vlmcompress.serving.vllm.family import Family
+from vlmcompress.serving.vllm.family import Family, shown
 
 FIELD = "vlmcompress_plan"
 """Of the arguments of `embed_multimodal`: an `ItemPlan` as bytes, for each image."""
@@ -99,7 +100,7 @@ class Pruning:
         config = self.info.get_hf_config()
         pictures = self.family.placeholders(config)
         if self._instruction is None:
-            named = pictures | _named_tokens(config)
+            named = named_tokens(shown(config), self.family.adapted)
             self._instruction = Instruction.of(self.info.get_hf_processor(), named)
         places = [place for place, token in enumerate(prompt) if token in pictures]
         return tuple(prompt[column] for column in self._instruction.columns(prompt, places))
@@ -171,16 +172,6 @@ def _stay(visual: Tensor, found: ItemPlan) -> Tensor:
 
 def _embedded(visual: Tensor, full: list[int]) -> Tensor:
     return visual
-
-
-def _named_tokens(config: Any) -> set[int]:
-    """Ids that the configuration gives a name: begin, end, padding, picture marks."""
-    found: set[int] = set()
-    for each in (config, config.get_text_config()):
-        for name, value in vars(each).items():
-            if name.endswith(("token_id", "token_index")) and value is not None:
-                found |= set(value if isinstance(value, list) else [value])
-    return found
 
 
 def plans_in(values: Any) -> list[ItemPlan]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.distributed import get_tp_group
 
 from vlmcompress.ops.score import attention_received, attention_received_packed, attention_rows
 from vlmcompress.patches.families.vision_encoder import Encoder
@@ -32,22 +33,36 @@ class AttentionCall:
     scale: float
     lengths: list[int] | None
     """Tokens that attend to one another, where all patches are one sequence."""
+    shared: bool = False
+    """Whether each rank of a tensor-parallel group has some of the heads."""
 
     def received(self) -> Tensor:
         """[B, n, 1] or [P, 1] float32: attention received, mean over heads and queries."""
         if self.lengths is None:
-            return attention_received(self.query, self.key, self.scale)[..., None]
-        found = attention_received_packed(self.query, self.key, self.scale, self.lengths)
-        return found[..., None]
+            found = attention_received(self.query, self.key, self.scale)
+        else:
+            found = attention_received_packed(self.query, self.key, self.scale, self.lengths)
+        return self._mean(found)[..., None]
 
     def cls_row(self) -> Tensor:
         """[B, n, 1] float32: attention of token 0, mean over heads."""
         rows = attention_rows(self.query[:, :, :1], self.key, self.scale, mean=True)
-        return rows[:, 0, :, None]
+        return self._mean(rows[:, 0])[..., None]
 
     def keys(self) -> Tensor:
-        """[B, n, H * d] or [P, H * d]."""
-        return self.flat
+        """[B, n, H * d] or [P, H * d], of all heads."""
+        if not self.shared:
+            return self.flat
+        gathered: Tensor = get_tp_group().all_gather(self.flat, dim=-1)
+        return gathered
+
+    def _mean(self, own: Tensor) -> Tensor:
+        """Over the ranks."""
+        if not self.shared:
+            return own
+        group = get_tp_group()
+        mean: Tensor = group.all_reduce(own) / group.world_size
+        return mean
 
 
 _LOOKS = {
@@ -66,7 +81,10 @@ class TowerTaps:
         self._encoder: Encoder = family.encoder
         self._base = shown(config)
         layers: Any = model.get_submodule(family.tower)
-        self.depth = self._encoder.depth(self._base, _whole_depth(config, len(layers)))
+        self._heads = _of_tower(config, ("num_attention_heads", "num_heads"))
+        self.depth = self._encoder.depth(
+            self._base, _of_tower(config, ("num_hidden_layers", "depth"))
+        )
         self._projected: Any = None
         self._wanted: frozenset[int] = frozenset()
         self._calls: dict[int, list[AttentionCall]] = defaultdict(list)
@@ -117,7 +135,8 @@ class TowerTaps:
             query, key, flat = query[0], key[0], flat[0]
         if self._projected is not None:
             flat = self._projected.reshape(-1, 3, heads * size)[:, 1]
-        self._calls[number].append(AttentionCall(query, key, flat, module.scale, lengths))
+        shared = heads < self._heads
+        self._calls[number].append(AttentionCall(query, key, flat, module.scale, lengths, shared))
 
     def collect(
         self,
@@ -156,10 +175,8 @@ def layers_of(
     return found
 
 
-def _whole_depth(config: Any, built: int) -> int:
-    """Layers of the tower as checkpoints have it; vLLM builds those that give the features."""
-    vision = config.vision_config
-    for name in ("num_hidden_layers", "depth"):
-        if hasattr(vision, name):
-            return int(getattr(vision, name))
-    return built
+def _of_tower(config: Any, names: Sequence[str]) -> int:
+    """A number of the tower as checkpoints have it: vLLM builds fewer layers, and shares heads."""
+    return next(
+        int(getattr(config.vision_config, n)) for n in names if hasattr(config.vision_config, n)
+    )
