@@ -187,7 +187,8 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
     if budget is None:
         raise BudgetError(f'{AUTO} needs a budget, for example "25%", "0.4 flops" or "120 ms"')
     model, family = parts.model, parts.family
-    grid, stages = _grid_of(parts), list(family.stages)
+    grid = _grid_of(parts) if budget.is_cost else family.fixed_grid(model)
+    stages = list(family.stages)
     if grid is None and "encoder" in stages and family.encoder.tile(parts.base) is not None:
         stages.remove("encoder")  # tiles: sizes are not known before the encoder
     if "decoder" in stages and not _cuts(parts):

@@ -94,10 +94,10 @@ def test_what_is_out_of_range_is_refused():
         UnitDrop(layer=-1)
     with pytest.raises(VLMCompressError, match="layer must be"):
         UnitDrop(layer="half")
-    with pytest.raises(VLMCompressError, match="score must be one of 'spread', 'farthest'"):
+    with pytest.raises(VLMCompressError, match="score must be one of 'auto', 'spread', 'farthest'"):
         UnitDrop(score="norm")
     with pytest.raises(VLMCompressError, match="a token is one patch: give score="):
-        chosen(UnitDrop(), [[[1.0]], [[2.0]]], 1)
+        chosen(UnitDrop(score="spread"), [[[1.0]], [[2.0]]], 1)
 
 
 def test_counts_are_shares_of_the_grid():
