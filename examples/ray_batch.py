@@ -1,24 +1,57 @@
-"""Ask one question about every picture of a folder with Ray Data: vLLM in every worker, pruning.
+"""Ask one question about every picture of a folder with Ray Data: an engine in every worker.
 
     pip install 'vlmcompress[vllm]' 'ray[data]'
     python examples/ray_batch.py pictures/ "what is on the sign?" --out answers \
         --model Qwen/Qwen2.5-VL-3B-Instruct --workers 8
 
 The plug-in is active in every worker where `vlmcompress` is installed: the settings are arguments
-of the engine, which Ray sends there. For a parquet file read it with `ray.data.read_parquet`.
+of the engine. For a parquet file read it with `ray.data.read_parquet`. The engines are actors of
+`map_batches`; the vLLM processor of Ray 2.60 imports a module that vLLM 0.32 no longer has.
 """
 
 import argparse
-import base64
+import io
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+from PIL import Image
 
 from vlmcompress.models.formats import read_config
 from vlmcompress.models.names import resolve
 from vlmcompress.serving import hf_overrides
+
+
+class Engine:
+    """One engine of vLLM, which prunes."""
+
+    def __init__(self, model: str, overrides: dict[str, Any], question: str) -> None:
+        from vllm import LLM, SamplingParams
+
+        limits = {"image": 1}
+        self._llm = LLM(
+            model, hf_overrides=overrides, limit_mm_per_prompt=limits, max_model_len=1024
+        )
+        self._sampling, self._question = SamplingParams(temperature=0, max_tokens=64), question
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Answers about the pictures of a batch."""
+        chats = []
+        for data in batch["bytes"]:
+            picture = Image.open(io.BytesIO(data)).convert("RGB")
+            content = [
+                {"type": "image_pil", "image_pil": picture},
+                {"type": "text", "text": self._question},
+            ]
+            chats.append([{"role": "user", "content": content}])
+        found = self._llm.chat(
+            chats, self._sampling, tokenization_kwargs={"add_special_tokens": True}
+        )
+        return {
+            "file": [Path(path).name for path in batch["path"]],
+            "answer": [one.outputs[0].text.strip() for one in found],
+            "prompt_tokens": [len(one.prompt_token_ids) for one in found],
+        }
 
 
 def main() -> None:
@@ -31,50 +64,21 @@ def main() -> None:
     parser.add_argument("--method", default="divprune")
     parser.add_argument("--budget", default="25%")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
+    parser.add_argument("--gpus", type=int, default=1, help="Of each worker; 0 for CPUs.")
     given = parser.parse_args()
-    if given.device == "cpu":
-        ray.init(num_cpus=8)  # each stage of the pipeline holds one, however few there are
     model = resolve(given.model)
-    overrides = hf_overrides(read_config(model, {})["architectures"], given.method, given.budget)
-    config = vLLMEngineProcessorConfig(
-        model_source=model,
-        engine_kwargs={
-            "hf_overrides": overrides,
-            "max_model_len": 1024,
-            "limit_mm_per_prompt": {"image": 1},
-        },
-        prepare_multimodal_stage=True,
-        concurrency=given.workers,
-        batch_size=16,
-        **({"placement_group_config": {"bundles": [{"CPU": 1}]}} if given.device == "cpu" else {}),
-    )
-
-    def ask(row: dict[str, Any]) -> dict[str, Any]:
-        data = base64.b64encode(row["bytes"]).decode()
-        kind = "jpeg" if row["path"].lower().endswith((".jpg", ".jpeg")) else "png"
-        picture = {"url": f"data:image/{kind};base64,{data}"}
-        content = [
-            {"type": "image_url", "image_url": picture},
-            {"type": "text", "text": given.question},
-        ]
-        return {
-            "messages": [{"role": "user", "content": content}],
-            "sampling_params": {"temperature": 0, "max_tokens": 64},
-            "path": row["path"],
-        }
-
-    def keep(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "file": Path(row["path"]).name,
-            "answer": row["generated_text"].strip(),
-            "prompt_tokens": row["num_input_tokens"],
-        }
-
+    architectures = read_config(model, {})["architectures"]
+    overrides = hf_overrides(architectures, given.method, given.budget)
     pictures = ray.data.read_binary_files(
-        given.folder, include_paths=True, file_extensions=["png", "jpg", "jpeg"]
+        given.folder, include_paths=True, file_extensions=["png", "jpg", "jpeg", "webp"]
     )
-    build_processor(config, preprocess=ask, postprocess=keep)(pictures).write_json(given.out)
+    pictures.map_batches(
+        Engine,
+        fn_constructor_args=(model, overrides, given.question),
+        concurrency=given.workers,
+        num_gpus=given.gpus,
+        batch_size=64,
+    ).write_json(given.out)
 
 
 if __name__ == "__main__":
