@@ -55,7 +55,7 @@ def test_patches_pairs_and_a_pooling_head_by_hand():
     pooled = first_token(replace(SHAPE, pooler=(19, 23)), LOAD)
     assert pooled.encoder == costs.encoder + 2 * (19 * 10 + 23 * 2)
     more = first_token(replace(SHAPE, pooler=(19, 23)), replace(LOAD, patches=20))
-    assert more.encoder == pooled.encoder + 2 * 7 * 10
+    assert more.encoder == pooled.encoder + 2 * (7 + 19) * 10
     assert first_token(replace(SHAPE, value_bytes=4), LOAD).kv_bytes == 2 * costs.kv_bytes
 
 

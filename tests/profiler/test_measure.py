@@ -11,10 +11,9 @@ from vlmcompress import compress
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.flops.exact import first_token
 from vlmcompress.laws.snapshots import snapshot
-from vlmcompress.patches import engine
 from vlmcompress.patches.cost.model_shape import shape_of
 from vlmcompress.patches.cost.workload import load_of
-from vlmcompress.patches.decoder import prefill
+from vlmcompress.patches.decoder import between_layers, prefill
 from vlmcompress.patches.families.vision_encoders_tiles import TileEncoder
 from vlmcompress.patches.signals.signals import Signals
 from vlmcompress.profiler import machine, measure, stopwatch
@@ -152,7 +151,12 @@ def test_time_goes_to_the_stage_where_it_is_spent(ticks, stage, where):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(prefill, "choose"), (engine, "ranked"), (Signals, "encoded"), (TileEncoder, "packed")],
+    [
+        (prefill, "choose"),
+        (between_layers, "ranked"),
+        (Signals, "encoded"),
+        (TileEncoder, "packed"),
+    ],
 )
 def test_all_work_of_a_method_is_selection(ticks, monkeypatch, owner, name):
     """A choice before the decoder, one between layers, signals, and packing them like features."""
