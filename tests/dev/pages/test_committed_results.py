@@ -49,7 +49,7 @@ def find(task, method, budget=None):
 
 
 APART = {"unit-drop"}
-"""Measured in docs/eval/inside-the-tower, on other questions; the next `make accuracy` adds them."""
+"""Measured in docs/eval/inside-the-tower on other questions; `make accuracy` would add them."""
 
 
 def test_they_belong_to_these_tasks_methods_and_budgets(all_results):
