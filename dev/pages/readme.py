@@ -23,6 +23,8 @@ METHODS = ("divprune", "scope", "divprune+fastv")
 BUDGETS = ("50%", "25%", "12.5%")
 _SHAPE, _METHOD, _COUNT = "qwen2-0.5b-llava", "divprune", 64
 """What the sentence about a real shape is about."""
+_TOWER, _INSIDE = "gemma3-4b", "unit-drop+divprune"
+"""What the one about a large vision tower is about."""
 
 
 def figures() -> str:
@@ -47,7 +49,7 @@ def figures() -> str:
         f"time of an answer. All {task['tokens']:g} tokens: {_cell(full)}; none: "
         f"{_right(rows[TEXT_ONLY, None])}. `{source['model']}`, {source['dtype']}, batches of "
         f"{source['batch']}, {source['device']}, {source['threads']} thread, torch {torch}; "
-        f"`{RANDOM_NAME}` is the mean of three seeds. {real_shape()}"
+        f"`{RANDOM_NAME}` is the mean of three seeds. {real_shape()} {large_tower()}"
     )
 
 
@@ -75,6 +77,18 @@ def real_shape(path: Path = SPEED) -> str:
         f"{made_on['cpu']}, {made_on['threads']} threads, {made_on['dtype']}) `{_METHOD}` with "
         f"{_COUNT} tokens needs {kept['ttft_ms'][0]:.0f} ms to the first token, the whole model "
         f"{full['ttft_ms'][0]:.0f} ms."
+    )
+
+
+def large_tower() -> str:
+    """What a method inside the vision tower saves where one behind it saves little."""
+    measured = json.loads(SPEED.with_name("encoder_stage.json").read_text())
+    row = next(one for one in measured["predicted"] if one["model"] == _TOWER)
+    fewer, share = row["times_fewer"], measured["provenance"]["share"]
+    return (
+        f"Where the vision tower costs most, drop inside it: with {share} of the tokens kept, "
+        f"`{_TOWER}` needs {fewer[_METHOD]:.1f} times fewer FLOPs to the first token with "
+        f"`{_METHOD}`, {fewer[_INSIDE]:.1f} times with `{_INSIDE}` ([predicted](docs/speed.md))."
     )
 
 
