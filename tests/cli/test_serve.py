@@ -5,6 +5,8 @@ import json
 import os
 import shlex
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -56,10 +58,48 @@ def test_without_vllm_it_says_how_to_get_it(cli):
         (("serve", "--check", "http://127.0.0.1:9"), "no answer from http://127.0.0.1:9"),
         (("serve", "--check", "file:///etc/passwd"), "no address of a server"),
         ((*SERVE, "--positions", "sideways"), "positions='sideways'"),
+        (("serve", "--check", "http://127.0.0.1:9", "-b", "25%"), "no model, settings or arg"),
+        (("serve", "--check", "http://127.0.0.1:x"), "no answer from http://127.0.0.1:x"),
+        (("serve", "--check", "http://[::1"), "no answer from http://[::1"),
+        (("serve", "tiny-llava", "-m", "divprune", "-b", "120 ms"), "a server has no time"),
+        (("serve", "tiny-llava", "-m", "text-only"), "keeps no token"),
+        (("serve", "tiny-llava", "-m", "token-correlation"), "give a budget such as 64"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(cli, arguments, message):
     done = cli(*arguments, "--print")
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+class Other(BaseHTTPRequestHandler):
+    """A server of something else."""
+
+    def do_GET(self):
+        self.wfile.write(self.server.said)
+
+    def log_message(self, *told):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n[]", "is it vLLM?"),
+        (b'HTTP/1.0 200 OK\r\n\r\n{"data": []}', "is it vLLM?"),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "no answer from"),
+        (b"garbage\r\n\r\n", "no answer from"),
+        (b"HTTP/1.0 404 No\r\n\r\n<p>\nno", "HTTP 404: <p> no"),
+    ],
+)
+def test_a_server_of_something_else_is_one_line(cli, said, message):
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        server.said = said
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        done = cli("serve", "--check", f"http://127.0.0.1:{server.server_port}")
+        thread.join()
     assert done.exit_code == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -14,14 +14,13 @@ from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.planner import Planner
 from vlmcompress.budget.search import different_shares, largest_share
 from vlmcompress.defaults import AUTO
-from vlmcompress.errors import BudgetError
 from vlmcompress.flops.exact import first_token
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.serving.counts import pipeline_of
-from vlmcompress.serving.settings import Settings
+from vlmcompress.serving.settings import Settings, refuse_time
 from vlmcompress.tokens import Grid
 
 _PICTURE, _TEXT = Grid(1, 24, 24), 32
@@ -39,11 +38,7 @@ def settled(settings: Settings, config: Any) -> tuple[Settings, str]:
         VLMCompressError: the budget cannot be met so, or nothing fits the model.
     """
     budget = None if settings.budget is None else Budget.parse(settings.budget)
-    if budget is not None and budget.unit == "ms":
-        raise BudgetError(
-            f"budget {budget}: a server has no time that holds for every load; give a count, a "
-            'share such as "25%", or "0.4 flops"'
-        )
+    refuse_time(budget)
     if settings.method != AUTO and (budget is None or not budget.is_cost):
         return settings, ""
     parts = ModelParts.of(_weightless(config))

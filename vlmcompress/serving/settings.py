@@ -9,13 +9,22 @@ from typing import Any
 
 from vlmcompress.api import POSITIONS
 from vlmcompress.budget.budget import Budget
-from vlmcompress.errors import VLMCompressError
+from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.files.untrusted import short
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.serving.architectures import KEY
 from vlmcompress.version import __version__
 
 _OF_REQUESTS = ("method", "budget")
+
+
+def refuse_time(budget: Budget | None) -> None:
+    """Raise a BudgetError about a budget in milliseconds."""
+    if budget is not None and budget.unit == "ms":
+        raise BudgetError(
+            f"budget {budget}: a server has no time that holds for every load; give a count, a "
+            'share such as "25%", or "0.4 flops"'
+        )
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,8 @@ def asked(url: str) -> str:
         VLMCompressError: there is no such server, or it refuses.
     """
     base = url.rstrip("/").removesuffix("/v1")
-    model = _json(f"{base}/v1/models")["data"][0]["id"]
+    with _of_such_a_server(base):
+        model = _json(f"{base}/v1/models")["data"][0]["id"]
     _chat(base, model, None)  # the first request of a server takes longer than all others
     rows = {"as served": _chat(base, model, None)}
     try:
@@ -71,21 +74,35 @@ def _chat(base: str, model: str, settings: dict[str, Any] | None) -> Answer:
     start = time.perf_counter()
     found = _json(f"{base}/v1/chat/completions", body)
     spent = 1000 * (time.perf_counter() - start)
-    text = (found["choices"][0]["message"]["content"] or "").strip()
-    return Answer(text, found["usage"]["prompt_tokens"], spent)
+    with _of_such_a_server(base):
+        text = (found["choices"][0]["message"]["content"] or "").strip()
+        return Answer(text, int(found["usage"]["prompt_tokens"]), spent)
+
+
+@contextlib.contextmanager
+def _of_such_a_server(base: str) -> Iterator[None]:
+    """Raise a VLMCompressError where what is read is JSON of something else."""
+    try:
+        yield
+    except VLMCompressError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise VLMCompressError(
+            f"{base} answers, but not as a server of the OpenAI API does: is it vLLM?"
+        ) from error
 
 
 def _json(url: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     if not url.startswith(("http://", "https://")):
         raise VLMCompressError(f"{url!r} is no address of a server: give http://HOST:PORT")
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         raise VLMCompressError(_reason(error)) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise VLMCompressError(f"no answer from {url}: {error}") from error
 
 

@@ -69,8 +69,11 @@ def serve(
     Exit code 2: bad input; else that of vLLM.
     """
     if check is not None:
-        if model is not None or method is not None:
-            raise VLMCompressError("--check asks a server that is running: give it no model")
+        # Of `--print` nothing is to be seen: a check starts no server.
+        if (model, arguments or None, method, budget, positions) != (*[None] * 4, "keep"):
+            raise VLMCompressError(
+                "--check asks a server that is running: give it no model, settings or arguments"
+            )
         from vlmcompress.cli.serve.check import asked
 
         typer.echo(asked(check))
@@ -95,19 +98,26 @@ def _settings(
     """Where the model is, and what overrides its configuration."""
     from types import SimpleNamespace
 
+    from vlmcompress.budget.budget import Budget
     from vlmcompress.defaults import AUTO
     from vlmcompress.models.formats import read_config
     from vlmcompress.models.names import resolve
     from vlmcompress.serving.architectures import KEY, hf_overrides
-    from vlmcompress.serving.counts import method_of
-    from vlmcompress.serving.settings import Settings
+    from vlmcompress.serving.counts import method_of, plan
+    from vlmcompress.serving.settings import Settings, refuse_time
+    from vlmcompress.tokens import Grid, Layout
 
     where = resolve(model)
     config = read_config(where, {})
     if not config:
         raise VLMCompressError(f"cannot read the configuration of {model!r}")
     overrides = hf_overrides(config.get("architectures") or [], method, budget, positions)
-    Settings.of_server(SimpleNamespace(**{KEY: overrides[KEY]}))  # what is malformed fails here
+    # What is malformed, and what no picture could be served with, fails here, not in vLLM.
+    settings = Settings.of_server(SimpleNamespace(**{KEY: overrides[KEY]}))
+    asked = None if settings.budget is None else Budget.parse(settings.budget)
+    refuse_time(asked)
     if method != AUTO:
         method_of(method)
+        if asked is None or not asked.is_cost:
+            plan(settings, Layout.of(Grid(1, 24, 24)))
     return where, overrides
