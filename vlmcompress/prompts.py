@@ -37,11 +37,12 @@ def prepare(model: Any, processor: Any, prompts: Sequence[Prompt]) -> Any:
 
     Raises:
         UnsupportedModelError: the model takes no videos, or not together with images.
-        VLMCompressError: the processor or its chat template refuses.
+        VLMCompressError: the processor is none, or it or its chat template refuses.
     """
     clips = [one for media, _ in prompts for one in media if isinstance(one, Video)]
     images = [[one for one in media if not isinstance(one, Video)] for media, _ in prompts]
     _check_family(model, bool(clips))
+    _check_processor(processor)
     given: dict[str, Any] = {
         "text": [_chat(processor, prompt) for prompt in prompts],
         "return_tensors": "pt",
@@ -145,6 +146,15 @@ def _check_family(model: Any, clips: bool) -> None:
         able = ", ".join(name for name, kind in FAMILIES.items() if kind.video)
         raise UnsupportedModelError(
             f"{family.name} models take images but no videos; families that take both: {able}"
+        )
+
+
+def _check_processor(processor: Any) -> None:
+    """A tokenizer would leave out the pictures without a word."""
+    if not hasattr(processor, "apply_chat_template") or not hasattr(processor, "tokenizer"):
+        raise VLMCompressError(
+            f"{type(processor).__name__} is no processor of a vision-language model: give the "
+            "model's own, as vlmcompress.load does"
         )
 
 

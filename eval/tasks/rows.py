@@ -14,7 +14,7 @@ from PIL.Image import Image
 from vlmcompress.errors import MediaError, VLMCompressError
 from vlmcompress.eval.extras import needs_eval
 from vlmcompress.files.records import SUFFIXES, records
-from vlmcompress.files.untrusted import refuse_url, short
+from vlmcompress.files.untrusted import check_file_name, short
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
 
@@ -137,7 +137,7 @@ def _row(
     images: tuple[Callable[[], Image], ...] = ()
     video = None
     if medium == "video":
-        refuse_url(_text(given, "video"))
+        check_file_name(_text(given, "video"))
         video = folder / _text(given, "video")
         check_file(video, "video")
     else:
@@ -167,7 +167,7 @@ def _images(
     for number, image in enumerate(_list(found)):
         content = image.get("bytes") or image.get("path") if isinstance(image, dict) else image
         if isinstance(content, str) and content:
-            refuse_url(content)
+            check_file_name(content)
             check_file(folder / content)
             yield functools.partial(read_image, folder / content)
         elif isinstance(content, bytes) and content and embedded is not None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import vlmcompress
+from vlmcompress.asking.comparison import Comparison
 from vlmcompress.errors import MediaError, VLMCompressError
 from vlmcompress.media.given import media_of
 
@@ -77,18 +78,72 @@ def test_clips_from_files_and_from_frames():
         (np.zeros((4, 4), np.uint8)[None, None, None], "is no picture"),
         ("https://example.com/a.png", "nothing is fetched"),
         ("missing.png", "missing.png"),
+        ("", "no name"),
+        ("http://x//a.png", "'http://x//a.png' is an address"),
+        (Image.new("RGB", (0, 4)), "0x4 pixels shows nothing"),
     ],
 )
 def test_what_is_no_picture_is_said_in_one_line(given, words):
     with pytest.raises(VLMCompressError, match=words) as error:
         media_of(given)
     assert "\n" not in str(error.value)
-    assert isinstance(error.value, MediaError) or "fetched" in words
+    of_names = "fetched", "address", "no name"
+    assert isinstance(error.value, MediaError) or any(part in words for part in of_names)
 
 
-def test_an_empty_question_is_refused(tiny_llava):
-    with pytest.raises(VLMCompressError, match="the question must be a text"):
-        vlmcompress.ask(*tiny_llava, STREET, " ")
+def in_a_chat(question, **given):
+    return vlmcompress.Chat(**given).ask(question)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"question": " "}, "the question must be a text, got ' '"),
+        ({"question": "\ud800"}, "half a surrogate pair"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number, 1 or more, got 0"),
+        ({"max_new_tokens": None}, "max_new_tokens must be .* got None"),
+        ({"max_new_tokens": True}, "max_new_tokens must be .* got True"),
+        ({"frames": "many"}, "the number of frames must be an integer, got 'many'"),
+        ({"fps": 0}, "frames per second must be above zero"),
+        ({"processor": None}, "NoneType is no processor of a vision-language model"),
+    ],
+)
+@pytest.mark.parametrize("function", [vlmcompress.ask, vlmcompress.compare, in_a_chat])
+def test_wrong_arguments_are_said_in_one_line(tiny_llava, function, given, words):
+    model, processor = tiny_llava
+    given = {"model": model, "processor": processor, "media": STREET} | given
+    with pytest.raises(VLMCompressError, match=words) as error:
+        function(**{"question": QUESTION} | given)
+    assert "\n" not in str(error.value)
+    with pytest.raises(VLMCompressError, match="not compressed"):
+        vlmcompress.Compression.of(model)
+
+
+def test_a_tokenizer_in_place_of_the_processor_is_refused(tiny_llava):
+    model, processor = tiny_llava
+    with pytest.raises(VLMCompressError, match="give the model's own"):
+        vlmcompress.ask(model, processor.tokenizer, STREET, QUESTION)
+
+
+@pytest.mark.parametrize("methods", [None, vlmcompress.get_method("divprune"), "divprune"])
+def test_one_method_may_be_given_alone(tiny_llava, methods):
+    found = vlmcompress.compare(*tiny_llava, STREET, QUESTION, methods, 36, **SHORT)
+    assert [one.after for one in found] == [144, 36]
+
+
+@pytest.mark.parametrize("repeat", [0, "2", 1.5])
+def test_rounds_are_counted(tiny_llava, repeat):
+    with pytest.raises(VLMCompressError, match="repeat must be a whole number"):
+        vlmcompress.compare(*tiny_llava, STREET, QUESTION, repeat=repeat)
+
+
+def test_impossible_pictures_of_an_answer(tiny_llava):
+    found = vlmcompress.ask(*tiny_llava, STREET, QUESTION, **SHORT)
+    for given, words in (({"width": 0}, "width"), ({"layer": "a"}, "layer a")):
+        with pytest.raises(VLMCompressError, match=words):
+            found.overlay(**given)
+    with pytest.raises(VLMCompressError, match="columns"):
+        Comparison([found]).overlay(columns=0)
 
 
 def test_an_overlay_needs_no_processor_after_ask_and_takes_a_layer(tiny_llava):

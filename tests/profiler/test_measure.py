@@ -462,7 +462,10 @@ def test_peak_memory_is_unknown_where_the_kernel_does_not_tell(monkeypatch, tmp_
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"rounds": 0}, "rounds must be 1"), ({"output_tokens": 0}, "output_tokens must be 1")],
+    [
+        ({"rounds": 0}, "rounds must be a whole"),
+        ({"output_tokens": 0}, "output_tokens must be a whole"),
+    ],
 )
 def test_wrong_numbers(options, message):
     found, prepare = subject("random llava")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from retriever_processors import inputs_of, pictures, processor
 from retrievers import IMAGE, SOME, Retriever, entering, retriever
 from torch import Tensor
@@ -14,6 +15,7 @@ import vlmcompress
 from vlmcompress.errors import UnsupportedModelError, VLMCompressError
 from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.models.loading import load
+from vlmcompress.models.names import ASSETS
 
 PAGES = pictures(3)
 QUERIES = ["red star", "the blue circle of the page"]
@@ -93,6 +95,7 @@ def test_paths_and_pictures_with_transparency_are_read(tmp_path, found, tools):
     assert same(vlmcompress.embed(*tools, [PAGES[0].convert("RGBA")]), expected)
 
 
+CLIP = ASSETS / "samples" / "runway.mp4"
 COLQWEN = (retriever("colqwen2").model, processor("colqwen2"))
 
 
@@ -107,7 +110,18 @@ COLQWEN = (retriever("colqwen2").model, processor("colqwen2"))
         ({"images": PAGES[0]}, "give a list of pages"),
         ({"images": PAGES, "budget": 8}, "a budget needs a method"),
         ({"images": PAGES, "tokens": "words"}, "tokens='words' is not possible"),
-        ({"images": PAGES, "batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"images": PAGES, "batch_size": 0}, "batch_size must be a whole number, 1 or more, got 0"),
+        ({"images": PAGES, "batch_size": None}, "batch_size must be a whole number"),
+        ({"images": 3}, "give a list of pages or of queries, also for one, got 3"),
+        ({"images": [None]}, "None is no picture"),
+        ({"images": [PAGES]}, "is no picture"),
+        ({"images": [CLIP]}, "is a clip: pages are pictures"),
+        ({"images": [Image.new("RGB", (2000, 2))]}, "the model's processor refuses the input"),
+        ({"texts": ["red star", None]}, "query 1 must be a text, got None"),
+        ({"texts": [""]}, "query 0 must be a text, got ''"),
+        ({"images": PAGES, "pool": []}, "no pool is given"),
+        ({"images": PAGES, "pool": 3}, "3 is no pool: write for example"),
+        ({"images": PAGES, "pool": ["rows", 3]}, "3 is no pool"),
         ({"images": PAGES, "pool": "row"}, "unknown pool 'row': did you mean 'rows'"),
         ({"images": PAGES, "pool": "rows(size=2)"}, "unknown option of rows 'size'"),
         ({"images": PAGES, "pool": "rows(window='a')"}, "rows: window must be an integer"),
@@ -129,6 +143,12 @@ def test_nothing_gives_nothing():
         *COLQWEN, PAGES[:1], method="text-only", pool=pools, tokens="visual"
     ):
         assert [each.shape for each in vectors] == [(0, 16)]
+
+
+@pytest.mark.parametrize("given", [None, "tiny-colqwen", COLQWEN[1].tokenizer])
+def test_a_processor_of_something_else_is_refused(given):
+    with pytest.raises(VLMCompressError, match="is no processor of pages and queries"):
+        vlmcompress.embed(COLQWEN[0], given, PAGES)
 
 
 def test_a_model_that_gives_no_vectors_is_refused():

@@ -122,7 +122,14 @@ def test_an_index_is_searched_again():
         ((QUERIES, []), "there is no page to search"),
         ((QUERIES, [PAGES[0], torch.zeros(0, 8)]), r"page 1 has the shape \(0, 8\): give at least"),
         ((vectors(2), [torch.zeros(2, 9)]), r"query 0 has the shape \(2, 8\): .* of 9 numbers"),
-        ((QUERIES, PAGES, 0), "k must be 1 or more, got 0"),
+        ((QUERIES, PAGES, 0), "k must be a whole number, 1 or more, got 0"),
+        ((QUERIES, PAGES, "3"), "k must be a whole number, 1 or more, got '3'"),
+        ((None, PAGES), "None is no list of tensors"),
+        ((QUERIES, "pages"), "'pages' is no list of tensors"),
+        ((QUERIES, [torch.tensor(1.0)]), r"page 0 has the shape \(\)"),
+        ((QUERIES, [page.numpy() for page in PAGES]), "page 0 is no tensor .* ndarray"),
+        ((QUERIES, (PAGES, PAGES)), "page 0 is no tensor .* list"),
+        ((QUERIES, [*PAGES, torch.full((2, 8), torch.nan)]), "not finite"),
     ],
 )
 def test_what_cannot_be_searched(given, message):
@@ -135,5 +142,9 @@ def test_impossible_candidates():
         vlmcompress.search(QUERIES, PAGES, candidates=3)
     with pytest.raises(VLMCompressError, match="2 candidates cannot give the 3 best pages"):
         vlmcompress.search(QUERIES, PAGES, 3, coarse=COARSE, candidates=2)
+    with pytest.raises(VLMCompressError, match="candidates must be a whole number"):
+        vlmcompress.search(QUERIES, PAGES, 3, coarse=COARSE, candidates=4.5)
+    with pytest.raises(VLMCompressError, match="coarse page 0 has the shape"):
+        vlmcompress.search(QUERIES, PAGES, 3, coarse=[page[:, :4] for page in COARSE])
     with pytest.raises(VLMCompressError, match="7 pages but 1 coarse pages: give one for each"):
         vlmcompress.search(QUERIES, PAGES, coarse=COARSE[:1])

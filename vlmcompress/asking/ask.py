@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from vlmcompress import defaults
+from vlmcompress.arguments import check_count, check_words
 from vlmcompress.asking.answer import Answer
 from vlmcompress.asking.asker import Asker
 from vlmcompress.asking.comparison import Comparison
@@ -77,7 +78,7 @@ def compare(
     processor: Any,
     media: MediaLike,
     question: str,
-    methods: str | Sequence[MethodLike] = (defaults.METHOD,),
+    methods: MethodLike | Sequence[MethodLike] = (defaults.METHOD,),
     budgets: BudgetLike | list[BudgetLike] | tuple[BudgetLike, ...] = None,
     *,
     repeat: int = 1,
@@ -110,12 +111,23 @@ def compare(
     Raises:
         VLMCompressError: as for `ask`, but for a refusal of a single setting.
     """
-    if repeat < 1:
-        raise VLMCompressError(f"repeat must be 1 or more, got {repeat}")
+    check_count("repeat", repeat)
     asker = _asker(model, processor, media, question, max_new_tokens, frames, fps)
-    each = [methods] if isinstance(methods, str) else methods
-    wanted = budgets if isinstance(budgets, list | tuple) else [budgets]
-    return compared(asker, [setting_of(m, b) for m in each for b in wanted], repeat)
+    return compared(asker, settings_of(methods, budgets), repeat)
+
+
+def settings_of(
+    methods: MethodLike | Sequence[MethodLike], budgets: BudgetLike | Sequence[BudgetLike]
+) -> list[Setting]:
+    """Every method at each budget; one that is given alone counts as a list of one.
+
+    Raises:
+        VLMCompressError: see `setting_of`.
+    """
+    several = isinstance(methods, Iterable) and not isinstance(methods, str)
+    each: list[Any] = list(methods) if several else [methods]  # type: ignore[arg-type]
+    wanted: Sequence[Any] = budgets if isinstance(budgets, list | tuple) else [budgets]
+    return [setting_of(method, budget) for method in each for budget in wanted]
 
 
 def compared(asker: Asker, settings: Sequence[Setting], repeat: int) -> Comparison:
@@ -141,6 +153,5 @@ def _asker(
     frames: int | None,
     fps: float | None,
 ) -> Asker:
-    if not isinstance(question, str) or not question.strip():
-        raise VLMCompressError(f"the question must be a text, got {question!r}")
+    check_words("the question", question)
     return Asker(model, processor, media_of(media, frames, fps), question, max_new_tokens)

@@ -9,6 +9,7 @@ from typing import Any
 from PIL.Image import Image
 
 from vlmcompress.api import Compression, compress
+from vlmcompress.arguments import check_count
 from vlmcompress.asking.answer import Answer
 from vlmcompress.asking.setting import Setting
 from vlmcompress.media.video import Video
@@ -30,8 +31,9 @@ class Asker:
         """Prepare the prompt: the question behind the media, or a conversation that ends with it.
 
         Raises:
-            VLMCompressError: see `prepare`.
+            VLMCompressError: `max_new_tokens` is no count, or see `prepare`.
         """
+        check_count("max_new_tokens", max_new_tokens)
         self.model, self.processor = model, processor
         self._media, self._question = media, question
         self._max_new_tokens = max_new_tokens

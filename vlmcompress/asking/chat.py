@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 
 from vlmcompress.api import Compression
+from vlmcompress.arguments import check_count, check_words
 from vlmcompress.asking.answer import Answer
-from vlmcompress.asking.ask import MAX_NEW_TOKENS, compared
+from vlmcompress.asking.ask import MAX_NEW_TOKENS, compared, settings_of
 from vlmcompress.asking.asker import Asker, compressed, with_other
 from vlmcompress.asking.comparison import Comparison
 from vlmcompress.asking.kept_features import KeptFeatures
@@ -77,6 +78,7 @@ class Chat:
         Raises:
             VLMCompressError: bad media, method or budget.
         """
+        check_count("max_new_tokens", max_new_tokens)
         self.setting = setting_of(method, budget, options, positions, text_tower)
         self.turns: list[Answer] = []
         self._model, self._processor = model, processor
@@ -88,19 +90,21 @@ class Chat:
         self._ids: torch.Tensor | None = None
 
     def ask(self, question: str) -> Answer:
-        """The answer to the next question; a refused one is no turn.
+        """The answer to the next question; a refused one is no turn, and as the first one leaves
+        the model as it was.
 
         Raises:
             VLMCompressError: the question is empty, or the model, method or budget refuses.
         """
-        if not isinstance(question, str) or not question.strip():
-            raise VLMCompressError(f"the question must be a text, got {question!r}")
+        check_words("the question", question)
         if self._handle is None:
             self._handle = compressed(self._model, self._processor, self.setting)
         try:
             found, again = self._generate(question)
         except BaseException:  # an interrupt leaves a cache that holds half an answer
             self._forget()
+            if not self.turns:
+                self._remove()
             raise
         report = self._handle.report()
         if again:
@@ -132,20 +136,25 @@ class Chat:
         return found
 
     def compare(
-        self, methods: Sequence[MethodLike] = (), budget: BudgetLike = None, repeat: int = 1
+        self,
+        methods: MethodLike | Sequence[MethodLike] = (),
+        budget: BudgetLike = None,
+        repeat: int = 1,
     ) -> Comparison:
         """The last question once more: on all tokens, in the present setting, and with others.
 
         Args:
-            methods: others.
+            methods: one or several others.
             budget: theirs.
             repeat: timed rounds.
 
         Raises:
-            VLMCompressError: nothing was asked yet.
+            VLMCompressError: nothing was asked yet, or an unknown method or a malformed budget.
         """
         if not self.turns:
             raise VLMCompressError("nothing was asked yet, so there is nothing to compare")
+        check_count("repeat", repeat)
+        others = settings_of(methods, budget)
         *before, last = self.turns
         self._remove()
         asker = Asker(
@@ -156,8 +165,7 @@ class Chat:
             self._max_new_tokens,
             _conversation(self._media, before, last.question),
         )
-        settings = [self.setting, *(setting_of(method, budget) for method in methods)]
-        return compared(asker, settings, repeat)
+        return compared(asker, [self.setting, *others], repeat)
 
     def reset(self) -> None:
         """Forget all turns; the media stay."""

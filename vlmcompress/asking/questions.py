@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files.records import records
-from vlmcompress.files.untrusted import refuse_url, short
+from vlmcompress.files.untrusted import check_file_name, short
 from vlmcompress.media.given import kind_of
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
@@ -113,7 +113,7 @@ def _of_record(
         raise VLMCompressError(f"field {field!r} must name files, got {short(value)}")
     files = []
     for name in names:
-        refuse_url(name)
+        check_file_name(name)
         file = folder / name
         kind = "video" if field == "video" else kind_of(str(file))
         check_file(file, kind)

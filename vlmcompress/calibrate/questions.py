@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.worlds.world import KINDS, TRAIN_SEEDS, ask, draw, make_scene
-from vlmcompress.files.untrusted import parse_json, read_text, refuse_url, said
+from vlmcompress.files.untrusted import check_file_name, parse_json, read_text, said
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
 from vlmcompress.prompts import prepare
@@ -103,6 +103,6 @@ def _parse(file: Path, number: int, line: str) -> CalibrationQuestion:
     )
     if not (isinstance(picture, str) and isinstance(question, str) and question.strip()):
         raise VLMCompressError(f'{where} must be like {{"image": "a.png", "question": "what ?"}}')
-    refuse_url(picture)
+    check_file_name(picture)
     check_file(file.parent / picture)
     return CalibrationQuestion(file.parent / picture, question)

@@ -153,8 +153,10 @@ def one_line(message: object) -> str:
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."
 
 
-def refuse_url(text: str) -> None:
-    """Raise a VLMCompressError if a text that should name a file is an address."""
+def check_file_name(text: str) -> None:
+    """Raise a VLMCompressError if a text that should name a file is empty or an address."""
+    if not text:
+        raise VLMCompressError("a file has no name: got an empty text")
     if _URL.match(text) and not Path(text).exists():
         raise VLMCompressError(
             f"{short(text)} is an address, and nothing is fetched: download it, and give the file"

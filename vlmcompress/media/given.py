@@ -13,9 +13,15 @@ from PIL import Image, ImageOps
 
 from vlmcompress.errors import MediaError
 from vlmcompress.files import at_home
-from vlmcompress.files.untrusted import refuse_url, short
+from vlmcompress.files.untrusted import check_file_name, short
 from vlmcompress.media.images import read_image
-from vlmcompress.media.video import DEFAULT_FPS, VIDEO_SUFFIXES, Video, read_video
+from vlmcompress.media.video import (
+    DEFAULT_FPS,
+    VIDEO_SUFFIXES,
+    Video,
+    check_sampling,
+    read_video,
+)
 
 MediaLike = Any
 """A path, `PIL.Image.Image`, `Video`, array or tensor, or a list of these."""
@@ -38,8 +44,10 @@ def media_of(
             was sampled with (2 where nothing is said).
 
     Raises:
-        MediaError: it is none of these, cannot be read, or there is nothing.
+        MediaError: it is none of these, cannot be read, or there is nothing; or no clip can be
+            sampled so.
     """
+    check_sampling(frames, fps)
     several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
     found = [_one(each, frames, fps) for each in (given if several else [given])]
     if not found:
@@ -51,10 +59,13 @@ def _one(given: Any, frames: int | None, fps: float | None) -> Image.Image | Vid
     if isinstance(given, Video):
         return given
     if isinstance(given, Image.Image):
+        if not given.width * given.height:
+            raise MediaError(f"an image of {given.width}x{given.height} pixels shows nothing")
         return ImageOps.exif_transpose(given).convert("RGB")
     if isinstance(given, str | os.PathLike):
-        file = str(at_home(os.fspath(given)))
-        refuse_url(file)
+        name = os.fspath(given)
+        check_file_name(name)
+        file = str(at_home(name))
         if kind_of(file) == "video":
             return read_video(file, frames, fps)
         return read_image(file)

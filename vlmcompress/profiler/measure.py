@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from vlmcompress.arguments import check_count
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.profiler.machine import environment
 from vlmcompress.profiler.run import Prepare, RunFacts, Runner, RunTimes, Setting, Tokens, Wrap
@@ -145,11 +146,10 @@ def profile(
 
     Raises:
         VLMCompressError: the bare model or `nothing` fails, the prompt has no visual token, or a
-            number is below 1.
+            number is no count.
     """
     for name, number in (("output_tokens", output_tokens), ("rounds", rounds)):
-        if number < 1:
-            raise VLMCompressError(f"{name} must be 1 or more, got {number}")
+        check_count(name, number)
     runner = Runner(model, prepare, output_tokens)
     blank, full = Setting("text-only", nothing), Setting("full")
     looks: list[RunFacts | str] = [runner.look(blank)]

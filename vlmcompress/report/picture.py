@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from vlmcompress.arguments import check_count
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.report.footer import with_footer
 from vlmcompress.report.overlay import SHEET, draw, side_by_side
@@ -32,6 +33,7 @@ def picture(
     Raises:
         VLMCompressError: there is no processor to tell where the patches lie, or see `draw`.
     """
+    check_count("width", width)
     if processor is None:
         raise VLMCompressError(
             "nobody said where the patches of an image lie: give compress(..., processor=...) or "
@@ -48,5 +50,10 @@ def picture(
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures in rows, to be compared."""
+    """Pictures in rows, to be compared.
+
+    Raises:
+        VLMCompressError: `columns` is no count.
+    """
+    check_count("columns", columns)
     return side_by_side(pictures, [""] * len(pictures), min(columns, len(pictures)))

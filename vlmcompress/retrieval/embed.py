@@ -12,9 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlmcompress.api import Compression, compress
+from vlmcompress.arguments import check_count, check_words
 from vlmcompress.budget.budget import Budget
-from vlmcompress.errors import UnsupportedModelError, VLMCompressError
-from vlmcompress.media.images import read_image
+from vlmcompress.errors import MediaError, UnsupportedModelError, VLMCompressError
+from vlmcompress.files.untrusted import short
+from vlmcompress.media.given import media_of
+from vlmcompress.media.video import Video
 from vlmcompress.methods.contracts.method import Method
 from vlmcompress.patches.engine import engine_of
 from vlmcompress.patches.families.registry import RETRIEVERS, family_of
@@ -103,19 +106,26 @@ def embed(
     """
     if (images is None) == (texts is None):
         raise VLMCompressError("give either images= (pages) or texts= (queries)")
-    if isinstance(images, Picture) or isinstance(texts, str):
-        raise VLMCompressError("give a list of pages or of queries, also for one")
+    items = texts if images is None else images
+    if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+        raise VLMCompressError(
+            f"give a list of pages or of queries, also for one, got {short(items)}"
+        )
     if tokens not in _TOKENS:
         raise VLMCompressError(f"tokens={tokens!r} is not possible: give {' or '.join(_TOKENS)}")
-    if batch_size < 1:
-        raise VLMCompressError(f"batch_size must be 1 or more, got {batch_size}")
-    several = not isinstance(pool, str | Pool | None)
+    check_count("batch_size", batch_size)
+    several = isinstance(pool, list | tuple)
     pools = [parse_pool(one) for one in _listed(pool)]
+    if not pools:
+        raise VLMCompressError("no pool is given: leave pool= out for all vectors")
     _check_model(model)
+    _check_processor(processor)
     if texts is not None:
         for name, value in {"method": method, "budget": budget, "pool": pool, **options}.items():
             if value is not None:
                 raise VLMCompressError(f"{name} is for pages: queries are embedded whole")
+        for number, text in enumerate(texts):
+            check_words(f"query {number}", text)
         return [page.vectors for page in _pages(model, processor, texts, batch_size, None)]
     assert images is not None
     found: tuple[Vectors, ...] = tuple([] for _ in pools)
@@ -128,7 +138,7 @@ def embed(
 
 
 def _listed(pool: str | Pool | Sequence[str | Pool | None] | None) -> Sequence[str | Pool | None]:
-    return [pool] if pool is None or isinstance(pool, str | Pool) else pool
+    return pool if isinstance(pool, list | tuple) else [pool]  # type: ignore[list-item]
 
 
 def _check_model(model: Any) -> None:
@@ -137,6 +147,14 @@ def _check_model(model: Any) -> None:
         raise UnsupportedModelError(
             f"{type(model).__name__} gives no vectors to search with: embed takes a model of type "
             f"{', '.join(RETRIEVERS.names())}"
+        )
+
+
+def _check_processor(processor: Any) -> None:
+    if not hasattr(processor, "process_images") or not hasattr(processor, "process_queries"):
+        raise VLMCompressError(
+            f"{type(processor).__name__} is no processor of pages and queries: give the model's "
+            "own, as vlmcompress.load does"
         )
 
 
@@ -164,10 +182,15 @@ def _pages(
     """What the model makes of each item; pages where a compression reports on them."""
     for start in range(0, len(items), batch_size):
         some = list(items[start : start + batch_size])
-        if compression is None:
-            inputs = processor.process_queries(text=some)
-        else:
-            inputs = processor.process_images(images=[_opened(one) for one in some])
+        try:
+            if compression is None:
+                inputs = processor.process_queries(text=some)
+            else:
+                inputs = processor.process_images(images=list(map(_opened, some)))
+        except VLMCompressError:
+            raise
+        except ValueError as error:
+            raise VLMCompressError(f"the model's processor refuses the input: {error}") from error
         inputs.pop("labels", None)  # some processors make them even where nothing is learnt
         inputs = inputs.to(model.device)
         with torch.no_grad():
@@ -180,7 +203,10 @@ def _pages(
 
 
 def _opened(picture: Picture) -> Image.Image:
-    return picture.convert("RGB") if isinstance(picture, Image.Image) else read_image(picture)
+    (media,) = media_of([picture])
+    if isinstance(media, Video):
+        raise MediaError(f"{short(picture)} is a clip: pages are pictures")
+    return media
 
 
 def _page(output: Tensor, ids: Tensor, token: int, image: ImageReport | None) -> PageVectors:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files.untrusted import short
 from vlmcompress.methods.composition.spec import read_call
 from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.registry import Registry, unknown
@@ -191,6 +192,8 @@ def parse_pool(spec: str | Pool | None) -> Pool | None:
     """
     if spec is None or isinstance(spec, Pool):
         return spec
+    if not isinstance(spec, str):
+        raise VLMCompressError(f"{short(spec)} is no pool: {_EXAMPLE}")
     name, options = read_call(spec, "pool", _EXAMPLE)
     kind: Any = POOLS.get(name)
     known = [field.name for field in fields(kind)]

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlmcompress.arguments import check_count
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files.untrusted import short
 
 _ELEMENTS = 2**24
 """Similarities that are held at once, 64 MB."""
@@ -40,7 +42,7 @@ class Index:
             VLMCompressError: no page, a page without vectors, or vectors of different widths.
         """
         self._pages = _Packed(pages, "page")
-        self._coarse = None if coarse is None else _Packed(coarse, "coarse page")
+        self._coarse = None if coarse is None else _Packed(coarse, "coarse page", self._pages.width)
         if self._coarse is not None and len(self._coarse) != len(pages):
             raise VLMCompressError(
                 f"{len(pages)} pages but {len(self._coarse)} coarse pages: give one for each"
@@ -58,13 +60,14 @@ class Index:
             VLMCompressError: vectors of another width, or a count that is not possible.
         """
         _check(queries, "query", self._pages.width)
-        if k < 1:
-            raise VLMCompressError(f"k must be 1 or more, got {k}")
+        check_count("k", k)
         k = min(k, len(self._pages))
         if self._coarse is None:
             if candidates is not None:
                 raise VLMCompressError("candidates are chosen by coarse pages: give coarse=")
             return _best(self._pages.maxsim(queries), k)
+        if candidates is not None:
+            check_count("candidates", candidates)
         count = 10 * k if candidates is None else candidates
         if count < k:
             raise VLMCompressError(f"{count} candidates cannot give the {k} best pages")
@@ -114,11 +117,12 @@ def search(
 class _Packed:
     """Pages of as many vectors side by side, so that none is padded."""
 
-    def __init__(self, pages: Sequence[Tensor], kind: str) -> None:
+    def __init__(self, pages: Sequence[Tensor], kind: str, width: int | None = None) -> None:
+        _check_list(pages, kind)
         if not len(pages):
             raise VLMCompressError(f"there is no {kind} to search")
+        _check(pages, kind, width)
         self.width = pages[0].shape[-1]
-        _check(pages, kind, self.width)
         places = defaultdict(list)
         for place, page in enumerate(pages):
             places[len(page)].append(place)
@@ -169,16 +173,30 @@ def _chunks(total: int, size: int) -> Iterator[slice]:
 
 def _best(scores: Tensor, k: int) -> Hits:
     """Sorted, the earlier of equals first; `topk` leaves their order open."""
+    if not scores.isfinite().all():
+        raise VLMCompressError("a query or a page holds numbers that are not finite")
     ordered = scores.sort(dim=1, descending=True, stable=True)
     return Hits(ordered.indices[:, :k], ordered.values[:, :k])
 
 
-def _check(items: Sequence[Tensor], kind: str, width: int) -> None:
+def _check_list(items: object, kind: str) -> None:
+    if not isinstance(items, Sequence | Tensor) or isinstance(items, str):
+        raise VLMCompressError(f"{short(items)} is no list of tensors [n, d], one for each {kind}")
+
+
+def _check(items: Sequence[Tensor], kind: str, width: int | None) -> None:
+    """Raise unless these are vectors of `width` numbers, or of as many as those of the first."""
+    _check_list(items, kind)
     if not len(items):
         raise VLMCompressError(f"there is no {kind}")
     for number, item in enumerate(items):
-        if item.dim() != 2 or not len(item) or item.shape[1] != width:
+        if not isinstance(item, Tensor):
             raise VLMCompressError(
-                f"{kind} {number} has the shape {tuple(item.shape)}: give at least one vector of "
-                f"{width} numbers"
+                f"{kind} {number} is no tensor [n, d], but of type {type(item).__name__}"
             )
+        if item.dim() != 2 or not len(item) or item.shape[1] != (width or item.shape[1]):
+            raise VLMCompressError(
+                f"{kind} {number} has the shape {tuple(item.shape)}: give at least one vector"
+                + (f" of {width} numbers" if width else "")
+            )
+        width = width or item.shape[1]

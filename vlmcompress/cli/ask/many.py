@@ -62,15 +62,15 @@ def ask_many(media: MediaArguments, setting: Setting, given: ManyArguments) -> N
             )
     elif given.resume:
         raise VLMCompressError("--resume goes on with the file of --out, which is not given")
-    from vlmcompress.media.video_sampling import check_sampling
+    from vlmcompress.cli.ask.media import check_for_videos
 
-    check_sampling(media.frames, media.fps)
     questions = _questions(media)
     count, has_video = 0, False
     for one in questions():
         count, has_video = count + 1, has_video or one.has_video
     if not count:
         raise VLMCompressError("there is nothing to ask about: no row, or no picture and no video")
+    check_for_videos(media, has_video)
     model = given.model or (defaults.VIDEO_MODEL if has_video else defaults.MODEL)
 
     from vlmcompress.models.names import resolve
@@ -152,7 +152,8 @@ def _write(
 def _questions(media: MediaArguments) -> Callable[[], Iterator[Question]]:
     """What gives all questions, as often as it is called; a file is read anew each time."""
     from vlmcompress.asking.questions import in_folder, of_file, of_files
-    from vlmcompress.cli.ask.media import find_question
+    from vlmcompress.cli.ask.media import find_question, is_there
+    from vlmcompress.files.untrusted import check_file_name
 
     words = [*media.words, *media.images, *media.videos]
     data = [at_home(word) for word in words if Path(word).suffix.lower() in SUFFIXES]
@@ -163,6 +164,10 @@ def _questions(media: MediaArguments) -> Callable[[], Iterator[Question]]:
                 f"give one {' or '.join(SUFFIXES)} file, and perhaps a question for rows that "
                 "have none"
             )
+        if rest and is_there(rest[0]):
+            raise VLMCompressError(
+                f"{rest[0]!r} stands beside a data file, which names its pictures itself"
+            )
         if rest and media.question is not None:
             raise VLMCompressError(f"{rest[0]!r} stands beside a data file and --question")
         question = rest[0] if rest else media.question
@@ -170,6 +175,7 @@ def _questions(media: MediaArguments) -> Callable[[], Iterator[Question]]:
     rest, question = find_question(media)
     files: list[Path] = []
     for word in [*rest, *media.images, *media.videos]:
+        check_file_name(word)
         path = at_home(word)
         if path.is_dir():
             found, others = in_folder(path)
@@ -182,6 +188,8 @@ def _questions(media: MediaArguments) -> Callable[[], Iterator[Question]]:
 
 
 def _holds_many(word: str) -> bool:
+    if not word:  # of a variable that was not set: no folder, and not this one
+        return False
     try:
         path = at_home(word)
         return path.is_dir() or (path.suffix.lower() in SUFFIXES and path.is_file())

@@ -11,7 +11,7 @@ from PIL import Image
 from vlmcompress.cli.common import silent_libraries
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home
-from vlmcompress.files.untrusted import MAX_LINE, check_text, refuse_url
+from vlmcompress.files.untrusted import MAX_LINE, check_file_name, check_text
 from vlmcompress.media.decoders.choice import AUTO, check_decoder
 from vlmcompress.media.given import frames_of, kind_of
 from vlmcompress.media.images import read_image
@@ -76,7 +76,7 @@ def name_media(arguments: MediaArguments) -> NamedMedia:
             notes.append(f"{file} holds {frames} frames: the first is taken; --video takes a clip")
         files.append((file, kind))
     found = NamedMedia(files, question, notes)
-    _check_sampling(arguments, found.has_video)
+    check_for_videos(arguments, found.has_video)
     return found
 
 
@@ -104,7 +104,7 @@ def find_question(arguments: MediaArguments) -> tuple[list[str], str]:
         if not words:
             raise VLMCompressError('no question: give one, as in vlmcompress ask image.png "..."')
         question = words.pop()
-        if _is_there(question):
+        if is_there(question):
             raise VLMCompressError(
                 f"no question: the last argument {question!r} is a file or a folder"
             )
@@ -126,11 +126,11 @@ def _from_stdin() -> str:
 def _file(name: str) -> str:
     if name == _STDIN:
         raise VLMCompressError("images and videos are not read from stdin: save it to a file first")
-    refuse_url(name)
+    check_file_name(name)
     return str(at_home(name))
 
 
-def _is_there(text: str) -> bool:
+def is_there(text: str) -> bool:
     """Whether a text names a file or a folder; a question may be longer than a name can be."""
     try:
         return bool(text) and at_home(text).exists()
@@ -138,7 +138,8 @@ def _is_there(text: str) -> bool:
         return False
 
 
-def _check_sampling(arguments: MediaArguments, has_video: bool) -> None:
+def check_for_videos(arguments: MediaArguments, has_video: bool) -> None:
+    """Raise a VLMCompressError about options that are for videos, where they do not fit."""
     if arguments.frames is not None and arguments.fps is not None:
         raise VLMCompressError("--frames and --fps are both given: give one of them")
     if not has_video and (arguments.frames is not None or arguments.fps is not None):

@@ -45,7 +45,7 @@ def survival(report: ImageReport, layer: int | None = None) -> npt.NDArray[np.fl
             reached[_entering(report, number)] += 1
         reached /= layers
     else:
-        if not 0 <= layer < len(report.per_layer):
+        if layer not in range(len(report.per_layer)):
             raise VLMCompressError(
                 f"there is no decoder layer {layer}: give 0 to {len(report.per_layer) - 1}"
             )
