@@ -37,7 +37,7 @@ def test_the_commands(loaded, tmp_path):
     lines = [
         *("/compare", f"/overlay {picture}", QUESTIONS[0], "/method stride 36", QUESTIONS[1]),
         *("/budget 18", "/compare fastv", f"/overlay {picture}", "/history", "/reset", "/history"),
-        *("/method nothing", "/budget", "/nope", "/help", "/quit", "never asked"),
+        *("/method nothing", "/budget", "/nope", "/", "/help", "/quit", "never asked"),
     ]
     result = chat(lines, STREET)
     assert result.exit_code == 0, result.output
@@ -54,6 +54,7 @@ def test_the_commands(loaded, tmp_path):
     assert [line[7:30] for line in errors] == [
         *("nothing was asked yet, ", "nothing was asked yet, ", "unknown method 'nothing"),
         *("give a budget: /budget ", "unknown command 'nope':"),
+        "unknown command '': kno",
     ]
 
 

@@ -135,7 +135,8 @@ class _Conversation:
             typer.echo(visible(found.answer) or "(empty)")
             tell([_about(found)])
             return
-        name, *words = line[1:].split()
+        name, _, rest = line[1:].partition(" ")
+        words = rest.split()
         if name not in self._commands:
             from vlmcompress.registry import unknown
 
