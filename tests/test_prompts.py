@@ -12,6 +12,7 @@ from processor_folders import KINDS, write_folder
 from vlmcompress import prompts
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.media.video import Video
+from vlmcompress.models.loading import load
 from vlmcompress.models.processors import load_processor
 from vlmcompress.prompts import prepare
 
@@ -109,3 +110,9 @@ def test_a_conversation_says_where_its_pictures_stand(tiny_llava):
 def test_a_model_without_clips(tiny_llava):
     with pytest.raises(UnsupportedModelError, match="llava models take images but no videos"):
         prepare(*tiny_llava, [([clip(0)], "what ?")])
+
+
+def test_a_model_of_vectors_is_not_asked():
+    model, processor = load("tiny-colqwen")
+    with pytest.raises(UnsupportedModelError, match=r"answers no questions: vlmcompress\.embed"):
+        prepare(model, processor, [([], "what ?")])

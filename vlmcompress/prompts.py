@@ -12,7 +12,7 @@ from PIL.Image import Image
 from vlmcompress.budget.clock import now
 from vlmcompress.errors import UnsupportedModelError, VLMCompressError
 from vlmcompress.media.video import Video
-from vlmcompress.patches.families.registry import FAMILIES, family_of
+from vlmcompress.patches.families.registry import FAMILIES, RETRIEVERS, family_of
 from vlmcompress.patches.hooks.arguments import caches_in
 
 Turn = Mapping[str, Any]
@@ -36,7 +36,8 @@ def prepare(model: Any, processor: Any, prompts: Sequence[Prompt]) -> Any:
         What the processor gives; pixels in the model's dtype.
 
     Raises:
-        UnsupportedModelError: the model takes no videos, or not together with images.
+        UnsupportedModelError: the model answers no questions, takes no videos, or none together
+            with images.
         VLMCompressError: the processor is none, or it or its chat template refuses.
     """
     clips = [one for media, _ in prompts for one in media if isinstance(one, Video)]
@@ -142,6 +143,10 @@ def _video_arguments(processor: Any, prompts: Sequence[Prompt]) -> dict[str, Any
 
 def _check_family(model: Any, clips: bool) -> None:
     family = family_of(model)
+    if model.config.model_type in RETRIEVERS.names():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} answers no questions: vlmcompress.embed gives its vectors"
+        )
     if clips and not family.video:
         able = ", ".join(name for name, kind in FAMILIES.items() if kind.video)
         raise UnsupportedModelError(

@@ -185,6 +185,7 @@ def test_one_that_the_method_refuses_does_not_stop_the_others(cli, loaded, tmp_p
         ("the name must end in .csv, .jsonl", ["p", "q ?", "--out", "x.txt"]),
         ("there is nothing to ask about", ["empty", "q ?"]),
         ("no question", ["p"]),
+        ("the model has no name", ["p", "q ?", "--model", ""]),
         ("a file has no name", ["", "q ?"]),
         ("a file has no name", ["--each", "", "q ?"]),
         ("'p' stands beside a data file", ["q.jsonl", "p"]),

@@ -86,6 +86,8 @@ def test_quiet_leaves_answers_and_errors(loaded):
         ("gone.png' does not exist", ["gone.png"]),
         ("unknown method 'x'", [STREET, "--method", "x"]),
         ("unknown model", [STREET, "--model", "x"]),
+        ("the model has no name", [STREET, "--model", ""]),
+        ("--frames and --fps are for videos", [STREET, "--frames", 3]),
         ("Missing argument", []),
     ],
 )

@@ -122,6 +122,14 @@ def test_one_method(cli):
     assert found["about"] in text
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("auto", "the most accurate"), ("aim", "stands for aim-merge+aim-prune")]
+)
+def test_names_that_stand_for_several_methods(cli, name, words):
+    assert words in cli("show", name).stdout
+    assert words in json.loads(cli("show", name, "--json").stdout)["summary"]
+
+
 def test_names_are_completed():
     from vlmcompress.cli import complete
 

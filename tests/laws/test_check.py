@@ -244,6 +244,9 @@ def test_other_positions_are_caught(check, monkeypatch):
     [
         (["no-such-model"], "no-such-model"),
         (["tiny-llava", "--image", "none.png"], "none.png"),
+        (["tiny-llava", "--image", ""], "a file has no name"),
+        (["tiny-llava", "--image", "http://a/b.png"], "is an address"),
+        (["tiny-colqwen"], "answers no questions"),
         (["tiny-llava", "--dtype", "int3"], "int3"),
         (["tiny-llava", "--video", str(CLIP)], "no videos"),
     ],

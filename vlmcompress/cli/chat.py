@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcompress import defaults
 from vlmcompress.cli.ask.command import BudgetText, Length, MethodSpec
 from vlmcompress.cli.common import one_line_errors, progress, quiet, tell
 from vlmcompress.cli.options import Device, Dtype, Fps, Frames, ModelName, Options, Quiet
@@ -76,6 +75,7 @@ def chat(
     A question that is refused is told, and the conversation goes on.
     """
     from vlmcompress.asking.setting import setting_of
+    from vlmcompress.cli.ask.media import MediaArguments, check_for_videos, default_model
     from vlmcompress.cli.ask.request import options_of
     from vlmcompress.media.given import media_of
     from vlmcompress.media.video import Video
@@ -85,7 +85,8 @@ def chat(
     setting_of(method, budget, options)
     media = media_of(files, frames, fps)
     has_video = any(isinstance(one, Video) for one in media)
-    name = model or (defaults.VIDEO_MODEL if has_video else defaults.MODEL)
+    check_for_videos(MediaArguments(files, [], [], None, frames, fps), has_video)
+    name = model if model is not None else default_model(has_video)
     resolve(name)
     with quiet():
         with progress(f"loading {name}"):

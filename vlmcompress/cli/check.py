@@ -51,6 +51,7 @@ def check(
 
     Exit code 0: all laws hold or are void; 1: one fails; 2: bad input.
     """
+    from vlmcompress.files.untrusted import check_file_name
     from vlmcompress.media.images import read_image
     from vlmcompress.media.regular_files import check_file
     from vlmcompress.media.video import read_video
@@ -58,6 +59,7 @@ def check(
 
     for file, kind in ((image, "image"), (video, "video")):
         if file is not None:
+            check_file_name(file)
             check_file(file, kind)
     resolve(model)
     picture = None if image is None else read_image(image)

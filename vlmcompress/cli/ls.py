@@ -101,8 +101,15 @@ def show(
     """
     import inspect
 
-    from vlmcompress.methods.registry import METHODS
+    from vlmcompress.defaults import AUTO
+    from vlmcompress.methods.registry import COMPOSITIONS, METHODS
 
+    told = {AUTO: _AUTO, **{name: f"stands for {what}" for name, what in COMPOSITIONS.items()}}
+    if method in told:
+        entry = {"name": method, "summary": told[method]}
+        text = paragraph(f"{method}: {told[method]}")
+        typer.echo(json.dumps(entry, indent=2) if as_json else text)
+        return
     found = METHODS.get(method)
     entry = next(one for one in _methods() if one["name"] == method)
     entry["about"] = inspect.getdoc(found) or ""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vlmcompress import defaults
 from vlmcompress.cli.common import progress, quiet, tell
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
@@ -62,7 +61,7 @@ def ask_many(media: MediaArguments, setting: Setting, given: ManyArguments) -> N
             )
     elif given.resume:
         raise VLMCompressError("--resume goes on with the file of --out, which is not given")
-    from vlmcompress.cli.ask.media import check_for_videos
+    from vlmcompress.cli.ask.media import check_for_videos, default_model
 
     questions = _questions(media)
     count, has_video = 0, False
@@ -71,7 +70,7 @@ def ask_many(media: MediaArguments, setting: Setting, given: ManyArguments) -> N
     if not count:
         raise VLMCompressError("there is nothing to ask about: no row, or no picture and no video")
     check_for_videos(media, has_video)
-    model = given.model or (defaults.VIDEO_MODEL if has_video else defaults.MODEL)
+    model = given.model if given.model is not None else default_model(has_video)
 
     from vlmcompress.models.names import resolve
 

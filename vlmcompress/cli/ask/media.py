@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from vlmcompress import defaults
 from vlmcompress.cli.common import silent_libraries
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home
@@ -78,6 +79,11 @@ def name_media(arguments: MediaArguments) -> NamedMedia:
     found = NamedMedia(files, question, notes)
     check_for_videos(arguments, found.has_video)
     return found
+
+
+def default_model(has_video: bool) -> str:
+    """The built-in model that is asked where nobody says which."""
+    return defaults.VIDEO_MODEL if has_video else defaults.MODEL
 
 
 def read(file: str, kind: str, arguments: MediaArguments) -> Image.Image | Video:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmcompress import defaults
-from vlmcompress.cli.ask.media import MediaArguments, name_media, read
+from vlmcompress.cli.ask.media import MediaArguments, default_model, name_media, read
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
 
@@ -57,7 +56,7 @@ def check(
     from vlmcompress.models.names import resolve
 
     if model is None:
-        model = defaults.VIDEO_MODEL if named.has_video else defaults.MODEL
+        model = default_model(named.has_video)
     resolve(model)
 
     found = setting(method, budget, options, positions)
