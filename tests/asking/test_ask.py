@@ -220,4 +220,5 @@ def test_the_help_names_every_argument(function):
 def test_built_in_models_load_without_a_bar(capfd):
     loaded = vlmcompress.load("tiny-llava", device="cpu")
     vlmcompress.ask(*loaded, STREET, QUESTION, "cdpruner", 9)  # loads tiny-clip as well
+    vlmcompress.load("tiny-colqwen", device="cpu")
     assert capfd.readouterr() == ("", "")

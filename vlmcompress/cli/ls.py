@@ -106,9 +106,9 @@ def show(
 
     told = {AUTO: _AUTO, **{name: f"stands for {what}" for name, what in COMPOSITIONS.items()}}
     if method in told:
-        entry = {"name": method, "summary": told[method]}
+        said = {"name": method, "summary": told[method]}
         text = paragraph(f"{method}: {told[method]}")
-        typer.echo(json.dumps(entry, indent=2) if as_json else text)
+        typer.echo(json.dumps(said, indent=2) if as_json else text)
         return
     found = METHODS.get(method)
     entry = next(one for one in _methods() if one["name"] == method)

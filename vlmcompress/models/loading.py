@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmcompress.errors import UnsupportedModelError, VLMCompressError
-from vlmcompress.models.names import BUILT_IN, resolve
+from vlmcompress.models.names import BUILT_IN, SHIPPED, resolve
 from vlmcompress.registry import unknown
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def load(
         config = read_config(where, shared)
         check_format(str(name_or_path), config, bool(kwargs["trust_remote_code"]))
         processor = load_processor(where, **shared)
-        with without_bar() if str(name_or_path) in BUILT_IN else nullcontext():
+        with without_bar() if str(name_or_path) in SHIPPED else nullcontext():
             model = _class_of(config).from_pretrained(where, dtype=torch_dtype, **kwargs)
         if target is not None:
             nn.Module.to(model, target)

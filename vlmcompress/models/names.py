@@ -18,6 +18,9 @@ BUILT_IN = {"tiny-llava": "tiny_llava", "tiny-qwen": "tiny_qwen"}
 RETRIEVERS = {"tiny-colqwen": "tiny_colqwen"}
 """The same of models that embed pages and answer no questions."""
 
+SHIPPED = {**BUILT_IN, **RETRIEVERS}
+"""All that ship with the package."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -30,7 +33,7 @@ def resolve(name_or_path: str | Path) -> str:
         VLMCompressError: neither a built-in name, nor a model folder, nor the form of a hub id.
     """
     given = str(name_or_path)
-    folder = {**BUILT_IN, **RETRIEVERS}.get(given)
+    folder = SHIPPED.get(given)
     if folder is not None:
         return str(ASSETS / folder)
     if not given:
