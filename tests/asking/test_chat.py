@@ -164,3 +164,17 @@ def test_a_refused_or_interrupted_question_is_no_turn(tiny_llava, monkeypatch):
         assert chat.turns == [first]
         assert chat.ask(QUESTIONS[1]).after == 9
     assert torch.is_inference_mode_enabled() is False
+
+
+def test_one_other_method_may_be_compared_and_a_refused_first_question_leaves_nothing(tiny_llava):
+    chat = Chat(*tiny_llava, STREET, budget=99999, max_new_tokens=2)
+    with pytest.raises(VLMCompressError, match="above the 144"):
+        chat.ask(QUESTIONS[0])
+    with pytest.raises(VLMCompressError, match="not compressed"):
+        vlmcompress.Compression.of(tiny_llava[0])
+    chat.set(budget=36)
+    chat.ask(QUESTIONS[0])
+    assert [one.setting.name for one in chat.compare("stride", 36)][1:] == [
+        *("divprune at 36", "stride at 36")
+    ]
+    chat.close()

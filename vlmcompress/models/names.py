@@ -50,8 +50,7 @@ def resolve(name_or_path: str | Path) -> str:
     if "/" in given or "\\" in given:
         raise VLMCompressError(f"model folder {given!r} does not exist")
     known = [
-        *BUILT_IN,
-        *RETRIEVERS,
+        *SHIPPED,
         "a folder",
         "a Hugging Face id such as llava-hf/llava-1.5-7b-hf",
     ]
