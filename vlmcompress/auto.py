@@ -248,7 +248,10 @@ def _grid_of(parts: ModelParts) -> Grid | None:
 
 
 def _cuts(parts: ModelParts) -> bool:
-    """Whether tokens may be dropped between the decoder's layers, by their attention."""
+    """Whether tokens may be dropped between the decoder's layers, by attention that is computed.
+
+    Where it is captured, a cut with no attention before it would fail only in the call.
+    """
     if parts.family.no_scores is not None:
         return False
     try:
