@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from bare import last_logits
-from subject_models import SUBJECTS
+from subject_models import IMAGE, LLAMA, SUBJECTS, build
+from subject_models import TOWER as TILE
 from typer.testing import CliRunner
 
 import vlmcompress
@@ -250,6 +251,21 @@ def test_no_cuts_where_the_decoder_s_layers_forbid_them(monkeypatch, tiny_llava)
         pipeline = c._engine.planner.pipeline
     assert (pipeline.decoder, pipeline.upstream) == (None, None)
     assert pipeline.projector is not None
+
+
+@pytest.mark.parametrize("tower", ["clip_vision_model", "pixtral"])
+def test_nothing_before_the_projector_where_the_tower_lets_no_method_in(tower):
+    """CLS is a token behind the one, and the other takes pictures of any size."""
+    model = build(
+        "Llava",
+        vision_config=TILE | {"model_type": tower},
+        text_config=LLAMA,
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    with compress(model, "auto", budget="90 ms") as c:
+        assert c._engine.planner.pipeline.upstream is None
 
 
 def test_wrong_use(tiny_llava):

@@ -228,6 +228,8 @@ class ModelInfo:
     no_costs: str | None = None
     """Why a budget cannot be a cost (FLOPs or milliseconds), as no one knows the FLOPs; None where
     it can."""
+    merges: bool = False
+    """Whether the encoder stage lets methods merge patches, and not only drop them."""
 
 
 def list_models() -> list[ModelInfo]:
@@ -240,6 +242,7 @@ def list_models() -> list[ModelInfo]:
             name=name,
             classes=(facts.class_name,),
             stages=facts.stages,
+            merges=facts.merges,
             images=facts.images,
             video=facts.video,
             signals=tuple(sorted(facts.signals)),

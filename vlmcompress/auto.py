@@ -24,6 +24,7 @@ from vlmcompress.methods.composition.pipeline import ImagePlan, Upstream
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Stage, resolve
 from vlmcompress.patches.cost.workload import load_of, shape_of
+from vlmcompress.patches.encoder.feature_call import before_projector
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.sequence.attention_masks import layer_kinds
 from vlmcompress.patches.signals.availability import defined, given_by
@@ -199,8 +200,9 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
         try:
             pipeline = parse(spec).for_stages(family.name, stages, family.merges)
             pipeline.plan(grid, layers, max(1, round(share * len(grid))))
+            before_projector(parts, Planner(pipeline, budget, layers), list)  # asks the tower
             return not resolve(pipeline.needs, defined(pipeline, parts, given))[1]
-        except (BudgetError, CompositionError):
+        except (BudgetError, CompositionError, UnsupportedModelError):
             return False
 
     if not budget.is_cost:
@@ -246,7 +248,10 @@ def _grid_of(parts: ModelParts) -> Grid | None:
 
 
 def _cuts(parts: ModelParts) -> bool:
-    """Whether tokens may be dropped between the decoder's layers, by their attention."""
+    """Whether tokens may be dropped between the decoder's layers, by attention that is computed.
+
+    Where it is captured, a cut with no attention before it would fail only in the call.
+    """
     if parts.family.no_scores is not None:
         return False
     try:

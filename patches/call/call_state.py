@@ -88,7 +88,7 @@ class CallState(PerThread):
     def clear(self) -> None:
         """Forget all but the trace: no call is running."""
         self.end_generate()
-        self.inside = self.passing = False
+        self.inside = self.passing = self.rehearsing = False
         self.outer = self.output_mask = None
         self.started = self.ended = None
 

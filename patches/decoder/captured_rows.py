@@ -51,7 +51,8 @@ class CapturedAttention(CutContext):
             weights = self._weights(of, True, row, some)
             weights = _share(weights.pow(1 / temperature)) if temperature != 1 else weights
             own = mass[..., some].expand(len(weights), -1)
-            part = torch.einsum("hr,hrk->hk", own, weights.nan_to_num())
+            with torch.autocast(weights.device.type, enabled=False):
+                part = torch.einsum("hr,hrk->hk", own.float(), weights.nan_to_num())
             found = part if found is None else found + part
         assert found is not None
         return found[..., -len(slots) :]

@@ -98,7 +98,7 @@ def _selected(
         return torch.arange(count, device=tokens.features.device)
     if method_order:
         found = method.pick(tokens, count)
-    elif isinstance(method, AskingSelector):
+    elif isinstance(method, AskingSelector) and _is_newer(method, "selecting", "select"):
         found = yield from method.selecting(tokens, count)
     else:
         found = method.select(tokens, count)
@@ -119,7 +119,7 @@ def _reduced(
     total, features = len(tokens.grid), tokens.features
     if not _asks(count, total, may_keep_fewer):
         return Reduction.identity(features[:count])
-    if isinstance(method, AskingReducer):
+    if isinstance(method, AskingReducer) and _is_newer(method, "reducing", "reduce"):
         found = yield from method.reducing(tokens, count)
     else:
         found = method.reduce(tokens, count)
@@ -155,6 +155,14 @@ def _grouped(members: Tensor, offsets: Tensor, total: int) -> Tensor:
     ascending = ((members.diff() > 0) | first[1:]).all()
     ordered = (members[starts].diff() > 0).all()
     return fits & ordered & ascending & ((members >= 0) & (members < total)).all()
+
+
+def _is_newer(method: ProjectorMethod, asking: str, plain: str) -> bool:
+    """Whether no subclass has replaced `plain` alone, of which `asking` would know nothing."""
+    for kind in type(method).__mro__:
+        if asking in vars(kind) or plain in vars(kind):
+            return asking in vars(kind)
+    return False
 
 
 def _asks(count: int, total: int, may_keep_fewer: bool) -> bool:

@@ -75,6 +75,11 @@ class TileTowerDropping:
         self._protected = self._encoder.cls_tokens(self._base)
         self._block = math.isqrt(self._encoder.patches(self._base))
         self._patches = self._encoder.tile(self._base) or 0
+        if not self._patches:
+            raise UnsupportedModelError(
+                f"{self._method.name} drops in vision towers that take tiles of one size; that of "
+                f"this {self._family.name} model takes pictures of any"
+            )
         side = math.isqrt(self._patches) // self._block
         self._tile = Grid(1, side, side)
         rows, columns = (torch.arange(side * self._block) // self._block for _ in range(2))

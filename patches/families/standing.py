@@ -59,6 +59,8 @@ class TypeFacts:
     signals: frozenset[str]
     no_costs: str | None
     """`Family.no_costs`."""
+    merges: bool = False
+    """`Family.merges`."""
 
 
 def known_types() -> dict[str, TypeFacts]:
@@ -71,7 +73,8 @@ def known_types() -> dict[str, TypeFacts]:
 def _of_family(family: type[Family]) -> TypeFacts:
     signals = frozenset(family.encoder.signals)
     media = family.images, family.video
-    return TypeFacts(family.class_name, family.stages, *media, signals, family.no_costs)
+    costs, merges = family.no_costs, family.merges
+    return TypeFacts(family.class_name, family.stages, *media, signals, costs, merges)
 
 
 def _of_type(name: str, class_name: str) -> TypeFacts:

@@ -74,7 +74,7 @@ class Attended:
             masked: only where the layer's own mask lets them.
 
         Returns:
-            [H, R, P + Q] float32.
+            [H, R, P + Q] float32 (also under autocast).
         """
         some = rows.to(self.queries.device)
 
@@ -90,9 +90,10 @@ class Attended:
         mask = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, closed)
         keys = self.keys[row : row + 1].float()
         options = {k: own(v) if self._is_of_pairs(v) else v for k, v in self.options.items()}
-        found = eager_of(self.module)(
-            self.module, own(self.queries).float(), keys, keys, mask, **options, dropout=0.0
-        )
+        with torch.autocast(keys.device.type, enabled=False):
+            found = eager_of(self.module)(
+                self.module, own(self.queries).float(), keys, keys, mask, **options, dropout=0.0
+            )
         weights: Tensor = found[1]
         return weights[0].detach().float()
 

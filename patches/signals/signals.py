@@ -254,7 +254,8 @@ class Signals:
             if "relevance" in self.collected:
                 looked = fields["relevance"]
                 text = self._text_tower.read(self._instruction.text(words))
-                fields["relevance"] = looked @ text.to(looked.device)
+                with torch.autocast(looked.device.type, enabled=False):
+                    fields["relevance"] = looked.float() @ text.to(looked.device, torch.float32)
             if "text" in self.collected:
                 fields["text"] = embeds[image.row, torch.tensor(columns, device=embeds.device)]
         return VisualTokens(features, image.layout.grid, index=image.ordinal, **fields)

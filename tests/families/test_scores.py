@@ -152,6 +152,27 @@ def test_without_positions_they_are_those_of_a_layer_that_turns_nothing(case):
     assert (seen["rows"] - expected).abs().max() < CLOSE
 
 
+def test_under_autocast_what_was_captured_is_weighed_in_float32(case):
+    if case.parts.family.no_scores is None:
+        pytest.skip("its attention is computed from its input")
+    mass = torch.linspace(0.1, 1, case.single["input_ids"].shape[1])
+
+    def both(view: LayerView) -> Shown:
+        rows = view.attention(rows="text", of="previous")
+        return {"rows": rows, "spread": view.propagate(mass, of="previous")}
+
+    def look(view: LayerView) -> Shown:
+        found = both(view)
+        with torch.autocast("cpu", enabled=False):
+            return found | {f"{name} alone": value for name, value in both(view).items()}
+
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = shown(case, look)
+    for name in ("rows", "spread"):
+        assert seen[name].dtype == torch.float32
+        assert torch.equal(seen[name], seen[f"{name} alone"])
+
+
 @pytest.mark.rotating(axis="name", by="case", count=2)
 @pytest.mark.parametrize("name", DECODER_METHODS)
 def test_every_decoder_method_works_or_says_why(case, name):

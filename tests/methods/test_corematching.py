@@ -69,3 +69,15 @@ def test_without_a_budget_the_schedule_is_an_upper_bound():
 def test_options_are_checked():
     with pytest.raises(VLMCompressError, match="corematching: k must be 1 or more, got 0"):
         CoreMatching(k=0)
+
+
+def test_autocast_rounds_no_numbers():
+    shared = [299, 300, 298, 297, 301]
+    view = Layer(Grid(1, 1, len(shared)))
+    view.gates = torch.full((len(view.hidden), 301), -1.0)
+    view.gates[view.text[-1]] = 0.5
+    for column, count in zip(view.visual.tolist(), shared, strict=True):
+        view.gates[column, :count] = 0.1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert CoreMatching().score(view).tolist() == shared
+        assert CoreMatching().keep(view, 2).tolist() == [1, 4]

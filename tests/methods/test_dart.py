@@ -110,3 +110,17 @@ def test_default_counts():
 def test_options_are_checked(options, message):
     with pytest.raises(VLMCompressError, match=message):
         DART(**options)
+
+
+def test_autocast_changes_no_pick():
+    view = Layer(Grid(1, 20, 20))
+    expected, scores = DART().keep(view, 90), DART().score(view)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(DART().keep(view, 90), expected)
+        assert torch.equal(DART().score(view), scores)
+    # The angles of the others to the pivot differ by less than bfloat16 can tell.
+    near = Turning(Grid(1, 1, 4), words=1).turn(
+        [0, 10, 10.1, 10.2], text=[0], sizes=[9, 1, 2, 3], text_sizes=[1]
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert DART(image_pivots=1, text_pivots=0).keep(near, 2).tolist() == [0, 3]

@@ -22,6 +22,7 @@ from vlmcompress.errors import (
 )
 from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import get_method
+from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.version import NEWEST_TRANSFORMERS
 
 
@@ -466,3 +467,16 @@ def test_features_encoded_before_compress_are_found_by_the_grid_of_the_call(qwen
         del rest["image_grid_thw"]
         with pytest.raises(UnsupportedCallError, match="image_grid_thw"):
             qwen.model(**rest, mm_encoder_outputs={"image": output})
+
+
+def test_a_new_call_knows_nothing_of_one_that_was_cut_off_anywhere():
+    now = CallState()
+    plain = {name: was for name, was in vars(CallState).items() if not callable(was)}
+    fields = {name: was for name, was in plain.items() if name[0] != "_" and name != "trace"}
+    assert "rehearsing" in fields
+    for name in fields:
+        setattr(now, name, "of the other")
+    now.encoded = now.noted = {"image": "of the other"}  # type: ignore[dict-item]
+    now.clear()
+    assert {name: getattr(now, name) for name in fields} == fields
+    assert now.encoded == now.noted == {}

@@ -134,9 +134,12 @@ def _fits(stage: Stage | None, family: str | None) -> Callable[[dict[str, Any]],
     Raises:
         VLMCompressError: there is no such family, or it is refused.
     """
+    from vlmcompress.methods.contracts.before_projector import let_in
     from vlmcompress.methods.contracts.method import resolve
+    from vlmcompress.methods.registry import METHODS
 
-    stages, signals = frozenset(one.value for one in Stage), None
+    signals, merges = None, True
+    stages = [one.value for one in Stage if stage in (None, one)]
     if family is not None:
         from vlmcompress.api import list_models
         from vlmcompress.registry import unknown
@@ -146,13 +149,13 @@ def _fits(stage: Stage | None, family: str | None) -> Callable[[dict[str, Any]],
             raise unknown("family", family, list(known))
         if known[family].state == "refused":
             raise VLMCompressError(f"{family} is refused: {known[family].reason}")
-        stages, signals = frozenset(known[family].stages), known[family].signals
-    if stage is not None:
-        stages &= {stage.value}
+        stages = [one for one in stages if one in known[family].stages]
+        signals, merges = known[family].signals, known[family].merges
 
     def fits(method: dict[str, Any]) -> bool:
         missing = [] if signals is None else resolve(method["needs"], signals)[1]
-        return bool(stages & set(method["stages"])) and not missing
+        possible = let_in(METHODS.get(method["name"]), stages, merges)
+        return not missing and not set(possible).isdisjoint(method["stages"])
 
     return fits
 

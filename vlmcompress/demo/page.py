@@ -248,9 +248,5 @@ class Page:
         return parts
 
 
-def _shown_by(progress: gr.Progress) -> Callable[[float, str], None]:
-    return lambda share, name: progress(share, desc=name)
-
-
 def _told(error: VLMCompressError) -> str:
     return f"**Error:** {escaped(str(error))}"

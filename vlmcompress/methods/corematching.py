@@ -72,7 +72,8 @@ class CoreMatching(DecoderMethod):
             return (activations > 0).float()
 
         asked = firing(view.text[-1:])[0]
-        scores = torch.cat([firing(rows) @ asked for rows in torch.split(view.visual, _ROWS)])
+        with torch.autocast(asked.device.type, enabled=False):  # would round the numbers
+            scores = torch.cat([firing(rows) @ asked for rows in torch.split(view.visual, _ROWS)])
         # Once for all blocks: each look waits for the device.
         expect(
             torch.stack(bounds).isfinite().all(),

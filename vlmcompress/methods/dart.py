@@ -71,7 +71,7 @@ class DART(DecoderMethod):
         `keep` goes pivot by pivot instead.
         """
         unit, pivots, image = self._pivots(view, self.image_pivots)
-        likeness = (unit @ pivots.T).amax(1)
+        likeness = _cosines(unit, pivots.T).amax(1)
         return (-likeness).index_fill(0, image, torch.inf)
 
     def keep(self, view: LayerView, count: int) -> Tensor:
@@ -84,7 +84,7 @@ class DART(DecoderMethod):
         share, more = divmod(count - len(image), len(pivots))
         for number, pivot in enumerate(pivots):
             if quota := share + (number < more):
-                unlike = (-(unit @ pivot)).masked_fill(~free, -torch.inf)
+                unlike = (-_cosines(unit, pivot)).masked_fill(~free, -torch.inf)
                 free[best(unlike, quota)] = False
         return marked(~free, count)
 
@@ -95,3 +95,9 @@ class DART(DecoderMethod):
         text = view.text[top_k(size[view.text], self.text_pivots)][: self.text_pivots]
         unit, words = (unit_rows(view.hidden[rows]) for rows in (view.visual, text))
         return unit, torch.cat([unit[image], words]), image
+
+
+def _cosines(unit: Tensor, pivots: Tensor) -> Tensor:
+    """Of rows of length 1 [V, D] with pivots of length 1 [D] or [D, P], also under autocast."""
+    with torch.autocast(unit.device.type, enabled=False):
+        return unit @ pivots

@@ -16,11 +16,11 @@ from vlmcompress.ops.select import farthest_point, top_k
 
 @dataclass(frozen=True)
 class UnitDrop(TowerDropper):
-    """Drop merge units, the 2x2 or 4x4 patches that become one token, before a layer of the tower.
+    """Drop patches that become one token (2x2 or 4x4, in LLaVA one) before a layer of the tower.
 
     Ours, of no paper. The layers before see the whole picture, those from it on only what stays: a
     dropped patch is no key and no query there. Half-way selection behind it is the intended use:
-    "unit-drop+divprune". Which units stay is decided by what enters the layer:
+    "unit-drop+divprune". Which tokens stay is decided by what enters the layer:
 
     "spread" keeps those whose patches differ most: the largest squared distance of the patches from
     their mean. Plain surfaces leave first. "farthest" keeps those whose means are farthest from one

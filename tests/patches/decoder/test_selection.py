@@ -18,6 +18,8 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.answers import Checks, indices
 from vlmcompress.methods.contracts.method import Reducer, Selector
 from vlmcompress.methods.fastv import FastV
+from vlmcompress.methods.fastvid import FastVID
+from vlmcompress.methods.holov import HoloV
 from vlmcompress.ops.questions import answered
 from vlmcompress.patches.decoder.selection import choose
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
@@ -270,3 +272,27 @@ def test_a_reducer_that_is_right_is_believed(llava):
     with compress(llava.model, Joins(reduction()), budget="25%") as c:
         last_logits(llava, llava.batch(llava.prompt(1, 1)))
     assert c.report().images[0].groups == [list(range(n, n + 4)) for n in range(0, 36, 4)]
+
+
+class FirstOnes(HoloV):
+    """Replaces what users call, not the generator behind it."""
+
+    name: ClassVar[str] = "first-ones"
+
+    def select(self, tokens: VisualTokens, count: int) -> torch.Tensor:
+        return torch.arange(count)
+
+
+class FirstGroups(FastVID):
+    name: ClassVar[str] = "first-groups"
+
+    def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
+        return Reduction.identity(tokens.features[:count])
+
+
+@pytest.mark.parametrize("method", [FirstOnes(), FirstGroups()], ids=lambda method: method.name)
+def test_a_subclass_of_a_method_that_asks_may_replace_what_does_not_ask(method):
+    subject = SUBJECTS["tiny-llava"]()
+    with compress(subject.model, method, budget=5) as c:
+        last_logits(subject, subject.batch(subject.prompt(1, 1)))
+    assert c.report().images[0].kept == [0, 1, 2, 3, 4]

@@ -11,7 +11,7 @@ import torch
 from bare import bare, last_logits
 from bare_tower import feature_depth, running_towers
 from cut_pixels import encode, every_feature, masked, pictures
-from subject_models import SUBJECTS
+from subject_models import IMAGE, LLAMA, SUBJECTS, TOWER, build
 from upstream_methods import Given, picks
 
 from vlmcompress.api import compress
@@ -19,6 +19,7 @@ from vlmcompress.errors import (
     BudgetError,
     CompositionError,
     UnsupportedCallError,
+    UnsupportedModelError,
     VLMCompressError,
 )
 from vlmcompress.laws.snapshots import snapshot
@@ -261,6 +262,16 @@ def test_what_a_tower_cannot_do_is_one_clear_error():
     mistral = subject_of("random mistral3")
     with pytest.raises(CompositionError, match="unit-drop acts at the encoder stage, which"):
         compress(mistral.model, "unit-drop", budget="50%")
+    pixtral = build(
+        "Llava",
+        vision_config=TOWER | {"model_type": "pixtral"},
+        text_config=LLAMA,
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    with pytest.raises(UnsupportedModelError, match="of this llava model takes pictures of any"):
+        compress(pixtral, "unit-drop", budget="50%")
     next_ = subject_of("random llava-next")
     with (
         compress(next_.model, "unit-drop", budget=12),

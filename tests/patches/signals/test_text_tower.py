@@ -69,6 +69,21 @@ def test_a_text_that_fits_is_read_the_same_with_and_without():
         )
 
 
+@torch.no_grad()
+def test_under_autocast_relevance_is_a_product_in_float32(random_subject):
+    method, shown = looker("relevance")
+    options = {"budget": 4, "processor": TOY, "text_tower": (random_clip(positions=24), TOY)}
+    batch = random_subject.batch(random_subject.prompt(1, 1))
+    with compress(random_subject.model, method, **options):
+        random_subject.model(**batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            random_subject.model(**batch)
+    plain, under = (one.relevance for one in shown)
+    assert under.dtype == torch.float32
+    assert not torch.equal(under, under.bfloat16().float())
+    assert (under - plain).abs().max() < 5e-2  # the towers themselves run in bfloat16
+
+
 @pytest.mark.parametrize("long", [False, True], ids=["cut", "long"])
 @torch.no_grad()
 def test_long_questions_are_an_option_of_the_text_tower(random_subject, long):

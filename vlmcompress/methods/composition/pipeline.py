@@ -13,6 +13,7 @@ from vlmcompress.methods.contracts.before_projector import (
     PixelSelector,
     Resizer,
     TowerDropper,
+    let_in,
 )
 from vlmcompress.methods.contracts.method import (
     DecoderMethod,
@@ -149,10 +150,9 @@ class Pipeline:
         Raises:
             CompositionError: a method acts at another stage, and cannot do otherwise.
         """
-        others = stages if merges else [stage for stage in stages if stage != "encoder"]
         return Pipeline.of(
             [
-                method.settled(family, others if isinstance(method, EncoderMethod) else stages)
+                method.settled(family, let_in(type(method), stages, merges))
                 for method in self.methods
             ]
         )

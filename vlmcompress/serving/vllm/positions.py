@@ -9,7 +9,7 @@ computation change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,10 +117,6 @@ def settled(
         base = (-1 - known[:1]).expand_as(known)
         positions[:, places] = torch.where(known < 0, base + relative, known)
     return clean, positions, None if after is None else after - length
-
-
-PositionsOf = Callable[[list[int], list[Any]], tuple[Tensor, int]]
-"""A model's own `get_mrope_input_positions`."""
 
 
 def one_axis(tokens: list[int], features: list[Any]) -> tuple[Tensor, int]:
