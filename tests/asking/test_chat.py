@@ -167,7 +167,7 @@ def test_a_refused_or_interrupted_question_is_no_turn(tiny_llava, monkeypatch):
 
 
 def test_one_other_method_may_be_compared_and_a_refused_first_question_leaves_nothing(tiny_llava):
-    chat = Chat(*tiny_llava, STREET, budget=99999, max_new_tokens=2)
+    chat = vlmcompress.Chat(*tiny_llava, STREET, budget=99999, max_new_tokens=2)
     with pytest.raises(VLMCompressError, match="above the 144"):
         chat.ask(QUESTIONS[0])
     with pytest.raises(VLMCompressError, match="not compressed"):
