@@ -143,7 +143,7 @@ def _video_arguments(processor: Any, prompts: Sequence[Prompt]) -> dict[str, Any
 
 def _check_family(model: Any, clips: bool) -> None:
     family = family_of(model)
-    if model.config.model_type in RETRIEVERS.names():
+    if family.name in RETRIEVERS.names():
         raise UnsupportedModelError(
             f"{type(model).__name__} answers no questions: vlmcompress.embed gives its vectors"
         )
