@@ -8,7 +8,7 @@ from vlmcompress.tokens import Grid
 
 
 def planner():
-    return Planner(parse("pyramiddrop"), Budget.parse("50%"), 12)
+    return Planner(parse("unit-drop+divprune"), Budget.parse("50%"), 12)
 
 
 def test_a_layout_is_planned_once():
