@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-llava")
     parser.add_argument("--method", default="divprune")
     parser.add_argument("--budget", default="25%")
+    parser.add_argument("--max-model-len", type=int, help="fewer tokens need less KV cache")
     given = parser.parse_args()
 
     model = resolve(given.model)
@@ -34,7 +35,7 @@ def main() -> None:
         model,
         hf_overrides=hf_overrides(architectures, given.method, given.budget),
         limit_mm_per_prompt={"image": 1},
-        max_model_len=4096 if "tiny" not in given.model else 1024,
+        max_model_len=given.max_model_len,
     )
     files = sorted(f for f in given.folder.iterdir() if f.suffix.lower() in KINDS)
     chats = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,8 +105,8 @@ class _VirtualLength:
         return self._vlmcompress.virtual
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        layers: Any = self.layers  # type: ignore[attr-defined]
-        return int(layers[layer_idx].get_seq_length()) if layer_idx < len(layers) else 0
+        # Of the cache: layer 0 stands for the first with keys, and may itself be one without.
+        return int(super().get_seq_length(layer_idx))  # type: ignore[misc]
 
     def crop(self, tokens_to_remove: int) -> None:
         state = self._vlmcompress

@@ -51,6 +51,7 @@ def test_without_vllm_it_says_how_to_get_it(cli):
         (("serve",), "give a model and --method"),
         (("serve", "tiny-llava"), "give a model and --method"),
         (("serve", "tiny-llava", "-m", "fastv", "-b", "25%"), "fastv cannot be served"),
+        (("serve", "tiny-llava", "-m", "fastv", "-b", "0.5 flops"), "fastv cannot be served"),
         (("serve", "tiny-llava", "-m", "nope"), "unknown method 'nope'"),
         (("serve", "tiny-llava", "-m", "divprune", "-b", "0"), "must be above zero"),
         (("serve", "nope", "-m", "divprune"), "nope"),
@@ -103,3 +104,57 @@ def test_a_server_of_something_else_is_one_line(cli, said, message):
     assert done.exit_code == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+class Vllm(BaseHTTPRequestHandler):
+    """A server that answers as vLLM does, and notes what it was asked."""
+
+    def do_GET(self):
+        self._say(200, {"data": [{"id": "the-model"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, body))
+        pruned = "mm_processor_kwargs" not in body
+        if not pruned and not self.server.trusts:
+            self._say(400, {"error": {"message": "no such argument"}})
+            return
+        message = {"message": {"content": " five" if pruned else " three"}}
+        usage = {"prompt_tokens": 47 if pruned else 155}
+        self._say(200, {"choices": [message], "usage": usage})
+
+    def _say(self, status, content):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *told):
+        pass
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1"])
+@pytest.mark.parametrize("trusts", [True, False])
+def test_a_check_asks_with_and_without_pruning(cli, trusts, path):
+    with HTTPServer(("127.0.0.1", 0), Vllm) as server:
+        server.asked, server.trusts = [], trusts
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        done = cli("serve", "--check", f"http://127.0.0.1:{server.server_port}{path}")
+        server.shutdown()
+        thread.join()
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "market.png: how many circles are there ?"
+    assert lines[1].startswith("as served       47 prompt tokens")
+    assert lines[1].endswith("ms  'five'")
+    if trusts:
+        assert lines[2].startswith("all tokens     155 prompt tokens")
+        assert lines[2].endswith("ms  'three'")
+    else:
+        assert lines[2].startswith("without pruning: HTTP 400: no such argument")
+    assert {where for where, _ in server.asked} == {"/v1/chat/completions"}
+    bodies = [body for _, body in server.asked]
+    settings = [body.get("mm_processor_kwargs") for body in bodies]
+    assert settings == [None, None, {"vlmcompress": {"method": "full"}}]  # the first warms up
+    assert len({body["cache_salt"] for body in bodies}) == 3
+    assert all(body["model"] == "the-model" and body["add_special_tokens"] for body in bodies)

@@ -5,7 +5,14 @@ import pytest
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.method import ProjectorMethod
 from vlmcompress.methods.registry import METHODS
-from vlmcompress.serving.counts import ItemPlan, pipeline_of, plan, signals_of
+from vlmcompress.serving.counts import (
+    ItemPlan,
+    check_stage,
+    pipeline_of,
+    plan,
+    signals_of,
+    with_texts,
+)
 from vlmcompress.serving.settings import Settings
 from vlmcompress.tokens import Grid, Layout, Separator
 
@@ -31,8 +38,29 @@ def test_separators_all_stay():
 
 @pytest.mark.parametrize("layout", [IMAGE, CLIP, ROWS])
 def test_a_plan_travels_as_bytes(layout):
-    found = plan(Settings("divprune", "30%"), layout, (5, 6))
+    found = plan(Settings("divprune", "30%"), layout, (5, 6), (7, 8))
+    assert (found.words, found.texts) == ((5, 6), (7, 8))
     assert ItemPlan.load(found.dump()) == found
+
+
+def test_text_between_frames_stays_and_counts_for_no_budget():
+    """Two frames of 1 x 2 tokens (9), a word before each and one behind the clip."""
+    full = [4, 9, 9, 5, 9, 9, 6]
+    layout, texts = with_texts(Layout.of(Grid(2, 1, 2)), full, [one == 9 for one in full])
+    assert texts == (4, 5, 6)
+    assert layout.visual.tolist() == [one == 9 for one in full]
+    found = plan(Settings("divprune", "50%"), layout, (), texts)
+    assert (found.given, found.keep) == (7, 2 + 3)
+    assert found.ids(9) == full
+    assert found.encoded == Layout.of(Grid(2, 1, 2))
+    with pytest.raises(VLMCompressError, match="keeps no token"):
+        plan(Settings("text-only"), layout, (), texts)
+
+
+def test_newlines_are_placeholders_that_the_model_encodes():
+    found = plan(Settings("divprune", "50%"), ROWS)
+    assert found.ids(9) == [9] * 12
+    assert found.encoded == ROWS
 
 
 @pytest.mark.parametrize(
@@ -65,6 +93,13 @@ def test_every_adaptive_method_needs_a_budget():
         with pytest.raises(VLMCompressError, match="decides by the content"):
             plan(Settings(spec), IMAGE)
         assert plan(Settings(spec, "25%"), IMAGE).keep == 36
+
+
+def test_a_method_that_acts_elsewhere_in_process_is_refused():
+    check_stage("divprune", "a family", ("pixels", "projector"))
+    check_stage("downsample", "a family", ("projector",))
+    with pytest.raises(VLMCompressError, match="downsample acts at the pixels stage of a family"):
+        check_stage("downsample", "a family", ("pixels", "projector"))
 
 
 def test_signals_that_a_model_lacks_are_named():

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from vlmcompress.budget.budget import Budget
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.serving import SERVED, hf_overrides
-from vlmcompress.serving.settings import Settings
+from vlmcompress.serving.settings import Settings, refuse_time
 
 
 def server(**given):
@@ -18,6 +19,8 @@ def test_overrides_of_an_architecture_are_the_settings_of_the_server():
     found = hf_overrides(["LlavaForConditionalGeneration"], "divprune", 0.25, "renumber")
     assert found["architectures"] == ["VlmcompressLlavaForConditionalGeneration"]
     assert server(**found["vlmcompress"]) == Settings("divprune", "25%", "renumber")
+    without = hf_overrides(["LlavaForConditionalGeneration"], "full")["vlmcompress"]
+    assert without == {"method": "full", "positions": "keep"}
 
 
 def test_the_architecture_that_is_served_is_found_among_others():
@@ -25,6 +28,18 @@ def test_the_architecture_that_is_served_is_found_among_others():
     assert found["architectures"] == [f"Vlmcompress{next(iter(SERVED))}"]
     with pytest.raises(VLMCompressError, match="GPT2LMHeadModel cannot be served"):
         hf_overrides(["GPT2LMHeadModel"], "divprune")
+
+
+def test_the_log_tells_all_settings():
+    assert str(server(method="divprune", budget=0.25)) == "divprune, budget 25%, positions keep"
+    assert str(server(method="full")) == "full, its own budget, positions keep"
+
+
+def test_a_time_is_no_budget_of_a_server():
+    refuse_time(None)
+    refuse_time(Budget.parse("25%"))
+    with pytest.raises(VLMCompressError, match="budget 120 ms: a server has no time"):
+        refuse_time(Budget.parse("120 ms"))
 
 
 def test_a_server_without_settings_says_how_to_give_them():
@@ -50,6 +65,8 @@ def test_a_request_changes_method_and_budget():
         ({"text": [1]}, "no setting 'text'"),
         ({"x" * 500: 1}, "no setting 'xxx"),
         ({"method": ["divprune"]}, "method must be text"),
+        ({"method": ["x" * 3000]}, "method must be text"),
+        ("x" * 3000, "must be an object"),
         ({"method": ""}, "names no method"),
         ({"method": "nope"}, "unknown method 'nope'"),
         ({"budget": -3}, "must be above zero"),

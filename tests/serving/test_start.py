@@ -5,9 +5,11 @@ from transformers import AutoConfig
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.models.names import resolve
+from vlmcompress.serving import at_start
 from vlmcompress.serving.at_start import settled
 from vlmcompress.serving.counts import method_of
 from vlmcompress.serving.settings import Settings
+from vlmcompress.tokens import Grid
 
 
 @pytest.fixture(params=["tiny-llava", "tiny-qwen"])
@@ -33,6 +35,27 @@ def test_a_share_of_the_flops_becomes_one_of_the_tokens(config):
         for share in (0.8, 0.9)
     )
     assert 0 < small < large < 100
+
+
+def test_the_remark_tells_of_method_and_share(config):
+    _, reason = settled(Settings("auto", "0.8 flops"), config)
+    assert reason.count("(") >= 2
+    assert "the share that meets 0.8 flops for a typical picture" in reason
+
+
+def test_a_picture_is_typical_where_the_model_names_no_size(config, monkeypatch):
+    def share():
+        return settled(Settings("divprune", "0.9 flops"), config)[0].budget
+
+    before = share()
+    monkeypatch.setattr(at_start, "_PICTURE", Grid(1, 40, 40))
+    assert (share() == before) == (config.model_type == "llava")
+
+
+def test_the_configuration_is_left_alone(config):
+    before = config.to_dict()
+    settled(Settings("auto", "0.8 flops"), config)
+    assert config.to_dict() == before
 
 
 def test_no_share_is_cheap_enough(config):

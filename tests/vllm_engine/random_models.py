@@ -42,6 +42,13 @@ _QWEN = {
     "vision_end_token_id": _SPECIAL["<|vision_end|>"],
 }
 _QWEN_TOWER = {"depth": 3, "patch_size": 4, "num_heads": 2, "spatial_merge_size": 2}
+_SEEN = dict(zip(("image", "clip"), folders._QWEN, strict=True))
+_QWEN_CLIPS = {
+    "video_processor_type": "Qwen2VLVideoProcessor",
+    "patch_size": 4,
+    "merge_size": 2,
+    "size": {"shortest_edge": 256, "longest_edge": 24576},
+}
 _LLAVA_TILES = {"image_token_index": _SPECIAL["<image>"], "vision_feature_layer": -2}
 
 
@@ -52,11 +59,17 @@ class RandomModel:
     kind: folders.Kind
     config: dict[str, Any]
     class_name: str
-    placeholder: str
+    kinds: dict[str, str]
+    """"image" and "clip", as far as they are pruned -> what stands for one in a prompt."""
     size: tuple[int, int] = (44, 40)
     """Width and height of the pictures that it is asked about."""
     scale: float = 1.5
     """Of its weights: so large that pictures matter to the answers."""
+    together: tuple[str, ...] = ("image", "clip")
+    """Kinds of which a prompt may hold several: there the bare models answer alike, too."""
+    dtype: str = "float32"
+    near: float = 0.01
+    """Logits that rounding may put in another order."""
 
 
 def _next(pinpoints: list[list[int]]) -> folders.Kind:
@@ -79,19 +92,21 @@ _NORMS |= {"do_rescale": True, "do_normalize": True}
 
 
 def _normed(kind: folders.Kind) -> folders.Kind:
-    return replace(kind, settings=kind.settings | _NORMS)
+    videos = kind.videos and kind.videos | _NORMS
+    return replace(kind, settings=kind.settings | _NORMS, videos=videos)
 
 
 MODELS: dict[str, RandomModel] = {
     "Qwen2-VL": RandomModel(
-        _normed(folders.KINDS["qwen2_vl"]),
+        _normed(replace(folders.KINDS["qwen2_vl"], videos=_QWEN_CLIPS)),
         _QWEN
         | {
             "text_config": TEXT | {"rope_parameters": _MROPE},
             "vision_config": _QWEN_TOWER | {"embed_dim": 64, "hidden_size": 64},
         },
         "Qwen2VLForConditionalGeneration",
-        folders._QWEN[0],
+        _SEEN,
+        size=(80, 48),
     ),
     "Qwen3-VL": RandomModel(
         _normed(folders.KINDS["qwen3_vl"]),
@@ -108,7 +123,37 @@ MODELS: dict[str, RandomModel] = {
             },
         },
         "Qwen3VLForConditionalGeneration",
-        folders._QWEN[0],
+        _SEEN,
+        size=(80, 48),
+    ),
+    "Qwen3.5": RandomModel(
+        _normed(replace(folders.KINDS["qwen3_vl"], model_type="qwen3_5")),
+        _QWEN
+        | {
+            "text_config": TEXT
+            | {
+                "rope_parameters": _MROPE
+                | {"mrope_interleaved": True, "mrope_section": [4, 2, 2]}
+                | {"partial_rotary_factor": 0.5},
+                "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                "linear_key_head_dim": 32,
+                "linear_value_head_dim": 32,
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 2,
+            },
+            "vision_config": _QWEN_TOWER
+            | {
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "out_hidden_size": 64,
+                "num_position_embeddings": 144,
+            },
+        },
+        "Qwen3_5ForConditionalGeneration",
+        _SEEN,
+        size=(80, 48),
+        dtype="bfloat16",
+        near=0.3,
     ),
     "LLaVA-NeXT": RandomModel(
         _next(_PINPOINTS),
@@ -119,7 +164,7 @@ MODELS: dict[str, RandomModel] = {
             "image_grid_pinpoints": _PINPOINTS,
         },
         "LlavaNextForConditionalGeneration",
-        "<image>",
+        {"image": "<image>"},
         scale=3.0,
     ),
     "LLaVA-OneVision": RandomModel(
@@ -130,6 +175,10 @@ MODELS: dict[str, RandomModel] = {
             {"size": {"height": 32, "width": 32}, "image_grid_pinpoints": _PINPOINTS},
             placeholders=("<image>", "<video>"),
             options={"num_image_tokens": 64, "vision_feature_select_strategy": "full"},
+            videos={
+                "video_processor_type": "LlavaOnevisionVideoProcessor",
+                "size": {"height": 32, "width": 32},
+            },
         ),
         {
             "image_token_index": _SPECIAL["<image>"],
@@ -141,7 +190,8 @@ MODELS: dict[str, RandomModel] = {
             "image_grid_pinpoints": _PINPOINTS,
         },
         "LlavaOnevisionForConditionalGeneration",
-        "<image>",
+        {"image": "<image>", "clip": "<video>"},
+        together=("clip",),
         scale=3.0,
     ),
     "InternVL": RandomModel(
@@ -162,9 +212,19 @@ MODELS: dict[str, RandomModel] = {
             "image_seq_length": 16,
         },
         "InternVLForConditionalGeneration",
-        "<IMG_CONTEXT>",
+        {"image": "<IMG_CONTEXT>"},
+        size=(96, 32),
     ),
 }
+
+
+def _know_digits(folder: Path) -> None:
+    """So that timestamps between frames are told apart."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    words = content["model"]["vocab"]
+    words |= {digit: len(words) + number for number, digit in enumerate("0123456789")}
+    path.write_text(json.dumps(content))
 
 
 def write(folder: Path, name: str) -> Path:
@@ -172,6 +232,7 @@ def write(folder: Path, name: str) -> Path:
     made = MODELS[name]
     folders.write_folder(folder, made.kind)
     (folder / "config.json").unlink()
+    _know_digits(folder)
     torch.manual_seed(0)
     cls = getattr(transformers, made.class_name)
     model = cls(cls.config_class(**made.config))

@@ -2,112 +2,93 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from random_models import MODELS, write
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from vllm_cases import ids_of
-from vllm_engines import engine_of
+from random_models import MODELS
+from random_questions import BUDGET, TOKENS, Asked, same
 
-import vlmcompress
-from vlmcompress.serving import hf_overrides
-
-BUDGET, TOKENS = "50%", 12
-NEAR = 0.01
-"""Logits that rounding may put in another order."""
 METHODS = {name: ["divprune", "mmtok", "tome(stage='projector')"] for name in MODELS}
 for _name in ("Qwen2-VL", "Qwen3-VL", "InternVL"):
     METHODS[_name] += ["hiprune", "scope"]
-CASES = [(name, method) for name in MODELS for method in METHODS[name]]
+KINDS = [(name, kind) for name, made in MODELS.items() for kind in made.kinds]
+CASES = [(name, kind, method) for name, kind in KINDS for method in METHODS[name]]
 
 
-class Asked:
-    """One family in both engines, and pictures to ask about."""
-
-    def __init__(self, name, folder):
-        self.made, folder = MODELS[name], write(folder, name)
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        self.processor = AutoProcessor.from_pretrained(folder)
-        overrides = hf_overrides([self.made.class_name], "divprune", BUDGET)
-        self.context = engine_of(
-            str(folder), name, hf_overrides=overrides, limit_mm_per_prompt={"image": 2, "video": 0}
-        )
-        self.engine = self.context.__enter__()
-        width, height = self.made.size
-        pixels = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), np.uint8)
-        self.pictures = [Image.fromarray(one) for one in pixels]
-        self.texts = [f"User : {self.made.placeholder} {one} ?" for one in ("which", "what", "way")]
-
-    def transformers(self, method, budget=BUDGET):
-        """Answers, each up to where the two best tokens are as good as equal."""
-        answers = []
-        for text, picture in zip(self.texts, self.pictures, strict=True):
-            inputs = self.processor(text=[text], images=[[picture]], return_tensors="pt")
-            pruned = (
-                nullcontext()
-                if method is None
-                else vlmcompress.compress(self.model, method, budget, processor=self.processor)
-            )
-            with pruned:
-                found = self.model.generate(
-                    **inputs,
-                    max_new_tokens=TOKENS,
-                    do_sample=False,
-                    eos_token_id=None,
-                    output_logits=True,
-                    return_dict_in_generate=True,
-                )
-            ids = found.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-            best = torch.cat(found.logits).topk(2).values
-            near = (best[:, 0] - best[:, 1] < NEAR).tolist()
-            answers.append(ids[: near.index(True)] if True in near else ids)
-        return answers
-
-    def vllm(self, settings):
-        asked = [
-            {
-                "prompt": text,
-                "multi_modal_data": {"image": [picture]},
-                "mm_processor_kwargs": {"vlmcompress": settings},
-            }
-            for text, picture in zip(self.texts, self.pictures, strict=True)
-        ]
-        return ids_of(self.engine.generate(asked, TOKENS, ignore_eos=True))
+def with_family(names, values):
+    """Over whole families: an engine each, and one lives at a time."""
+    return pytest.mark.parametrize(names, values, indirect=["family"], scope="module")
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """Gives the family that is asked for; one engine lives at a time."""
-    now = []
-
-    def of(name):
-        if not now or now[0] != name:
-            if now:
-                now.pop().context.__exit__(None, None, None)
-                now.clear()
-            now[:] = [name, Asked(name, tmp_path_factory.mktemp("model"))]
-        return now[1]
-
-    yield of
-    if now:
-        now.pop().context.__exit__(None, None, None)
+def family(request, tmp_path_factory):
+    made = Asked(request.param, tmp_path_factory.mktemp("model"))
+    yield made
+    made.context.__exit__(None, None, None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "method"), CASES)
-def test_answers_are_those_of_compress(asked, name, method):
-    family = asked(name)
-    full, right = family.transformers(None), family.transformers(method)
+@with_family(("family", "kind", "method"), CASES)
+def test_answers_are_those_of_compress(family, kind, method):
+    """In chunks of 24 tokens: every image or clip is computed in several steps."""
+    questions = family.questions(kind)
+    full, right = family.compress(questions, None), family.compress(questions, method)
     assert sum(map(len, right)) >= TOKENS
     assert right != full
-    same(family.vllm({"method": "full"}), full)
-    for _ in range(2):  # the second time from the prefix cache
-        same(family.vllm({"method": method}), right)
+    same(family.serve(questions, {"method": "full"}), full)
+    for cached in (False, True):
+        found = family.outputs(questions, {"method": method})
+        same([list(one.outputs[0].token_ids) for one in found], right)
+        assert all(one.num_cached_tokens >= 32 for one in found) or not cached
 
 
-def same(found, right):
-    assert [ids[: len(one)] for ids, one in zip(found, right, strict=True)] == right
+@pytest.mark.slow
+@with_family(("family", "kind"), KINDS)
+def test_several_settings_in_one_batch(family, kind):
+    questions = family.questions(kind)[:1] * 4
+    settings = [
+        {"method": "stride"},
+        {"budget": "75%"},
+        {"method": "full"},
+        {"method": "tome(stage='projector')", "budget": "60%"},
+    ]
+    right = []
+    for one in settings:
+        method = one.get("method", "divprune")
+        budget = None if method == "full" else one.get("budget", BUDGET)
+        right += family.compress(questions[:1], method, budget)
+    assert right[0] != right[2]
+    same(family.serve(questions, settings), right)
+
+
+@pytest.mark.slow
+@with_family(("family", "kind"), KINDS)
+def test_two_in_one_prompt_and_one_at_its_end(family, kind):
+    """The answer goes on from the position after the whole image or clip."""
+    two = [family.two(kind, n) for n in range(2) if kind in family.made.together]
+    questions = [*two, *(family.last(kind, n) for n in range(3))]
+    full, right = family.compress(questions, None), family.compress(questions, "divprune")
+    assert full != right
+    same(family.serve(questions, {"method": "full"}), full)
+    same(family.serve(questions, {"method": "divprune"}), right)
+
+
+@pytest.mark.slow
+@with_family("family", [name for name, kind in KINDS if kind == "clip"])
+def test_an_image_and_a_clip_in_one_prompt(family):
+    questions = [family.both("image", "clip"), family.both("clip", "image")]
+    right = family.compress(questions, "divprune")
+    assert right != family.compress(questions, None)
+    same(family.serve(questions, {"method": "divprune"}), right)
+
+
+@pytest.mark.slow
+@with_family("family", ["Qwen3-VL", "Qwen3.5"])
+def test_other_timestamps_make_another_clip(family):
+    """The same frames; timestamps are among what the caches keep."""
+    (question, *_) = family.questions("clip")
+    questions = [question, replace(question, fps=1.0)]
+    right = family.compress(questions, "divprune")
+    assert right[0] != right[1]
+    for _ in range(2):
+        same(family.serve(questions, {"method": "divprune"}), right)

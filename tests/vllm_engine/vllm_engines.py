@@ -67,7 +67,11 @@ def engine_of(folder: str, name: str, **extra: Any) -> Iterator[Engine]:
     try:
         yield made
     finally:
-        # An engine that is collected later takes down what the next one has set up.
         made.llm = None
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        clean_up()
+
+
+def clean_up() -> None:
+    """After an engine: one that is collected later takes down what the next one has set up."""
+    gc.collect()
+    cleanup_dist_env_and_memory()

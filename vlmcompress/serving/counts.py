@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -96,6 +96,9 @@ class ItemPlan:
     """As in `ImagePlan`."""
     words: tuple[int, ...] = ()
     """Token ids of the question, where the method looks at it."""
+    texts: tuple[int, ...] = ()
+    """Token ids of the text between frames, which stands at the separators of the layout: how many
+    tokens a frame keeps is known too late, so that its place is, too."""
 
     @property
     def given(self) -> int:
@@ -107,39 +110,73 @@ class ItemPlan:
         """Features that are left. All separators stay: which rows survive is known too late."""
         return sum(kept for _, kept in self.parts) + len(self.layout.separators)
 
+    @property
+    def encoded(self) -> Layout:
+        """How the features lie that the model makes of pixels: without text."""
+        return Layout(self.layout.parts) if self.texts else self.layout
+
+    def ids(self, placeholder: int) -> list[int]:
+        """What stands in the unpruned prompt, visual tokens as `placeholder`."""
+        found = [placeholder] * self.given
+        for separator, text in zip(self.layout.separators, self.texts, strict=False):
+            found[separator.place] = text
+        return found
+
     def dump(self) -> bytes:
         """As bytes, for a tensor beside the pixels."""
         separators = [(s.place, s.start, s.stop) for s in self.layout.separators]
         parts = [(_sides(grid), kept) for grid, kept in self.parts]
         grids = list(map(_sides, self.layout.parts))
-        return json.dumps([self.method, grids, separators, parts, self.words]).encode()
+        return json.dumps([self.method, grids, separators, parts, self.words, self.texts]).encode()
 
     @classmethod
     def load(cls, raw: bytes) -> ItemPlan:
         """What `dump` wrote."""
-        method, grids, separators, parts, words = json.loads(raw)
+        method, grids, separators, parts, words, texts = json.loads(raw)
         layout = Layout(
             tuple(Grid(*sides) for sides in grids), tuple(Separator(*one) for one in separators)
         )
-        return cls(
-            method, layout, tuple((Grid(*sides), kept) for sides, kept in parts), tuple(words)
-        )
+        counts = tuple((Grid(*sides), kept) for sides, kept in parts)
+        return cls(method, layout, counts, tuple(words), tuple(texts))
 
 
 def _sides(grid: Grid) -> tuple[int, int, int]:
     return grid.t, grid.h, grid.w
 
 
-def plan(settings: Settings, layout: Layout, words: tuple[int, ...] = ()) -> ItemPlan:
-    """The plan of one image or clip.
+def with_texts(
+    layout: Layout, full: Sequence[int], visual: Sequence[bool]
+) -> tuple[Layout, tuple[int, ...]]:
+    """Text between the visual tokens of a clip as separators that always stay.
+
+    Args:
+        layout: of the visual tokens by themselves.
+        full: token ids of the clip in the prompt.
+        visual: which of these are visual tokens.
+
+    Returns:
+        The layout of all, and the ids of the text.
+    """
+    places = [place for place, is_visual in enumerate(visual) if not is_visual]
+    separators = tuple(Separator(place, 0, len(layout)) for place in places)
+    return Layout(layout.parts, separators), tuple(full[place] for place in places)
+
+
+def plan(
+    settings: Settings,
+    layout: Layout,
+    words: tuple[int, ...] = (),
+    texts: tuple[int, ...] = (),
+) -> ItemPlan:
+    """The plan of one image or clip; `words` and `texts` as in `ItemPlan`.
 
     Raises:
         VLMCompressError: the count depends on the content, is zero, or cannot be met.
     """
     found = planned(settings, layout)
-    if not found.keep:
+    if not any(kept for _, kept in found.parts):
         raise BudgetError(f"{settings.method} keeps no token of an image: vLLM needs at least one")
-    return ItemPlan(settings.method, layout, found.parts, words)
+    return ItemPlan(settings.method, layout, found.parts, words, texts)
 
 
 @lru_cache(maxsize=4096)

@@ -108,7 +108,7 @@ def test_linked_files_exist():
 NOT_HERE = {
     "page_search.py": "tests/retrieval/test_example.py",
     "ray_batch.py": "nowhere: it needs Ray",
-    "vllm_batch.py": "nowhere: it needs vLLM",
+    "vllm_batch.py": "tests/vllm_engine/test_example.py",
 }
 EXAMPLES = [one for one in sorted((ROOT / "examples").glob("*.py")) if one.name not in NOT_HERE]
 

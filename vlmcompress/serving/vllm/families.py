@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
+from vlmcompress.patches.families.family import Family as InProcess
 from vlmcompress.patches.families.llava_next import rows_with_newlines
+from vlmcompress.patches.families.qwen2_vl import Qwen2VL as Qwen2VLInProcess
 from vlmcompress.patches.families.vision_encoder import Encoder
-from vlmcompress.serving.vllm.family import Family
+from vlmcompress.serving.vllm.family import Family, shown
 from vlmcompress.tokens import Grid, Layout
 
 _OLD_TOWER = {r"^((model\.)?vision_tower\.)(?!vision_model\.)": r"\1vision_model."}
@@ -71,9 +73,16 @@ _MOST_TILES = 9
 
 
 class LlavaOnevision(LlavaNext):
-    """As LLaVA-NeXT, but that large pictures are shrunk; clips are served whole."""
+    """As LLaVA-NeXT, but that large pictures are shrunk; clips end with one newline."""
 
     adapter = "llava_onevision"
+    modalities = ("image", "video")
+
+    def layout(self, config: Any, modality: str, item: Mapping[str, Any], count: int) -> Layout:
+        if modality == "image":
+            return super().layout(config, modality, item, count)
+        clip = torch.empty(count, 0, device="meta")
+        return self.adapted.layouts(shown(config), modality, [clip], {})[0]
 
     def packed(self, config: Any, size: Sequence[int], side: int) -> tuple[int, int]:
         rows, width = super().packed(config, size, side)
@@ -96,11 +105,32 @@ class Qwen2_5VL(Qwen2VL):
     adapter = "qwen2_5_vl"
 
 
+_TIMESTAMP = 16
+"""Tokens of "<1234.5 seconds>" and the marks around a frame, at most."""
+
+
 class Qwen3VL(Qwen2VL):
-    """As Qwen2-VL; clips, whose frames have text between them, are served whole."""
+    """As Qwen2-VL, with timestamps between the frames of clips."""
 
     adapter = "qwen3_vl"
-    modalities = ("image",)
+    interleaved = ("video",)
+
+    def most_text(self, info: Any) -> int:
+        processor = info.get_video_processor()
+        return _TIMESTAMP * int(processor.max_frames) // int(processor.temporal_patch_size)
+
+
+class Qwen3_5(Qwen3VL):
+    """As Qwen3-VL without DeepStack; most layers of the decoder keep a state."""
+
+    adapter = "qwen3_5"
+
+    @property
+    def adapted(self) -> InProcess:
+        """In process the adapter is made of the model; of what is asked here they are alike."""
+        found = Qwen2VLInProcess()
+        found.name = self.adapter
+        return found
 
 
 class InternVL(Family):
@@ -121,6 +151,7 @@ FAMILIES: dict[str, type[Family]] = {
     "Qwen2VLForConditionalGeneration": Qwen2VL,
     "Qwen2_5_VLForConditionalGeneration": Qwen2_5VL,
     "Qwen3VLForConditionalGeneration": Qwen3VL,
+    "Qwen3_5ForConditionalGeneration": Qwen3_5,
     "InternVLForConditionalGeneration": InternVL,
 }
 

@@ -29,6 +29,8 @@ class Family:
     """Name of that adapter."""
     modalities: tuple[str, ...] = ("image",)
     """What is pruned."""
+    interleaved: tuple[str, ...] = ()
+    """Those of them that have text between their visual tokens."""
     renumbers: bool = True
     """Whether positions are one number per token."""
     tower: str = "vision_tower.vision_model.encoder.layers"
@@ -82,9 +84,9 @@ class Family:
             UnsupportedModelError: it is.
         """
 
-    def placeholders(self, config: Any) -> set[int]:
-        """Token ids that stand for visual tokens in a prompt."""
-        return set(self.adapted.placeholders(shown(config)).values())
+    def placeholders(self, config: Any) -> dict[str, int]:
+        """Modality -> token id that stands for a visual token in a prompt."""
+        return self.adapted.placeholders(shown(config))
 
     def layout(self, config: Any, modality: str, item: Mapping[str, Any], count: int) -> Layout:
         """How the features of one image or clip lie.
@@ -100,6 +102,10 @@ class Family:
             return Layout.of(patched.square(count))
         call = {f"{modality}_grid_thw": grid.reshape(1, 3)}
         return self.adapted.layouts(shown(config), modality, [], call)[0]
+
+    def most_text(self, info: Any) -> int:
+        """Tokens of text that one of `interleaved` has at most; `info` is vLLM's of the processor."""
+        return 0
 
     def mapper(self, base: Any) -> dict[str, Any]:
         """The table of weight names of vLLM's class, with `renames`."""

@@ -21,5 +21,5 @@ def count(modality: str, plan: ItemPlan) -> None:
     labels = {"modality": modality, "method": pipeline_of(plan.method).name}
     given = _counter("given", "Visual tokens of images and clips before pruning.")
     kept = _counter("kept", "Visual tokens of the same that enter the decoder.")
-    given.labels(**labels).inc(plan.given)
-    kept.labels(**labels).inc(plan.keep)
+    given.labels(**labels).inc(plan.given - len(plan.texts))
+    kept.labels(**labels).inc(plan.keep - len(plan.texts))

@@ -65,12 +65,27 @@ class Pruned:
         asked = [self._asked(plan) for plan in plans]
         layers = frozenset(n for one in asked for numbers in one.values() for n in numbers)
         with self._taps.recording(layers):
-            found = list(super().embed_multimodal(**kwargs))  # type: ignore[misc]
+            found = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        # LLaVA-OneVision gives clips of several lengths as [1, N, D].
+        flat = (one.flatten(0, -2) for one in found)
+        found = [self._with_texts(*each) for each in zip(flat, plans, strict=True)]
         signals = self._signals(modality, kwargs, plans, asked)
         items = _items(kwargs, len(found))
         return [
             self._pruned(modality, *one) for one in zip(found, plans, items, signals, strict=True)
         ]
+
+    def _with_texts(self, features: Tensor, plan: ItemPlan) -> Tensor:
+        """[given, C]: with the embedded text between frames in its places."""
+        if not plan.texts:
+            return features
+        visual = plan.layout.visual.to(features.device)
+        ids = torch.tensor(plan.texts, device=features.device)
+        text = self.get_language_model().embed_input_ids(ids)  # type: ignore[attr-defined]
+        rows = features.new_zeros(plan.given, features.shape[1])  # DeepStack adds nothing to text
+        rows[visual] = features
+        rows[~visual, : self._width] = text.to(rows)
+        return rows
 
     def _asked(self, plan: ItemPlan) -> dict[str, list[int]]:
         if plan.keep >= plan.given:
@@ -89,7 +104,7 @@ class Pruned:
         for one in asked:
             for name, numbers in one.items():
                 union[name] = sorted({*union.get(name, []), *numbers})
-        layouts = [plan.layout for plan in plans]
+        layouts = [plan.encoded for plan in plans]
         found = self._taps.collect(union, modality, kwargs, layouts)
         return [_only(mine, one) for mine, one in zip(found, asked, strict=True)]
 
@@ -99,7 +114,7 @@ class Pruned:
         features, kept = self._kept(features, plan, signals)
         if not self.carries_positions:
             return features
-        relative = self._relative(modality, item, plan.given).to(kept.device)[:, kept]
+        relative = self._relative(modality, item, plan).to(kept.device)[:, kept]
         return torch.cat([features, positions.columns_of(relative, features)], dim=1)
 
     def _kept(
@@ -166,12 +181,12 @@ class Pruned:
             return super().get_mrope_input_positions(tokens, features)  # type: ignore[misc,no-any-return]
         return positions.one_axis(tokens, features)
 
-    def _relative(self, modality: str, item: Any, count: int) -> Tensor:
-        """[3, count] positions of an image by itself."""
-        alone = SimpleNamespace(
-            data=item, modality=modality, mm_position=PlaceholderRange(0, count)
-        )
-        return self._full_positions([0] * count, [alone])[0]
+    def _relative(self, modality: str, item: Any, plan: ItemPlan) -> Tensor:
+        """[3, given] positions of an image by itself."""
+        place = PlaceholderRange(0, plan.given)
+        alone = SimpleNamespace(data=item, modality=modality, mm_position=place)
+        ids = plan.ids(self.family.placeholders(self._hf_config)[modality])
+        return self._full_positions(ids, [alone])[0]
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
@@ -181,22 +196,23 @@ class Pruned:
             return self._full_positions(input_tokens, mm_features)
         runs, whole_features, tokens, grown = [], [], list(input_tokens), 0
         for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
-            run, place = _run(feature), feature.mm_position
-            if run is None:
+            found, place = _run(feature), feature.mm_position
+            if found is None:
                 place = replace(place, offset=place.offset + grown)
             else:
+                run, plan = found
                 runs.append(run)
                 place = PlaceholderRange(run.start + grown, run.given)
-                more = run.given - run.kept
-                tokens[place.offset : place.offset] = [input_tokens[run.start]] * more
-                grown += more
+                ids = plan.ids(input_tokens[run.start])
+                tokens[place.offset : place.offset + run.kept] = ids
+                grown += run.given - run.kept
             whole_features.append(
                 SimpleNamespace(data=feature.data, modality=feature.modality, mm_position=place)
             )
         whole, delta = self._full_positions(tokens, whole_features)
-        found, delta = positions.marked(whole, delta, runs, len(input_tokens))
-        found.after_prompt = delta  # type: ignore[attr-defined]
-        return found, delta
+        short, delta = positions.marked(whole, delta, runs, len(input_tokens))
+        short.after_prompt = delta  # type: ignore[attr-defined]
+        return short, delta
 
     def recompute_mrope_positions(
         self,
@@ -210,7 +226,8 @@ class Pruned:
         if not multimodal_embeddings and known is not None:
             return [], mrope_positions, known
         ids = torch.as_tensor(input_ids, device=mrope_positions.device)
-        marks = torch.tensor(sorted(self.family.placeholders(self._hf_config)), device=ids.device)
+        places = self.family.placeholders(self._hf_config).values()
+        marks = torch.tensor(sorted(places), device=ids.device)
         clean, found, delta = positions.settled(
             mrope_positions, multimodal_embeddings, torch.isin(ids, marks), num_computed_tokens
         )
@@ -240,15 +257,16 @@ class Pruned:
         return replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
 
 
-def _run(feature: Any) -> positions.Run | None:
-    """Where the features of an image lie in a prompt; None where its modality is not pruned."""
+def _run(feature: Any) -> tuple[positions.Run, ItemPlan] | None:
+    """Where the features of an image lie in a prompt, and its plan; None where its modality is not
+    pruned."""
     if FIELD not in feature.data:
         return None
     place = feature.mm_position
     mask = place.is_embed
     first = 0 if mask is None else int(mask.to(torch.int).argmax())
     (plan,) = plans_in([feature.data[FIELD].data])
-    return positions.Run(place.offset + first, plan.keep, plan.given)
+    return positions.Run(place.offset + first, plan.keep, plan.given), plan
 
 
 def _agreed(found: Tensor | None) -> Tensor | None:

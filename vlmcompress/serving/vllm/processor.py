@@ -17,7 +17,7 @@ from vlmcompress.errors import UnsupportedCallError, VLMCompressError
 from vlmcompress.patches.signals.instruction import Instruction
 from vlmcompress.patches.signals.signals import named_tokens
 from vlmcompress.serving.architectures import KEY
-from vlmcompress.serving.counts import ItemPlan, plan
+from vlmcompress.serving.counts import ItemPlan, plan, with_texts
 from vlmcompress.serving.settings import Settings
 from vlmcompress.serving.vllm import metrics
 from vlmcompress.serving.vllm.family import Family, shown
@@ -32,21 +32,27 @@ def pruning(factory: Any, family: Family) -> Any:
     def build(info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
         own = factory(info, dummy_inputs, **kwargs)
         made = type(f"Pruning{type(own).__name__}", (Pruning, type(own)), {"family": family})
-        info.get_mm_max_tokens_per_item = partial(_largest, own)
+        info.get_mm_max_tokens_per_item = partial(_largest, own, family)
         return made(info, dummy_inputs, **kwargs)
 
     return build
 
 
-def _largest(own: Any, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+def _largest(
+    own: Any, family: Family, seq_len: int, mm_counts: Mapping[str, int]
+) -> Mapping[str, int]:
     """Tokens of the largest image without pruning: what the vision tower computes, and what a
     request may ask for. Else vLLM would measure pruned dummies, refuse larger requests, and put
     more images into one run of the tower than fit."""
     known = type(own.info).get_mm_max_tokens_per_item(own.info, seq_len, mm_counts)
-    if known is not None:
-        return dict(known)
-    places = own.get_dummy_mm_inputs(mm_counts)["mm_placeholders"]
-    return {name: sum(one.get_num_embeds() for one in found) for name, found in places.items()}
+    if known is None:
+        places = own.get_dummy_mm_inputs(mm_counts)["mm_placeholders"]
+        return {name: sum(one.get_num_embeds() for one in found) for name, found in places.items()}
+    largest = dict(known)
+    for name in {*family.interleaved} & {*largest}:
+        most = largest[name] + family.most_text(own.info)
+        largest[name] = max(largest[name], min(most, seq_len))
+    return largest
 
 
 class Pruning:
@@ -98,7 +104,7 @@ class Pruning:
     def _question(self, prompt: list[int]) -> tuple[int, ...]:
         """Ids of the user's words, as `vlmcompress.compress(..., processor=...)` finds them."""
         config = self.info.get_hf_config()
-        pictures = self.family.placeholders(config)
+        pictures = self.family.placeholders(config).values()
         if self._instruction is None:
             named = named_tokens(shown(config), self.family.adapted)
             self._instruction = Instruction.of(self.info.get_hf_processor(), named)
@@ -135,17 +141,21 @@ class Pruning:
         if content.is_embed is not None:
             visual = content.is_embed(content.full)
         given = {name: element.data for name, element in item.items()}
-        layout = self.family.layout(
-            self.info.get_hf_config(), update.modality, given, int(visual.sum())
-        )
-        found = plan(settings, layout, words)
+        config, full = self.info.get_hf_config(), content.full
+        texts: tuple[int, ...] = ()
+        layout = self.family.layout(config, update.modality, given, int(visual.sum()))
+        if update.modality in self.family.interleaved:
+            layout, texts = with_texts(layout, full, visual.tolist())
+            full = [self.family.placeholders(config)[update.modality]] * len(full)
+            visual = torch.ones_like(visual)
+        found = plan(settings, layout, words, texts)
         stay = _stay(visual, found)
         raw = torch.frombuffer(bytearray(found.dump()), dtype=torch.uint8)
         item[FIELD] = MultiModalFieldElem(raw, MultiModalBatchedField(keep_on_cpu=True))
         if not self._measuring:
             metrics.count(update.modality, found)
-        full = [token for token, stays in zip(content.full, stay.tolist(), strict=True) if stays]
-        short = PromptUpdateDetails(full, partial(_embedded, visual[stay]))
+        left = [token for token, stays in zip(full, stay.tolist(), strict=True) if stays]
+        short = PromptUpdateDetails(left, partial(_embedded, visual[stay]))
         return replace(update, content=short)
 
 
