@@ -104,7 +104,7 @@ class Family:
         return self.adapted.layouts(shown(config), modality, [], call)[0]
 
     def most_text(self, info: Any) -> int:
-        """Tokens of text that one of `interleaved` has at most; `info` is vLLM's of the processor."""
+        """Tokens of text in a clip of `interleaved`, at most; `info` is vLLM's of a processor."""
         return 0
 
     def mapper(self, base: Any) -> dict[str, Any]:

@@ -67,8 +67,8 @@ class Pruned:
         with self._taps.recording(layers):
             found = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         # LLaVA-OneVision gives clips of several lengths as [1, N, D].
-        flat = (one.flatten(0, -2) for one in found)
-        found = [self._with_texts(*each) for each in zip(flat, plans, strict=True)]
+        each = zip((one.flatten(0, -2) for one in found), plans, strict=True)
+        found = [self._with_texts(features, plan) for features, plan in each]
         signals = self._signals(modality, kwargs, plans, asked)
         items = _items(kwargs, len(found))
         return [
@@ -81,10 +81,10 @@ class Pruned:
             return features
         visual = plan.layout.visual.to(features.device)
         ids = torch.tensor(plan.texts, device=features.device)
-        text = self.get_language_model().embed_input_ids(ids)  # type: ignore[attr-defined]
+        language = self.get_language_model()  # type: ignore[attr-defined]
         rows = features.new_zeros(plan.given, features.shape[1])  # DeepStack adds nothing to text
         rows[visual] = features
-        rows[~visual, : self._width] = text.to(rows)
+        rows[~visual, : self._width] = language.embed_input_ids(ids).to(rows)
         return rows
 
     def _asked(self, plan: ItemPlan) -> dict[str, list[int]]:
@@ -203,8 +203,7 @@ class Pruned:
                 run, plan = found
                 runs.append(run)
                 place = PlaceholderRange(run.start + grown, run.given)
-                ids = plan.ids(input_tokens[run.start])
-                tokens[place.offset : place.offset + run.kept] = ids
+                tokens[place.offset : place.offset + run.kept] = plan.ids(input_tokens[run.start])
                 grown += run.given - run.kept
             whole_features.append(
                 SimpleNamespace(data=feature.data, modality=feature.modality, mm_position=place)
@@ -258,13 +257,11 @@ class Pruned:
 
 
 def _run(feature: Any) -> tuple[positions.Run, ItemPlan] | None:
-    """Where the features of an image lie in a prompt, and its plan; None where its modality is not
-    pruned."""
+    """Where the features of an image lie in a prompt, and its plan; None for what is not pruned."""
     if FIELD not in feature.data:
         return None
     place = feature.mm_position
-    mask = place.is_embed
-    first = 0 if mask is None else int(mask.to(torch.int).argmax())
+    first = 0 if place.is_embed is None else int(place.is_embed.to(torch.int).argmax())
     (plan,) = plans_in([feature.data[FIELD].data])
     return positions.Run(place.offset + first, plan.keep, plan.given), plan
 
