@@ -74,6 +74,19 @@ def test_mistakes_are_one_line_and_exit_code_2(cli, arguments, message):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_share_of_the_flops_is_settled_when_the_server_starts(cli):
+    done = cli("serve", "tiny-llava", "-m", "divprune", "-b", "0.9 flops", "--print")
+    assert done.exit_code == 0, done.output
+    overrides = json.loads(shlex.split(done.stdout)[4])
+    assert overrides["vlmcompress"]["budget"] == "0.9 flops"
+
+
+def test_a_folder_without_a_configuration_is_named(cli, tmp_path):
+    done = cli("serve", str(tmp_path), "-m", "divprune", "--print")
+    assert done.exit_code == 2
+    assert f"cannot read the configuration of '{tmp_path}'" in done.stderr
+
+
 class Other(BaseHTTPRequestHandler):
     """A server of something else."""
 

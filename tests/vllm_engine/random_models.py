@@ -67,9 +67,6 @@ class RandomModel:
     """Of its weights: so large that pictures matter to the answers."""
     together: tuple[str, ...] = ("image", "clip")
     """Kinds of which a prompt may hold several: there the bare models answer alike, too."""
-    dtype: str = "float32"
-    near: float = 0.01
-    """Logits that rounding may put in another order."""
 
 
 def _next(pinpoints: list[list[int]]) -> folders.Kind:
@@ -125,35 +122,6 @@ MODELS: dict[str, RandomModel] = {
         "Qwen3VLForConditionalGeneration",
         _SEEN,
         size=(80, 48),
-    ),
-    "Qwen3.5": RandomModel(
-        _normed(replace(folders.KINDS["qwen3_vl"], model_type="qwen3_5")),
-        _QWEN
-        | {
-            "text_config": TEXT
-            | {
-                "rope_parameters": _MROPE
-                | {"mrope_interleaved": True, "mrope_section": [4, 2, 2]}
-                | {"partial_rotary_factor": 0.5},
-                "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-                "linear_key_head_dim": 32,
-                "linear_value_head_dim": 32,
-                "linear_num_key_heads": 2,
-                "linear_num_value_heads": 2,
-            },
-            "vision_config": _QWEN_TOWER
-            | {
-                "hidden_size": 64,
-                "intermediate_size": 96,
-                "out_hidden_size": 64,
-                "num_position_embeddings": 144,
-            },
-        },
-        "Qwen3_5ForConditionalGeneration",
-        _SEEN,
-        size=(80, 48),
-        dtype="bfloat16",
-        near=0.3,
     ),
     "LLaVA-NeXT": RandomModel(
         _next(_PINPOINTS),

@@ -18,6 +18,8 @@ import vlmcompress
 from vlmcompress.serving import hf_overrides
 
 BUDGET, TOKENS = "50%", 12
+NEAR = 0.01
+"""Logits that rounding may put in another order."""
 FRAMES = 6
 
 
@@ -67,7 +69,7 @@ class Asked:
 
     def __init__(self, name: str, folder: Any) -> None:
         self.made, folder = MODELS[name], write(folder, name)
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.made.dtype)
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         self.processor = AutoProcessor.from_pretrained(folder)
         overrides = hf_overrides([self.made.class_name], "divprune", BUDGET)
         clips = 2 if "clip" in self.made.kinds else 0
@@ -77,7 +79,6 @@ class Asked:
             hf_overrides=overrides,
             limit_mm_per_prompt={"image": 2, "video": clips},
             max_num_batched_tokens=24,
-            dtype=self.made.dtype,
         )
         self.engine = self.context.__enter__()
         width, height = self.made.size
@@ -129,8 +130,8 @@ class Asked:
                 return_dict_in_generate=True,
             )
         ids: list[int] = found.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        best = torch.cat(found.logits).float().topk(2).values
-        near = (best[:, 0] - best[:, 1] < self.made.near).tolist()
+        best = torch.cat(found.logits).topk(2).values
+        near = (best[:, 0] - best[:, 1] < NEAR).tolist()
         return ids[: near.index(True)] if True in near else ids
 
     def serve(self, questions: Any, settings: Any) -> list[list[int]]:

@@ -83,7 +83,7 @@ def test_an_image_and_a_clip_in_one_prompt(family):
 
 
 @pytest.mark.slow
-@with_family("family", ["Qwen3-VL", "Qwen3.5"])
+@with_family("family", ["Qwen3-VL"])
 def test_other_timestamps_make_another_clip(family):
     """The same frames; timestamps are among what the caches keep."""
     (question, *_) = family.questions("clip")

@@ -17,7 +17,6 @@ SERVED: Mapping[str, str] = {
     "Qwen2VLForConditionalGeneration": "Qwen2-VL",
     "Qwen2_5_VLForConditionalGeneration": "Qwen2.5-VL",
     "Qwen3VLForConditionalGeneration": "Qwen3-VL",
-    "Qwen3_5ForConditionalGeneration": "Qwen3.5",
     "InternVLForConditionalGeneration": "InternVL",
 }
 """Architecture, as checkpoints and vLLM name it -> what people call it."""

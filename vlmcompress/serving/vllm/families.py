@@ -13,9 +13,7 @@ from typing import Any
 import torch
 
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
-from vlmcompress.patches.families.family import Family as InProcess
 from vlmcompress.patches.families.llava_next import rows_with_newlines
-from vlmcompress.patches.families.qwen2_vl import Qwen2VL as Qwen2VLInProcess
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.serving.vllm.family import Family, shown
 from vlmcompress.tokens import Grid, Layout
@@ -120,19 +118,6 @@ class Qwen3VL(Qwen2VL):
         return _TIMESTAMP * int(processor.max_frames) // int(processor.temporal_patch_size)
 
 
-class Qwen3_5(Qwen3VL):
-    """As Qwen3-VL without DeepStack; most layers of the decoder keep a state."""
-
-    adapter = "qwen3_5"
-
-    @property
-    def adapted(self) -> InProcess:
-        """In process the adapter is made of the model; of what is asked here they are alike."""
-        found = Qwen2VLInProcess()
-        found.name = self.adapter
-        return found
-
-
 class InternVL(Family):
     """Tiles of an image one after the other, each of the same square grid."""
 
@@ -151,7 +136,6 @@ FAMILIES: dict[str, type[Family]] = {
     "Qwen2VLForConditionalGeneration": Qwen2VL,
     "Qwen2_5_VLForConditionalGeneration": Qwen2_5VL,
     "Qwen3VLForConditionalGeneration": Qwen3VL,
-    "Qwen3_5ForConditionalGeneration": Qwen3_5,
     "InternVLForConditionalGeneration": InternVL,
 }
 
