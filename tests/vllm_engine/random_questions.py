@@ -143,8 +143,3 @@ class Asked:
         each = settings if isinstance(settings, list) else [settings] * len(questions)
         asked = [one.of_vllm(wish) for one, wish in zip(questions, each, strict=True)]
         return self.engine.generate(asked, TOKENS, ignore_eos=True)
-
-
-def same(found: list[list[int]], right: list[list[int]]) -> None:
-    """Answers of vLLM begin as those of transformers."""
-    assert [ids[: len(one)] for ids, one in zip(found, right, strict=True)] == right

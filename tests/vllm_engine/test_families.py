@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from random_models import MODELS
-from random_questions import BUDGET, TOKENS, Asked, same
+from random_questions import BUDGET, TOKENS, Asked
 
 METHODS = {name: ["divprune", "mmtok", "tome(stage='projector')"] for name in MODELS}
 for _name in ("Qwen2-VL", "Qwen3-VL", "InternVL"):
@@ -45,13 +45,11 @@ def test_answers_are_those_of_compress(family, kind, method):
 @pytest.mark.slow
 @with_family(("family", "kind"), KINDS)
 def test_several_settings_in_one_batch(family, kind):
-    questions = family.questions(kind)[:1] * 4
-    settings = [
-        {"method": "stride"},
-        {"budget": "75%"},
-        {"method": "full"},
-        {"method": "tome(stage='projector')", "budget": "60%"},
-    ]
+    settings = [{}, {"method": "mmtok"}, {"method": "full"}, {"method": "tome(stage='projector')"}]
+    if "image_grid_pinpoints" not in family.made.config or kind == "clip":
+        # Where rows end with newlines, these may empty some: see docs/serving.md.
+        settings += [{"method": "stride"}, {"budget": "75%"}, {"budget": 9}]
+    questions = family.questions(kind)[:1] * len(settings)
     right = []
     for one in settings:
         method = one.get("method", "divprune")
@@ -92,3 +90,8 @@ def test_other_timestamps_make_another_clip(family):
     assert right[0] != right[1]
     for _ in range(2):
         same(family.serve(questions, {"method": "divprune"}), right)
+
+
+def same(found, right):
+    """Answers of vLLM begin as those of transformers, which end where tokens are as good as equal."""
+    assert [ids[: len(one)] for ids, one in zip(found, right, strict=True)] == right
