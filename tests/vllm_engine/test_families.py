@@ -93,5 +93,5 @@ def test_other_timestamps_make_another_clip(family):
 
 
 def same(found, right):
-    """Answers of vLLM begin as those of transformers, which end where tokens are as good as equal."""
+    """Answers of vLLM begin as those of transformers, which end at a near tie."""
     assert [ids[: len(one)] for ids, one in zip(found, right, strict=True)] == right
