@@ -18,6 +18,7 @@ from vlmcompress.ops.questions import Asking, abreast, answered
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.decoder import prompt_rows
 from vlmcompress.patches.decoder.continuation import lay_out
+from vlmcompress.patches.decoder.prompt_bias import bias_of
 from vlmcompress.patches.decoder.selection import Chosen, choose, some_of
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
@@ -120,7 +121,18 @@ class Prefill:
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
         follow = self.kwargs, self.images, reductions, self.chunk, self.stages.placeholders
-        changed = self._inputs(embeds) | added(*follow) | follow_in_loop(*follow)
+        changed = self._inputs(embeds)
+        self.stages.bias = bias_of(
+            self.installed,
+            self.stages,
+            self.images,
+            kept,
+            reductions,
+            self.survivors,
+            changed["position_ids"],
+            self.prompt_end,
+        )
+        changed |= added(*follow) | follow_in_loop(*follow)
         return kept_of(self.kwargs, self.chunk.index) | changed
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
@@ -177,8 +189,13 @@ class Prefill:
             if isinstance(self.planner.pipeline.upstream, TowerDropper):
                 tokens = some_of(tokens, left)  # signals are of all tokens, too
             else:
-                features = tokens.features[left.to(self.embeds.device)]
-                tokens = replace(tokens, features=features, sizes=sizes)
+                own, logits = left.to(self.embeds.device), tokens.question_logits
+                tokens = replace(
+                    tokens,
+                    features=tokens.features[own],
+                    question_logits=None if logits is None else logits[own],
+                    sizes=sizes,
+                )
         if image.unmasked is None:
             return tokens
         return some_of(tokens, torch.isin(left, image.unmasked).nonzero()[:, 0])

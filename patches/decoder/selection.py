@@ -12,13 +12,8 @@ from torch import Tensor
 
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.answers import check_count, indices, wrong
-from vlmcompress.methods.contracts.method import (
-    AskingReducer,
-    AskingSelector,
-    ProjectorMethod,
-    Reducer,
-    Selector,
-)
+from vlmcompress.methods.contracts.asking import reducing, selecting
+from vlmcompress.methods.contracts.method import ProjectorMethod, Reducer, Selector
 from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.questions import Asking, abreast
 from vlmcompress.patches.signals.projector import used_by
@@ -98,10 +93,8 @@ def _selected(
         return torch.arange(count, device=tokens.features.device)
     if method_order:
         found = method.pick(tokens, count)
-    elif isinstance(method, AskingSelector) and _is_newer(method, "selecting", "select"):
-        found = yield from method.selecting(tokens, count)
     else:
-        found = method.select(tokens, count)
+        found = yield from selecting(method, tokens, count)
     return indices(
         method.name,
         found,
@@ -119,10 +112,7 @@ def _reduced(
     total, features = len(tokens.grid), tokens.features
     if not _asks(count, total, may_keep_fewer):
         return Reduction.identity(features[:count])
-    if isinstance(method, AskingReducer) and _is_newer(method, "reducing", "reduce"):
-        found = yield from method.reducing(tokens, count)
-    else:
-        found = method.reduce(tokens, count)
+    found = yield from reducing(method, tokens, count)
     if not isinstance(found, Reduction):
         raise wrong(method.name, "no Reduction")
     members, offsets = found.members, found.offsets
@@ -157,20 +147,12 @@ def _grouped(members: Tensor, offsets: Tensor, total: int) -> Tensor:
     return fits & ordered & ascending & ((members >= 0) & (members < total)).all()
 
 
-def _is_newer(method: ProjectorMethod, asking: str, plain: str) -> bool:
-    """Whether no subclass has replaced `plain` alone, of which `asking` would know nothing."""
-    for kind in type(method).__mro__:
-        if asking in vars(kind) or plain in vars(kind):
-            return asking in vars(kind)
-    return False
-
-
 def _asks(count: int, total: int, may_keep_fewer: bool) -> bool:
     """Whether there is anything to choose."""
     return count > 0 and (count < total or may_keep_fewer)
 
 
-_PER_TOKEN = ("features", "relevance", "projection", "sizes", *AT_FEATURE, *PER_LAYER)
+_PER_TOKEN = ("features", "relevance", "question_logits", "projection", "sizes", *AT_FEATURE, *PER_LAYER)
 """Fields of `VisualTokens` that have a value for each token."""
 
 

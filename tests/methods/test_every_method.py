@@ -171,7 +171,7 @@ def test_what_is_not_finite_is_one_clear_error(method, bad):
     shown = asked_of(method, tokens(grid))
     broken = {
         name: value.clone().index_fill_(0, torch.tensor([3]), bad)
-        for name in ("features", "cls_attention", "keys", "relevance")
+        for name in ("features", "cls_attention", "keys", "relevance", "question_logits")
         if (value := getattr(shown, name)) is not None
     }
     for name in ("encoder_attention", "layer_keys", "layer_cls_attention"):
