@@ -173,7 +173,9 @@ class Prefill:
         )
         kept, merged = alive[found.kept.to(device)], found.merged
         if merged is not None:
-            merged = replace(merged, members=alive[merged.members.to(device)])
+            places = None if merged.places is None else alive[merged.places.to(device)]
+            members = alive[merged.members.to(device)]
+            merged = replace(merged, members=members, places=places)
         return Chosen(kept, found.counts, merged)
 
     def _tokens(self, image: Located) -> VisualTokens:

@@ -128,22 +128,26 @@ def _reduced(
     error = wrong(
         method.name,
         f"groups that are not each non-empty, ascending, from 0 to {total - 1} and ordered by "
-        "their smallest member",
+        "their place, the smallest member where none is given",
     )
     if not len(members):
         raise error
-    good = _grouped(members, offsets, total)
+    good = _grouped(found, total)
     checks.expect(good, lambda: error)
-    return replace(found, members=members.where(good, 0), offsets=offsets.where(good, 0))
+    places = None if found.places is None else found.places.where(good, 0)
+    members, offsets = members.where(good, 0), offsets.where(good, 0)
+    return replace(found, members=members, offsets=offsets, places=places)
 
 
-def _grouped(members: Tensor, offsets: Tensor, total: int) -> Tensor:
+def _grouped(found: Reduction, total: int) -> Tensor:
     """[] bool: whether groups are what `Reduction` says; there is at least one member."""
+    members, offsets = found.members, found.offsets
     fits = (offsets[0] == 0) & (offsets[-1] == len(members)) & (offsets.diff() > 0).all()
     starts = offsets[:-1].where(fits, 0)
     first = torch.zeros_like(members, dtype=torch.bool).index_fill(0, starts, True)
     ascending = ((members.diff() > 0) | first[1:]).all()
-    ordered = (members[starts].diff() > 0).all()
+    places = members[starts] if found.places is None else found.places
+    ordered = (places.diff() > 0).all() & (places[0] >= 0) & (places[-1] < total)
     return fits & ordered & ascending & ((members >= 0) & (members < total)).all()
 
 

@@ -41,8 +41,9 @@ def check_reduction(reduction, shown, count):
     assert features.shape == (count, shown.features.shape[1])
     assert features.dtype == shown.features.dtype
     assert features.isfinite().all()
-    firsts = [group[0] for group in groups]
-    assert firsts == sorted(firsts)
+    places = reduction.anchors.tolist()
+    assert places == sorted(set(places))
+    assert all(place in group for place, group in zip(places, groups, strict=True))
     assert all(group == sorted(set(group)) and group for group in groups)
     assert {i for group in groups for i in group} <= set(range(len(shown.grid)))
 

@@ -23,7 +23,7 @@ from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.ops.anchors import means, nearest_anchor
 from vlmcompress.ops.density import distinctive
 from vlmcompress.ops.finite import check_finite
-from vlmcompress.ops.groups import grouped
+from vlmcompress.ops.groups import at_medians, grouped
 from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.ranking import best, marked
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
@@ -34,7 +34,8 @@ class Restore(AskingReducer):
     """Repair a method: `"restore(divprune)"`. It keeps half of the budget, the rest is merged.
 
     Of a budget of n the method keeps floor(n / 2) tokens. Of all others the n - floor(n / 2) most
-    distinctive become anchors, and each of the rest is averaged into its most similar one (cosine).
+    distinctive become anchors, and each of the rest is averaged into its most similar one (cosine);
+    a merged token stands at the lower median of its members.
     A token is distinctive if it is like many others and unlike those that are like fewer.
 
     In the decoder the attention logits of a token that stands for s get + ln s, in layer 0 all
@@ -52,8 +53,6 @@ class Restore(AskingReducer):
         Density compares with *less* dense tokens, as the official code does; `density="peaks"`
         compares with denser ones, as its names and the clustering that it cites say.
         A cosine of exactly -1 counts as one; the official code takes it for "none".
-        A merged token stands at its smallest member, as all groups here; the paper takes the lower
-        median of its members' positions.
         With three position axes (M-RoPE) d is the difference of the temporal ones, c the mean of
         all frequencies: ours, there is no official code for such models.
         With several images each has its own N / n; d is between tokens of one forward.
@@ -150,4 +149,4 @@ class Restore(AskingReducer):
         into, made = torch.arange(len(rows), device=rows.device), rows.clone()
         into[rest] = rest[anchors][nearest]
         made[rest[anchors]] = means(own, nearest, wanted, sizes).to(made.dtype)
-        return grouped(made, into, count, len(rows))
+        return at_medians(grouped(made, into, count, len(rows)))
