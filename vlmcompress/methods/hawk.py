@@ -83,7 +83,7 @@ class Hawk(Selector):
         logits = logits.detach().to(tokens.features.device, torch.float32)
         expect(
             logits.isfinite().all(),
-            lambda: VLMCompressError("hawk: question_logits must be finite, some are NaN or not"),
+            lambda: VLMCompressError("hawk: question_logits must be finite, some are not"),
         )
         weights = torch.tensor(self._of_heads(logits.shape[1]), device=logits.device)
         return best(self._scaled(logits) @ weights, max(0, min(count, len(logits))))

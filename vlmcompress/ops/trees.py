@@ -105,7 +105,9 @@ def attended_and_diverse(frames: Tensor, weights: Tensor, count: int) -> Tensor:
     with torch.autocast(frames.device.type, enabled=False):
         unit = unit_rows(frames)
         every = torch.arange(steps, device=frames.device)
-        distance = (1 - unit @ unit.mT) * weights.float()[:, None]
+        distance = 1 - unit @ unit.mT
+        distance.diagonal(dim1=1, dim2=2).zero_()  # rounding is not to decide
+        distance *= weights.float()[:, None]
         score = distance.kthvalue(min(2, size), dim=1).values
         near, taken = torch.full_like(score, torch.inf), torch.zeros_like(score, dtype=torch.bool)
         for number in range(count):
