@@ -146,7 +146,7 @@ class VisualTokens:
     """ViT layer, 0-based -> [N] as in `cls_attention`, of the layers that the method asks for."""
     question_logits: Tensor | None = None
     """[N, H] float32, per head of the first decoder layer: the scaled product of the token's key
-    and the queries of the instruction (mean over its tokens), before rotary embedding and softmax."""
+    and the instruction's queries (mean over its tokens), before rotary embedding and softmax."""
     vocabulary: Tensor | None = None
     """[V, D] input embeddings of all words, in the model's dtype."""
     projection: Projection | None = None

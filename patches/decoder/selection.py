@@ -156,7 +156,15 @@ def _asks(count: int, total: int, may_keep_fewer: bool) -> bool:
     return count > 0 and (count < total or may_keep_fewer)
 
 
-_PER_TOKEN = ("features", "relevance", "question_logits", "projection", "sizes", *AT_FEATURE, *PER_LAYER)
+_PER_TOKEN = (
+    "features",
+    "relevance",
+    "question_logits",
+    "projection",
+    "sizes",
+    *AT_FEATURE,
+    *PER_LAYER,
+)
 """Fields of `VisualTokens` that have a value for each token."""
 
 

@@ -101,7 +101,9 @@ def test_what_windows_cannot_share_goes_to_the_best_outside():
     tokens = shown(grid, 3)
     scores = tokens.layer_cls_attention[1].tolist()
     local = VScanMerge(merge=False, share=1.0).reduce(tokens, 50).anchors.tolist()
-    inside = [sum(window_of(p, grid, 6) == (r, c) for p in local) for r in range(4) for c in range(4)]
+    inside = [
+        sum(window_of(p, grid, 6) == (r, c) for p in local) for r in range(4) for c in range(4)
+    ]
     assert sorted(inside)[0] == 3
     assert sum(inside) == 50
     assert sorted(local) == sorted(local_of(scores, grid, 6, 50, even=True))

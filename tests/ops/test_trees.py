@@ -56,7 +56,9 @@ def test_by_definition(shape, seed, threshold):
         assert int(trees.tops.sum()) >= least
         sums, sizes = trees.sums(frames.flatten(0, 1))
         for place, token in enumerate(tokens):
-            own = [frames[t].tolist() for t, root in zip(tokens, roots, strict=True) if root == token]
+            own = [
+                frames[t].tolist() for t, root in zip(tokens, roots, strict=True) if root == token
+            ]
             assert int(sizes[place]) == len(own)
             if own:
                 expected = [len(own) * value for value in mean(own)]

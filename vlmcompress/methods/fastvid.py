@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from vlmcompress.methods.contracts.method import AskingReducer
 from vlmcompress.methods.contracts.options import check_fields

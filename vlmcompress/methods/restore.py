@@ -137,9 +137,7 @@ class Restore(AskingReducer):
             return Reduction(rows[kept], kept, torch.arange(len(kept) + 1, device=rows.device))
         return self._merged(tokens, rows, kept.to(rows.device), count)
 
-    def _merged(
-        self, tokens: VisualTokens, rows: Tensor, kept: Tensor, count: int
-    ) -> Reduction:
+    def _merged(self, tokens: VisualTokens, rows: Tensor, kept: Tensor, count: int) -> Reduction:
         other = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         rest = marked(other.index_fill(0, kept, False), len(rows) - len(kept))
         own, wanted = rows[rest], count - len(kept)

@@ -90,9 +90,7 @@ def absorb(rows: Tensor, anchors: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         return nearest, weight * rows[anchors] + (1 - weight) * (own.T @ rows / sizes)
 
 
-def distinctive(
-    rows: Tensor, denser: bool = False, *, max_bytes: int = BLOCK_BYTES
-) -> Tensor:
+def distinctive(rows: Tensor, denser: bool = False, *, max_bytes: int = BLOCK_BYTES) -> Tensor:
     """How much each row is like many and unlike those that are like fewer.
 
     density * delta: density = sum of the cosines with all rows, itself among them; delta = 1 - the
