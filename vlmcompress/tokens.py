@@ -216,6 +216,11 @@ class Reduction:
         """[K] int64, ascending: the place of each output token."""
         return self.members[self.offsets[:-1]] if self.places is None else self.places
 
+    def named(self, tokens: Tensor) -> Reduction:
+        """The same groups of tokens that are numbered `tokens` [N] elsewhere, in the same order."""
+        places = None if self.places is None else tokens[self.places]
+        return Reduction(self.features, tokens[self.members], self.offsets, places)
+
     def groups(self) -> list[list[int]]:
         """The members of each output token as Python lists."""
         bounds, members = self.offsets.tolist(), self.members.tolist()

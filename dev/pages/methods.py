@@ -23,6 +23,7 @@ from vlmcompress.eval.results.standings import claim
 from vlmcompress.eval.run.cases import FULL, ONE_FRAME, RANDOM
 from vlmcompress.methods import Method, MethodInfo, list_methods
 from vlmcompress.methods.composition.spec import parse
+from vlmcompress.methods.contracts.method import OF_THE_QUESTION
 from vlmcompress.methods.registry import COMPOSITIONS, METHODS
 
 PAGE = ROOT / "docs" / "methods.md"
@@ -99,7 +100,7 @@ def overview(infos: list[MethodInfo]) -> str:
             for info in infos
         ),
     )
-    reads = [f"`{info.name}`" for info in infos if _asks(info) & {"text", "relevance"}]
+    reads = [f"`{info.name}`" for info in infos if _asks(info) & OF_THE_QUESTION]
     notes = _NOTES.format(asks=f"{', '.join(reads[:-1])} and {reads[-1]}")
     reports = ", ".join(f"[{name}](eval/{name}/report.md)" for name in committed.FAMILIES)
     reading = _READING.format(reports=reports)

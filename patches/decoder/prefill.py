@@ -122,16 +122,8 @@ class Prefill:
         self._lay_out_stages(index, keep, size, kept)
         follow = self.kwargs, self.images, reductions, self.chunk, self.stages.placeholders
         changed = self._inputs(embeds)
-        self.stages.bias = bias_of(
-            self.installed,
-            self.stages,
-            self.images,
-            kept,
-            reductions,
-            self.survivors,
-            changed["position_ids"],
-            self.prompt_end,
-        )
+        told = list(zip(self.images, kept, reductions, self.survivors, strict=True))
+        self.stages.bias = bias_of(self.installed, self.stages, told, changed["position_ids"])
         changed |= added(*follow) | follow_in_loop(*follow)
         return kept_of(self.kwargs, self.chunk.index) | changed
 
@@ -171,12 +163,8 @@ class Prefill:
         found = yield from choose(
             method, plan, tokens, grids, may_keep_fewer, method_order, self.checks
         )
-        kept, merged = alive[found.kept.to(device)], found.merged
-        if merged is not None:
-            places = None if merged.places is None else alive[merged.places.to(device)]
-            members = alive[merged.members.to(device)]
-            merged = replace(merged, members=members, places=places)
-        return Chosen(kept, found.counts, merged)
+        merged = None if found.merged is None else found.merged.named(alive)
+        return Chosen(alive[found.kept.to(device)], found.counts, merged)
 
     def _tokens(self, image: Located) -> VisualTokens:
         """What a method may look at: no token that is gone already, none that is masked."""
@@ -191,13 +179,10 @@ class Prefill:
             if isinstance(self.planner.pipeline.upstream, TowerDropper):
                 tokens = some_of(tokens, left)  # signals are of all tokens, too
             else:
-                own, logits = left.to(self.embeds.device), tokens.question_logits
-                tokens = replace(
-                    tokens,
-                    features=tokens.features[own],
-                    question_logits=None if logits is None else logits[own],
-                    sizes=sizes,
-                )
+                own = left.to(self.embeds.device)
+                logits = None if tokens.question_logits is None else tokens.question_logits[own]
+                tokens = replace(tokens, features=tokens.features[own], sizes=sizes)
+                tokens = replace(tokens, question_logits=logits)
         if image.unmasked is None:
             return tokens
         return some_of(tokens, torch.isin(left, image.unmasked).nonzero()[:, 0])

@@ -18,24 +18,17 @@ from vlmcompress.tokens import Reduction
 def bias_of(
     installed: Installed,
     stages: StageLayout,
-    images: Sequence[Located],
-    kept: Sequence[Tensor],
-    reductions: Sequence[Reduction | None],
-    survivors: Sequence[Survivors | None],
+    told: Sequence[tuple[Located, Tensor, Reduction | None, Survivors | None]],
     positions: Tensor,
-    prompt_end: int,
 ) -> TokenBias | None:
     """The bias of a prefill; None where the method wants none.
 
     Args:
         installed: whose method it is.
         stages: of the prefill; their bias is that of earlier turns.
-        images: of the prompts.
-        kept: per image, raster indices that enter the decoder.
-        reductions: per image, the groups, if there were any.
-        survivors: per image, what a method before the projector left.
+        told: of each image the raster indices that enter the decoder, the groups if there were
+            any, and what a method before the projector left.
         positions: [B or 1, Q] or [axes, B or 1, Q], of the kept slots of the chunk.
-        prompt_end: column of the chunk behind the prompt.
     """
     pipeline = installed.planner.pipeline
     wanted, device = pipeline.attention_bias, positions.device
@@ -47,7 +40,7 @@ def bias_of(
         known = stages.bias.sizes.to(device)
         sizes[:, :, : known.shape[2]] = known
     lost = torch.zeros(stages.batch, 1, dtype=torch.bool)
-    for image, own, reduction, left in zip(images, kept, reductions, survivors, strict=True):
+    for image, own, reduction, left in told:
         lost[image.row] |= len(own) < len(image.open)
         if wanted.sizes and len(own):
             columns = image.columns.to(device)[own] + stages.past
@@ -56,10 +49,10 @@ def bias_of(
     if not wanted.distance:
         return TokenBias(sizes)
     one = positions if positions.dim() == 2 else positions[-3]  # the temporal axis of M-RoPE
-    asked = stages.columns.index - stages.past < prompt_end
+    prompt = stages.columns.index < stages.past + stages.virtual_width - stages.generated
     return TokenBias(
         sizes,
-        lost.to(device) & asked,
+        lost.to(device) & prompt,
         one.expand(stages.batch, -1),
         frequencies_of(installed.lm, stages.kinds, pipeline.name),
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.composition.pipeline import Pipeline
-from vlmcompress.methods.contracts.method import resolve
+from vlmcompress.methods.contracts.method import OF_THE_QUESTION, resolve
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import width
@@ -29,9 +29,6 @@ from vlmcompress.patches.signals.question_logits import SIGNAL, question_logits
 from vlmcompress.patches.signals.text_tower import TextTower
 from vlmcompress.patches.signals.tower_hooks import WHILE_ENCODING, Record, TowerHooks
 from vlmcompress.tokens import Layout, Projection, VisualTokens
-
-_OF_THE_QUESTION = frozenset({"text", "relevance", SIGNAL})
-"""Signals that read the instruction."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class Signals:
         self.mark = object()
         encoding = self.collected & WHILE_ENCODING
         self._tower = TowerHooks(parts, pipeline, given, encoding) if encoding else None
-        if self.collected & _OF_THE_QUESTION:
+        if self.collected & OF_THE_QUESTION:
             self._instruction = Instruction.of(processor, named_tokens(parts.model, family))
         if found is not None:
             assert self._tower is not None
@@ -253,7 +250,7 @@ class Signals:
         fields = {name: _join([piece[name] for piece in pieces], embeds) for name in names}
         if "vocabulary" in self.collected:
             fields["vocabulary"] = vocabulary_of(self._parts.base)
-        if self.collected & _OF_THE_QUESTION:
+        if self.collected & OF_THE_QUESTION:
             columns, words = self._words(image.row, chunk)
             if "relevance" in self.collected:
                 looked = fields["relevance"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -10,18 +9,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.method import AskingReducer
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.clip_segments import cuts
-from vlmcompress.methods.shared.saliency import check_signal
-from vlmcompress.ops.anchors import means, nearest_centre
-from vlmcompress.ops.apportion import apportion, even
-from vlmcompress.ops.density import density_peaks
+from vlmcompress.methods.shared.saliency import received
+from vlmcompress.ops.apportion import apportion, even, rounded_up
+from vlmcompress.ops.density import peak_clusters
 from vlmcompress.ops.finite import check_finite
 from vlmcompress.ops.groups import grouped
 from vlmcompress.ops.questions import Asking
-from vlmcompress.ops.ranking import best, marked
+from vlmcompress.ops.ranking import marked
 from vlmcompress.ops.trees import Trees, attended_and_diverse, grow
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
@@ -92,20 +89,24 @@ class FlashVIDMerge(AskingReducer):
         """ceil(ratio * expansion * h * w) of each frame without a budget."""
         if budget is None:
             frame = grid.h * grid.w
-            return grid.t * min(frame, _ceil(self.ratio * self.expansion * frame))
+            return grid.t * min(frame, rounded_up(self.ratio * self.expansion * frame))
         return super().keep_count(grid, budget)
 
     def reducing(self, tokens: VisualTokens, count: int) -> Asking[Reduction]:
         """Picks with the bits that they came with, merged tokens in the same dtype."""
         grid, rows = tokens.grid, tokens.features.detach()
         check_finite(rows)
-        attention = self._received(tokens).view(grid.t, -1)
+        found = received(self.name, tokens)
+        attention = found[max(found)].view(grid.t, -1)
         frames = rows.float().view(grid.t, grid.h * grid.w, -1)
         cut = yield cuts(frames, self.threshold, self.segments)
         bounds = list(pairwise([0, *(cut.nonzero()[:, 0] + 1).tolist(), grid.t]))
         quotas = even(max(0, min(count, len(grid))), grid.t).tolist()
-        picks = [_ceil(self.alpha * quota) for quota in quotas]
-        taken = self._taken(frames, attention, bounds, picks)
+        picks = [rounded_up(self.alpha * quota) for quota in quotas]
+        if self.events:
+            likeness = [frames[a:b] @ frames[a:b].mean(dim=(0, 1)) for a, b in bounds]
+            attention = attention * torch.cat(likeness)
+        taken = attended_and_diverse(frames, attention, picks)
         trees = Trees.join(
             [grow(frames[a:b], ~taken[a:b], self.theta, sum(quotas[a:b])) for a, b in bounds]
         )
@@ -121,36 +122,14 @@ class FlashVIDMerge(AskingReducer):
         for frame, number in enumerate(clusters):
             if number:
                 places = marked(left[frame], int(held[frame]))
-                centres, nearest, mean = _clustered(merged[frame, places], number)
+                centres, nearest, mean = peak_clusters(
+                    merged[frame, places], number, min(number, _NEIGHBOURS)
+                )
                 places = places + frame * left.shape[1]
                 into[places] = places[centres][nearest]
                 made[places[centres]] = mean.to(made.dtype)
         clustered = stand_for[torch.tensor(clusters) > 0].sum()
         return grouped(made, into[trees.root], count, sum(picks) + int(clustered))
-
-    def _received(self, tokens: VisualTokens) -> Tensor:
-        """[N] attention that each token receives in the last layer of the tower."""
-        found = tokens.encoder_attention
-        if not found:
-            raise VLMCompressError(f"{self.name} needs encoder_attention, these tokens have none")
-        return check_signal("encoder_attention", found[max(found)], tokens)
-
-    def _taken(
-        self,
-        frames: Tensor,
-        attention: Tensor,
-        bounds: list[tuple[int, int]],
-        picks: list[int],
-    ) -> Tensor:
-        """[T, F] bool: the picks of each frame, as many as `picks` says."""
-        if self.events:
-            likeness = [frames[a:b] @ frames[a:b].mean(dim=(0, 1)) for a, b in bounds]
-            attention = attention * torch.cat(likeness)
-        found = attended_and_diverse(frames, attention, max(picks))
-        numbers = torch.tensor(picks, device=found.device)
-        wanted = torch.arange(max(picks), device=found.device) < numbers[:, None]
-        taken = torch.zeros(attention.shape, dtype=torch.bool, device=found.device)
-        return taken.scatter_(1, found, wanted)
 
 
 def _shares(
@@ -162,15 +141,3 @@ def _shares(
         total, room = sum(quotas[a:b]) - sum(picks[a:b]), held[a:b]
         shares += apportion(total * room.double() / max(1, int(room.sum())), total, room).tolist()
     return shares
-
-
-def _clustered(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres [count] among the rows, the centre of each row, and [count, D] means."""
-    centres = best(density_peaks(rows, min(count, _NEIGHBOURS)), count)
-    nearest = nearest_centre(rows, centres)
-    return centres, nearest, means(rows, nearest, count)
-
-
-def _ceil(value: float) -> int:
-    # 0.7 * 10 is 7.000000000000001 in floating point, and means 7.
-    return math.ceil(value - 1e-9)

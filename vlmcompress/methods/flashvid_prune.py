@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from vlmcompress.methods.contracts.layer_view import LayerView
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.schedules import one_cut
+from vlmcompress.ops.apportion import rounded_up
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FlashVIDPrune(DecoderMethod):
         """{k: ceil(keep_ratio * tokens)} without a budget; {} where that keeps all."""
         k = max(1, round(layers * 5 / 7)) if self.k is None else self.k
         k = min(k, layers - 1) if self.k is None else k
-        kept = math.ceil(self.keep_ratio * tokens - 1e-9) / max(tokens, 1)
+        kept = rounded_up(self.keep_ratio * tokens) / max(tokens, 1)
         return one_cut("flashvid-prune", k, layers, tokens, budget, dropped=1 - kept)
 
     def score(self, view: LayerView) -> Tensor:

@@ -15,6 +15,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.method import Selector
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.published_tables import published
+from vlmcompress.ops.apportion import rounded_up
 from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.ops.finite import check_finite
 from vlmcompress.ops.ranking import best
@@ -71,7 +72,7 @@ class Hawk(Selector):
     def keep_count(self, grid: Grid, budget: float | None) -> int:
         """ceil(ratio * N) without a budget, at least 1."""
         if budget is None:
-            return max(1, math.ceil(self.ratio * len(grid) - 1e-9))
+            return max(1, rounded_up(self.ratio * len(grid)))
         return super().keep_count(grid, budget)
 
     def select(self, tokens: VisualTokens, count: int) -> Tensor:

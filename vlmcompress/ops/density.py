@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops.anchors import BLOCK_BYTES, nearest_anchor
+from vlmcompress.ops.anchors import BLOCK_BYTES, means, nearest_anchor, nearest_centre
 from vlmcompress.ops.deferred_checks import expect
-from vlmcompress.ops.ranking import ranks
+from vlmcompress.ops.ranking import best, ranks
 from vlmcompress.ops.similarity import unit_rows
 
 _DUPLICATE = 1e-5
@@ -59,6 +59,27 @@ def density_peaks(rows: Tensor, neighbours: int = 4) -> Tensor:
     apart.masked_fill_(rank <= rank[:, None], torch.inf)
     delta = torch.where(rank < count - 1, apart.amin(dim=-1), largest)
     return log_rho + (delta / width).sqrt().log()
+
+
+def peak_clusters(rows: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row joins the nearest of the `count` highest density peaks.
+
+    Args:
+        rows: [n, D] any dtype, compared and averaged in float32.
+        count: from 1 to n.
+        neighbours: as for `density_peaks`.
+
+    Returns:
+        [count] int64, ascending: the rows that are centres.
+        [n] int64 places in them.
+        [count, D] float32 means.
+
+    Raises:
+        VLMCompressError: a row is NaN, infinite or too large for float32.
+    """
+    centres = best(density_peaks(rows, neighbours), count)
+    nearest = nearest_centre(rows, centres)
+    return centres, nearest, means(rows, nearest, count)
 
 
 def absorb(rows: Tensor, anchors: Tensor, beta: float) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ def grow(frames: Tensor, free: Tensor, threshold: float, least: int) -> Trees:
     return Trees(root.flatten(), children)
 
 
-def attended_and_diverse(frames: Tensor, weights: Tensor, count: int) -> Tensor:
+def attended_and_diverse(frames: Tensor, weights: Tensor, counts: Sequence[int]) -> Tensor:
     """Per frame: greedy max-min of weighted distances, each pick the farthest from those before.
 
     The distance of token j from token i is (1 - cosine) * weight of j. The first pick is the token
@@ -90,29 +90,28 @@ def attended_and_diverse(frames: Tensor, weights: Tensor, count: int) -> Tensor:
     Args:
         frames: [T, F, D] any dtype, compared in float32 (also under autocast).
         weights: [T, F] finite, any sign.
-        count: from 0 to F.
+        counts: picks of each frame, from 0 to F.
 
     Returns:
-        [T, count] int64 in the order of the picks; of equals the first.
+        [T, F] bool: the picks; of equals the first is picked.
 
     Raises:
         VLMCompressError: a row is NaN, infinite or too large for float32.
 
     Source: FlashVID, arXiv 2602.08024, attention and diversity-based token selection.
     """
-    steps, size = weights.shape
-    picked = torch.zeros(steps, count, dtype=torch.long, device=frames.device)
+    device, most = frames.device, torch.tensor(counts)
+    taken = torch.zeros(weights.shape, dtype=torch.bool, device=device)
     with torch.autocast(frames.device.type, enabled=False):
         unit = unit_rows(frames)
-        every = torch.arange(steps, device=frames.device)
+        every = torch.arange(len(taken), device=device)
         distance = 1 - unit @ unit.mT
         distance.diagonal(dim1=1, dim2=2).zero_()  # rounding is not to decide
         distance *= weights.float()[:, None]
-        score = distance.kthvalue(min(2, size), dim=1).values
-        near, taken = torch.full_like(score, torch.inf), torch.zeros_like(score, dtype=torch.bool)
-        for number in range(count):
+        score = distance.kthvalue(min(2, weights.shape[1]), dim=1).values
+        near = torch.full_like(score, torch.inf)
+        for number in range(max(counts)):
             pick = score.masked_fill(taken, -torch.inf).argmax(dim=1)
-            picked[:, number] = pick
-            taken[every, pick] = True
+            taken[every, pick] |= (most > number).to(device)
             score = near = torch.minimum(near, distance[every, pick])
-    return picked
+    return taken

@@ -23,6 +23,8 @@ from vlmcompress.ops.select import top_k
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 Stage = Literal["pixels", "encoder", "projector", "decoder"]
+OF_THE_QUESTION = frozenset({"text", "relevance", "question_logits"})
+"""Signals that read the instruction."""
 
 
 @dataclass(frozen=True)
