@@ -15,6 +15,7 @@ from typing import Any
 
 from dev.pages import committed_results as committed
 from dev.pages.generated import ROOT, keep_up, paper_link
+from dev.pages.methods_repaired import repaired
 from dev.pages.results import SPEED
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.report.markdown import as_table
@@ -82,7 +83,11 @@ def pages() -> dict[Path, str]:
     """Every file and its content: the overview, and a page for each method."""
     built_in = [info for info in list_methods() if info.package is None]
     results = committed.all_results()
-    each = {FOLDER / f"{info.name}.md": method_page(info, results) for info in built_in}
+    newer = committed.all_results(committed.RESTORE)
+    each = {
+        FOLDER / f"{info.name}.md": method_page(info, results if measured(info, results) else newer)
+        for info in built_in
+    }
     return {PAGE: overview(built_in), **each}
 
 
@@ -123,6 +128,8 @@ def method_page(info: MethodInfo, results: Mapping[str, Any]) -> str:
     facts |= {"Options": options, "Signals": needs}
     lines = "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact != "-")
     figures = "\n".join(_figures(info.name, results))
+    if METHODS.get(info.name).wraps:
+        figures += repaired()
     return f"# `{info.name}`\n\n{lines}\n\n{_prose(METHODS.get(info.name))}\n{figures}"
 
 
@@ -134,6 +141,18 @@ def _asks(info: MethodInfo) -> set[str]:
     return {choice for need in info.needs for choice in need.split("|")}
 
 
+def measured(info: MethodInfo, results: Mapping[str, Any]) -> bool:
+    """Whether results have a row of a method."""
+    tasks = (task for content in results.values() for task in content["tasks"].values())
+    return any(_of(info.name, row["method"]) for task in tasks for row in task["cases"])
+
+
+def _of(name: str, spec: str) -> bool:
+    """Whether a row is shown on the page of a method: it alone, or the paper that it begins."""
+    names = names_in(spec)
+    return names == [name] or (spec in COMPOSITIONS and names[:1] == [name])
+
+
 def _figures(name: str, results: Mapping[str, Any]) -> Iterator[str]:
     """What was measured of a method alone, with each setting of its options."""
     head = "\n## Right answers"
@@ -141,7 +160,7 @@ def _figures(name: str, results: Mapping[str, Any]) -> Iterator[str]:
         model = content["provenance"]["model"]
         for task_name, task in content["tasks"].items():
             shown = [one for one in (RANDOM_NAME, FULL) if one != name]
-            own = [row for row in task["cases"] if names_in(row["method"]) == [name]]
+            own = [row for row in task["cases"] if _of(name, row["method"])]
             rows = [row for row in task["cases"] if row["method"] in shown] + own
             if any("cannot" not in row for row in own):
                 title = f"### `{model}`, {task['scored']} questions of `{task_name}`"
