@@ -118,6 +118,10 @@ def _reduced(
     members, offsets = found.members, found.offsets
     if members.dtype != torch.int64 or offsets.dtype != torch.int64:
         raise wrong(method.name, "members or offsets that are not int64")
+    if found.places is not None and (
+        found.places.dtype != torch.int64 or found.places.shape != (len(offsets) - 1,)
+    ):
+        raise wrong(method.name, f"places that are not int64, one for each of {len(offsets) - 1}")
     check_count(method.name, len(offsets) - 1, count, may_keep_fewer)
     if found.features.shape != (len(offsets) - 1, features.shape[1]):
         raise wrong(
@@ -128,7 +132,7 @@ def _reduced(
     error = wrong(
         method.name,
         f"groups that are not each non-empty, ascending, from 0 to {total - 1} and ordered by "
-        "their place, the smallest member where none is given",
+        "their smallest member, or by the places given",
     )
     if not len(members):
         raise error

@@ -134,7 +134,9 @@ def distinctive(rows: Tensor, denser: bool = False, *, max_bytes: int = BLOCK_BY
         unit = unit_rows(rows)
         density = unit @ unit.sum(dim=0)
         nearest = []
-        for own in torch.split(torch.arange(len(unit)), max(1, max_bytes // (4 * len(unit)))):
+        step = max(1, max_bytes // (4 * max(1, len(unit))))
+        for start in range(0, len(unit), step):
+            own = slice(start, start + step)
             cosines, mine = unit[own] @ unit.T, density[own, None]
             other = density > mine if denser else density < mine
             nearest.append(cosines.masked_fill_(~other, -torch.inf).amax(dim=-1))

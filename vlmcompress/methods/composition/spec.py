@@ -29,7 +29,8 @@ def parse(spec: str | Method | Sequence[Method], /, **options: Any) -> Pipeline:
 
     Args:
         spec: a text such as "divprune", "divprune+fastv" or "divprune(ratio=0.1)+fastv(k=3)" with
-            Python literals as values; a method; or several. The order does not matter.
+            Python literals as values, "restore(divprune)" for a method around another; a method; or
+            several. The order does not matter.
         options: each goes to the one method that has a field of this name.
 
     Raises:
