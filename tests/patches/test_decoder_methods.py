@@ -153,7 +153,7 @@ def test_priortr_compares_the_question_with_the_token_after_each_image(name):
     attention, others = oracle(report, subject, inputs, 1), 0
     for image in report.images:
         spans = subject.columns(inputs["input_ids"][image.row])
-        first = [i.index for i in report.images if i.row == image.row][0]
+        first = next(i.index for i in report.images if i.row == image.row)
         span, mean = spans[image.index - first], attention[image.row].mean(0)
         columns, behind = subject.visual(span), int(span[-1]) + 1
         p, q = mean[int(spans[-1][-1]) + 1 :, columns].mean(0), mean[behind, columns]
