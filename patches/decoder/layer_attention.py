@@ -120,7 +120,8 @@ class ComputedAttention(CutContext):
 
     def scaling(self, of: Of) -> float:
         """What products of queries and keys are multiplied with."""
-        found: float = self.layers[self.number(of)].self_attn.scaling
+        layer: Any = self.layers[self.number(of)]
+        found: float = layer.self_attn.scaling
         return found
 
     def _seen(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:

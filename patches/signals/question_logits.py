@@ -29,5 +29,5 @@ def question_logits(layer: Any, text: Tensor, features: Tensor) -> Tensor:
     with torch.autocast(device.type, enabled=False):
         # The mean over words of the products is the product with their mean.
         mean = q.float().mean(dim=1).view(len(k), -1, q.shape[-1])
-        found = torch.einsum("kgd,knd->nkg", mean, k.float()) * layer.self_attn.scaling
+        found: Tensor = torch.einsum("kgd,knd->nkg", mean, k.float()) * layer.self_attn.scaling
     return found.flatten(1).to(features.device)
