@@ -40,7 +40,8 @@ INSIDE = divprune,unit-drop+divprune,unit-drop(whole_tower=True)+divprune
 # What `restore` goes around in docs/eval/restore, and methods that are in no other table yet.
 SELECTORS = stride divprune hiprune todre-select token-correlation vispruner holov cdpruner scope
 SELECTORS := $(SELECTORS) mmtok
-REPAIRED := $(SELECTORS) $(patsubst %,restore(%),$(SELECTORS)) flashvid vscan priortr hawk
+REPAIRED := $(SELECTORS) $(patsubst %,restore(%),$(SELECTORS))
+REPAIRED := $(REPAIRED) flashvid vscan priortr hawk priortr(k=1) fastv(k=1)
 # Two processes with a thread each get more out of two cores than one process with two.
 MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes 2 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no --module vlmcompress eval \
