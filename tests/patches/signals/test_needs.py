@@ -144,7 +144,9 @@ def test_a_tower_without_cls_gives_none(need):
 def test_an_unknown_tower_gives_only_what_the_decoder_has():
     tower = {"model_type": "pixtral", "hidden_size": 32, "num_hidden_layers": 1}
     model = build("Llava", vision_config=tower, text_config=LLAMA, image_token_index=IMAGE)
-    with pytest.raises(UnsupportedModelError, match=r"does not give \(it gives question_logits, text, vocab"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"does not give \(it gives question_logits, text, vocab"
+    ):
         compress(model, looker("keys")[0], budget=4)
 
 
