@@ -84,7 +84,7 @@ def test_a_share_of_the_flops_is_settled_when_the_server_starts(cli):
 def test_a_folder_without_a_configuration_is_named(cli, tmp_path):
     done = cli("serve", str(tmp_path), "-m", "divprune", "--print")
     assert done.exit_code == 2
-    assert f"cannot read the configuration of '{tmp_path}'" in done.stderr
+    assert done.stderr == f"error: model folder '{tmp_path}' has no config.json\n"
 
 
 class Other(BaseHTTPRequestHandler):
