@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,12 +27,14 @@ def as_in_tests(monkeypatch):
     clean_up()
 
 
-def test_answers_about_a_folder_are_those_of_compress(as_in_tests, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(SAMPLES), QUESTION])
+def test_answers_about_a_folder_are_those_of_compress(as_in_tests, monkeypatch, capsys, tmp_path):
+    files = sorted(case.files[0] for case in PICTURES)
+    for file in files:
+        shutil.copy(SAMPLES / file, tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(tmp_path), QUESTION])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     found = [json.loads(line) for line in lines]
-    files = sorted(case.files[0] for case in PICTURES)
     assert [one["file"] for one in found] == files
     cases = tuple(Case((file,), QUESTION) for file in files)
     right = answers("tiny-llava", cases, "divprune", "25%")
