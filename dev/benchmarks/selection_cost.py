@@ -35,9 +35,6 @@ from vlmcompress.eval.run.provenance import machine
 from vlmcompress.files import check_output, write_json
 from vlmcompress.methods.registry import METHODS
 
-MARK = 0.01
-"""Share of the full prefill above which a choice is marked."""
-
 
 def milliseconds(work: Callable[[], object], seconds: float) -> float:
     """Median of the runs, at most 25, that so long allows after a warm-up; at least of one."""
@@ -89,7 +86,8 @@ def rows(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
                         "ms": round(spent, 3),
                         "prefill_ms": round(full, 1),
                         "share": round(spent / full, 5),
-                        "above": spent / full > MARK,
+                        "limit": model.limit,
+                        "above": spent / full > model.limit,
                     }
         shown_tokens.cache_clear()
         plain_layer.cache_clear()

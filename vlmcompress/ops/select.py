@@ -98,7 +98,9 @@ def farthest_point(
     with torch.autocast(features.device.type, enabled=False):
         if len(images) == 0:
             found = torch.empty(0, count, dtype=torch.long, device=features.device)
-        elif together and use_triton("farthest_point", images):
+        elif together and use_triton(
+            "farthest_point", images, B=min(together, len(images)), N=tokens, D=width, K=count
+        ):
             from vlmcompress.ops._triton.select import farthest_point as kernel
 
             found = torch.cat([kernel(some, count) for some in torch.split(images, together)])
@@ -145,7 +147,8 @@ def max_sum(
         raise VLMCompressError(f"max_sum needs a pivot among its {tokens} rows, got {pivot}")
     count = _clamp(count, tokens)
     with torch.autocast(features.device.type, enabled=False):
-        if 4 * tokens**2 <= max_bytes and use_triton("max_sum", features):
+        sizes = {"N": tokens, "D": features.shape[1], "K": count}
+        if 4 * tokens**2 <= max_bytes and use_triton("max_sum", features, **sizes):
             from vlmcompress.ops._triton.select import max_sum as kernel
 
             found = kernel(features.detach(), count, int(pivot))

@@ -91,6 +91,12 @@ def self_cosines(unit: Tensor) -> Tensor:
     return made
 
 
+def cosines_of(unit: Tensor, index: Tensor) -> Tensor:
+    """[B, N] cosines of some rows, [B] int64, of `unit` [N, D] with all; also under autocast."""
+    with torch.autocast(unit.device.type, enabled=False):
+        return unit.index_select(0, index) @ unit.T
+
+
 class Cosines:
     """Cosines of all rows with one of them: from a matrix where it fits and pays, else computed.
 

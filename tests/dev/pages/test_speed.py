@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from dev.pages import speed as speed_page
+from dev.pages.speed_selection import costs
 
 
 def test_the_page_is_up_to_date():
@@ -19,3 +22,28 @@ def test_kernels_get_a_table_once_a_gpu_has_run_them(monkeypatch, tmp_path):
     content = {"provenance": made_on, "rows": [row]}
     (tmp_path / "kernels_gpu.json").write_text(json.dumps(content))
     assert "| `take` | s | 2 | 0.5 | - | 4.00 |" in speed_page.gpu()
+
+
+def row(method, share, model="m", limit=0.01):
+    made = {"model": model, "picture": "tiles", "method": method, "stage": "projector", "keep": 64}
+    made |= {"ms": 1.0, "prefill_ms": 9.0, "share": share, "limit": limit}
+    return made | {"above": share > limit}
+
+
+def test_a_method_above_the_limit_is_named_with_its_reason(tmp_path):
+    made_on = {"device": "CPU", "threads": 2, "date": "d", "command": "c", "prefill": "p"}
+    made_on["versions"] = {"torch": "2", "transformers": "5"}
+
+    def page(*rows):
+        content = {"provenance": made_on, "rows": rows}
+        (tmp_path / "selection_cost.json").write_text(json.dumps(content))
+        return costs(tmp_path)
+
+    shown = page(row("zoo-prune", 0.3), row("zoo-prune", 0.015, "small", 0.02), row("scope", 0.01))
+    assert "the limit: 1 % of m, 2 % of small" in shown
+    assert "- `zoo-prune` (30.0 % of m) runs the last layer" in shown
+    assert "**30.00 %**" in shown
+    assert "| 1.50 % |" in shown
+    assert "Above it" not in page(row("scope", 0.01))
+    with pytest.raises(KeyError, match="scope"):
+        page(row("scope", 0.02))
