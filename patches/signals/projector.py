@@ -24,7 +24,7 @@ _FORMS = (
 """Norm, linear layer, activation and last linear layer as projectors name them."""
 
 
-_Weights = tuple[tuple[nn.Parameter, int, torch.dtype, torch.device], ...]
+_Weights = tuple[tuple[Tensor, int, torch.dtype, torch.device], ...]
 _kept: WeakKeyDictionary[nn.Module, tuple[_Weights, dict[str, Tensor]]] = WeakKeyDictionary()
 """What was worked out from the weights of a projector, and from which."""
 
@@ -53,7 +53,7 @@ def parts_of(projector: nn.Module) -> Parts | None:
     return None
 
 
-def _kept_of(projector: nn.Module, weights: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+def _kept_of(projector: nn.Module, weights: Sequence[Tensor]) -> dict[str, Tensor]:
     """Empty unless the weights are the same as before."""
     now = tuple(
         (one, 0 if one.is_inference() else one._version, one.dtype, one.device) for one in weights

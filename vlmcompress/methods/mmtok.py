@@ -86,7 +86,7 @@ class MMTok(Selector):
             sums = image.mul_(sharp).logsumexp(1)
             image.sub_(sums).exp_().mul_(share)
             return facility_location(whole.T, count, order="picked")
-        parts = torch.arange(tokens, device=unit.device).split(_ROWS)
+        parts = torch.split(torch.arange(tokens, device=unit.device), _ROWS)
         sums = torch.cat([(cosines_of(unit, some) * sharp).logsumexp(1) for some in parts])
 
         def columns(index: Tensor) -> Tensor:
