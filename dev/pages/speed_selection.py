@@ -25,8 +25,8 @@ WHY = {
 
 _COSTS = """## What the methods themselves cost
 
-The work of each method alone, on random features, beside a full prefill ({prefill}). **Bold** above
-the limit: {limits}.
+The work of each method alone, on random features, beside a full prefill ({prefill}). CPU time of
+one thread. **Bold** above the limit: {limits}.
 
 """
 _FARTHEST = """## Farthest-point selection (DivPrune)
