@@ -11,7 +11,7 @@ from typing import Any
 
 from dev.pages.generated import ROOT, keep_up
 from dev.pages.provenance import marked, source, threads
-from dev.pages.speed_selection import costs, farthest, together
+from dev.pages.speed_selection import costs, farthest, named, together
 from dev.pages.speed_tower import stages, towers
 from vlmcompress.eval.report.markdown import as_table
 
@@ -45,6 +45,7 @@ def real() -> str:
         parts.append(
             f"### {case}\n\n{_made_on(measured['cases'][case])}\n\n{_methods(list(rows))}\n"
         )
+    parts.append(named(measured["rows"]))
     return "\n".join(parts)
 
 

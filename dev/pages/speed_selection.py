@@ -20,8 +20,14 @@ WHY = {
     "`probe='expected'` replaces them by a closed form, where no patch is normalised by itself",
     "embedlens": "compares every token with every word of the vocabulary: one product of their "
     "number, which a small decoder does not outweigh",
+    "hiprune": "works out what every token receives in two layers of the tower, all queries with "
+    "all keys: two thirds of that is the product, which the tower itself keeps to itself",
+    "hiprune-pp": "does the same",
+    "psigmoid": "ranks before every layer, each time by the attention of all words of the question",
 }
 """Method -> why its choice costs more than the limit, for those that do."""
+MOST = 0.02
+"""Share of a prefill of the decoder of 0.5B above which a choice inside a model is named."""
 
 _COSTS = """## What the methods themselves cost
 
@@ -75,6 +81,19 @@ def costs(results: Path) -> str:
         ),
     )
     return f"{head}{_above(rows)}{source(made)}\n\n{table}\n"
+
+
+def named(rows: Sequence[Row]) -> str:
+    """A line for each method whose choice inside a model takes more than `MOST` of its prefill."""
+    shares: dict[str, list[float]] = {}
+    for row in rows:
+        if "skipped" not in row and row["selector_overhead"] > MOST:
+            shares.setdefault(row["method"], []).append(row["selector_overhead"])
+    lines = [
+        f"- `{name}` (up to {100 * max(found):.1f} %) {WHY[name]}."
+        for name, found in shares.items()
+    ]
+    return f"Selection above {100 * MOST:g} %:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _above(rows: Sequence[Row]) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dev.pages import speed as speed_page
-from dev.pages.speed_selection import costs
+from dev.pages.speed_selection import costs, named
 
 
 def test_the_page_is_up_to_date():
@@ -47,3 +47,12 @@ def test_a_method_above_the_limit_is_named_with_its_reason(tmp_path):
     assert "Above it" not in page(row("scope", 0.01))
     with pytest.raises(KeyError, match="scope"):
         page(row("scope", 0.02))
+
+
+def test_a_choice_that_takes_long_inside_a_model_is_named_with_its_reason():
+    rows = [{"method": "hiprune", "selector_overhead": share} for share in (0.01, 0.021, 0.03)]
+    rows.append({"method": "scope", "skipped": "it cannot"})
+    assert "- `hiprune` (up to 3.0 %) works out what every token receives" in named(rows)
+    assert named(rows[:1]) == ""
+    with pytest.raises(KeyError, match="pool"):
+        named([{"method": "pool", "selector_overhead": 0.5}])
