@@ -50,7 +50,9 @@ other tokens.
 _TOGETHER = """### Several images in one call
 
 One call for a batch of images, beside a call for each; the picks are the same. What is shared is
-the time between small operations, not the products.
+the time between small operations. The products of wide features are most of the work on a CPU, and
+are made one by one, as a batch must pick what its images pick alone. CPU time of one thread, taking
+turns.
 
 """
 
