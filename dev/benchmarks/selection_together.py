@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [measure(*map(int, size.split(",")), given.rounds) for size in given.sizes]
+    sizes = [[int(number) for number in size.split(",")] for size in given.sizes]
+    rows = [measure(tokens, picks, width, given.rounds) for tokens, picks, width in sizes]
     made_on = machine("python -m dev.benchmarks.selection_together", torch.device("cpu"))
     made_on["clock"] = "CPU time"
     write_json(given.out, {"provenance": made_on, "rows": rows})

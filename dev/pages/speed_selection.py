@@ -21,7 +21,7 @@ WHY = {
     "embedlens": "compares every token with every word of the vocabulary: one product of their "
     "number, which a small decoder does not outweigh",
     "hiprune": "works out what every token receives in two layers of the tower, all queries with "
-    "all keys: two thirds of that is the product, which the tower itself keeps to itself",
+    "all keys: fast attention does not give that away, so it is computed once more",
     "hiprune-pp": "does the same",
     "psigmoid": "ranks before every layer, each time by the attention of all words of the question",
 }
@@ -95,7 +95,11 @@ def named(rows: Sequence[Row]) -> str:
         f"- `{name}` (up to {100 * max(found):.1f} %) {WHY[name]}."
         for name, found in shares.items()
     ]
-    return f"Selection above {100 * MOST:g} %:\n\n" + "\n".join(lines) + "\n" if lines else ""
+    return (
+        f"Selection above {100 * MOST:g} % on those days:\n\n" + "\n".join(lines) + "\n"
+        if lines
+        else ""
+    )
 
 
 def _above(rows: Sequence[Row]) -> str:

@@ -47,8 +47,8 @@ def parts_of(projector: nn.Module) -> Parts | None:
         if children == {name.partition(".")[0] for name in names if name}:
             norm, first, act, last = (projector.get_submodule(n) if n else None for n in names)
             if _plain(first) and _plain(last) and _known(norm):
-                layers = (first, last) if norm is None else (first, last, norm)
-                kept = _kept_of(projector, [layer.weight for layer in layers])
+                scale: list[Any] = [] if norm is None else [norm.weight]
+                kept = _kept_of(projector, [first.weight, last.weight, *scale])
                 body = Body(first.weight.detach(), first.bias, act, _norm(norm), kept)  # type: ignore[arg-type]
                 return Parts(body, last)
     return None
