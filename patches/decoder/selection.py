@@ -66,10 +66,12 @@ def choose(
     """
     starts = [0, *accumulate(len(grid) for grid, _ in plan.parts)][:-1]
     asking: list[Asking[Tensor | Reduction]] = []
+    shown: list[Tensor] = []
     for part, ((grid, count), start) in enumerate(zip(plan.parts, starts, strict=True)):
         tokens = part_of(whole, grid, start, part)
         if method.across_parts:
             tokens = replace(tokens, parts=parts if len(plan.parts) == 1 else (grid,))
+        shown.append(tokens.features)
         if isinstance(method, Reducer):
             asking.append(_reduced(method, tokens, count, may_keep_fewer, checks))
         else:
@@ -81,6 +83,10 @@ def choose(
         kept = [one + start for one, start in zip(chosen, starts, strict=True)]
         return Chosen(torch.cat(kept), tuple(map(len, kept)))
     reductions = [one for one in found if isinstance(one, Reduction)]
+    if all(made.features is given for made, given in zip(reductions, shown, strict=True)):
+        # Nothing repeated: as if there were no method.
+        alive = torch.arange(len(whole.features), device=whole.features.device)
+        return Chosen(alive, tuple(len(grid) for grid, _ in plan.parts))
     joined = Reduction.join(reductions, starts)
     return Chosen(joined.anchors, tuple(len(r.offsets) - 1 for r in reductions), joined)
 

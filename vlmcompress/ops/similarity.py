@@ -8,6 +8,9 @@ from torch import Tensor
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.ops.deferred_checks import expect
 
+ROUNDING = 1e-6
+"""What rounding leaves between the directions of equal rows, as 1 - cosine."""
+
 MATRIX_BYTES = 2**30
 """Memory for the similarities of one selection: a matrix of up to 16384 tokens."""
 
@@ -65,6 +68,23 @@ def unit_rows(rows: Tensor, name: str = "features") -> Tensor:
     unit, norms = directions(rows)
     check_norms(norms, name)
     return unit
+
+
+def within(rows: Tensor, threshold: float) -> Tensor:
+    """Which rows are no farther than a distance, 1 - cosine, from which; symmetric.
+
+    Args:
+        rows: [N, D] any floating dtype, compared in float32 (also under autocast).
+        threshold: the distance; what rounding leaves between equal rows does not count.
+
+    Returns:
+        [N, N] bool. A row of zeros has no direction and is at distance 1 from all.
+
+    Raises:
+        VLMCompressError: a row is NaN, infinite or too large for float32.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        return self_cosines(unit_rows(rows)) >= 1 - threshold - ROUNDING
 
 
 def self_cosines(unit: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from vlmcompress.methods.contracts.method import (
     mean_tokens,
     tokens_per_layer,
 )
+from vlmcompress.methods.contracts.threshold import ByThreshold
 from vlmcompress.tokens import Grid, Layout
 
 Upstream = Resizer | PixelSelector | EncoderMethod | TowerDropper
@@ -280,7 +281,29 @@ class Pipeline:
         default = mean_tokens(layers, tokens, self.decoder.schedule(layers, tokens, None))
         return round(min(budget * tokens / default, math.sqrt(tokens * min(budget, tokens))))
 
+    @property
+    def has_threshold(self) -> bool:
+        """Whether a method has a threshold, beside which there is no budget."""
+        return any(
+            isinstance(method, ByThreshold) and method.threshold is not None
+            for method in self.methods
+        )
+
+    def check_thresholds(self, given: object) -> None:
+        """Refuse a budget beside a method with a threshold.
+
+        Args:
+            given: the budget, for the message.
+
+        Raises:
+            BudgetError: there is one.
+        """
+        for method in self.methods:
+            if isinstance(method, ByThreshold):
+                method.check_budget(given)
+
     def _check_budget(self, budget: float) -> None:
+        self.check_thresholds(f"{budget:g}")
         if not (math.isfinite(budget) and budget >= 0):
             raise BudgetError(f"a budget is a number of tokens of 0 or more, got {budget}")
         for method in self.methods:
