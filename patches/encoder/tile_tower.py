@@ -66,9 +66,9 @@ class TileTowerDropping:
         self._method = cast(TowerDropper, planner.pipeline.upstream)
         if planner.budget is None and self._method.adaptive:
             raise UnsupportedModelError(
-                f"{self._method.name}: tiles that are encoded together keep equally many tokens, as "
-                f"those of this {parts.family.name} model are: give a budget such as \"25%\" instead "
-                "of a threshold"
+                f"{self._method.name}: the vision tower of this {parts.family.name} model encodes "
+                'tiles together, which keep equally many tokens: give a budget such as "25%" '
+                "instead of a threshold"
             )
         self._alone = planner.pipeline.projector is None
         self._thread = PerThread()

@@ -122,9 +122,7 @@ def merged_pairs(shown, threshold):
                 continue
             parts = [(members, row), *(groups[i] for i in joining if best[i] == j)]
             total = sum(len(own) for own, _ in parts)
-            middle = [
-                sum(len(own) * one[c] for own, one in parts) / total for c in range(len(row))
-            ]
+            middle = [sum(len(own) * one[c] for own, one in parts) / total for c in range(len(row))]
             found.append((sorted(m for own, _ in parts for m in own), middle))
         groups = sorted(found)
 
@@ -154,7 +152,9 @@ def absorbed(shown, threshold):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize(("spec", "oracle"), list(zip(REDUCERS, (absorbed, merged_pairs), strict=True)))
+@pytest.mark.parametrize(
+    ("spec", "oracle"), [*zip(REDUCERS, (absorbed, merged_pairs), strict=True)]
+)
 def test_reducers_by_definition(spec, oracle, grid, seed):
     shown, counts = patchwork(grid, seed), set()
     for threshold in (0.01, 0.05, 0.1, 0.3, 1.0):
@@ -167,8 +167,8 @@ def test_reducers_by_definition(spec, oracle, grid, seed):
 def test_hand_example():
     """Directions at 0, 10, 90, 100 and 190 degrees: distances 1 - cos of 10 is .015, of 90 is 1.
 
-    The first pick is 190, 90 from its nearest; then 10, right opposite, then 100, at 90 from both; 0
-    and 90 are 10 degrees from a pick.
+    The first pick is 190, 90 from its nearest; then 10, right opposite, then 100, at 90 from both;
+    0 and 90 are 10 degrees from a pick.
     """
     angles = torch.tensor([0.0, 10, 90, 100, 190]).deg2rad()
     features = torch.stack([angles.cos(), angles.sin()], 1)

@@ -92,6 +92,7 @@ def test_a_threshold_that_drops_nothing_changes_nothing(name, spec):
         assert torch.equal(last_logits(subject, inputs), logits)
         assert torch.equal(subject.generate(inputs), ids)
         assert all(image.after == image.before for image in c.report().images)
+        assert all(image.groups is None for image in c.report().images)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

@@ -53,7 +53,8 @@ def setting_of(
     `defaults.BUDGET` where it has none or no method was named.
 
     Raises:
-        VLMCompressError: an unknown method or option, a malformed budget, or one beside a threshold.
+        VLMCompressError: an unknown method or option, a malformed budget, or one beside a
+            threshold.
     """
     spec = defaults.METHOD if method is None else method
     methods, has_default = _methods(spec, options or {})

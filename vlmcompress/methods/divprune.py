@@ -22,8 +22,8 @@ class DivPrune(ByThreshold, AskingSelector):
     Max-min diversity on the cosine distance of projected features (Algorithm 1); no attention, no
     text. Official code: vbdi/divprune.
 
-    With a `threshold` picking ends when no token is farther than that, 1 - cosine, from all that are
-    picked (ours).
+    With a `threshold` picking ends when no token is farther than that, 1 - cosine, from all that
+    are picked (ours).
 
     Deviations:
         Distances are float32 where the official code computes in the dtype of the model; its

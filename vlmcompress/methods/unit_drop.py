@@ -29,9 +29,9 @@ class UnitDrop(ByThreshold, TowerDropper):
     another, by the cosine of the means as they are (centred means are far worse), as DivPrune does
     with features. "auto" is "spread", or "farthest" where a token is one patch.
 
-    With a `threshold`, in towers that take pictures of any size, a token stays if its spread is more
-    than this share of the squared lengths of its patches, so between 0 and 1; by "farthest" until no
-    mean is farther than this, 1 - cosine, from all that stay.
+    With a `threshold`, in towers that take pictures of any size, a token stays if its spread is
+    more than this share of the squared lengths of its patches, so from 0 to below 1. By "farthest"
+    tokens are added until no mean is farther than this, 1 - cosine, from all that stay.
     """
 
     name: ClassVar[str] = "unit-drop"

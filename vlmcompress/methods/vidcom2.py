@@ -34,8 +34,9 @@ class VidCom2(ByThreshold, AskingSelector):
     An image is one frame: likeness to the clip and to the frame are the same, and the tokens least
     like the mean stay.
 
-    With a `threshold` frames have no budgets: a token stays if it is farther than that from its frame
-    and clip, 1 - the mean of its ten kernels, which is 0 for the mean itself and below 1 (ours).
+    With a `threshold` frames have no budgets: a token stays if it is farther than that from its
+    frame and clip, 1 - the mean of its ten kernels, which is 0 for the mean itself and below 1
+    (ours).
 
     Deviations:
         Frame budgets are rounded so that they add up to the count, with one token or more for each

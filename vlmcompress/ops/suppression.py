@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def leaders(near: Tensor, scores: Tensor) -> Tensor:
-    """By falling score, each row leads unless a leader is near it; of equal scores the first is first.
+    """By falling score, each row leads unless a leader is near it; of equal scores the first comes
+    first.
 
     Nothing waits for the device.
 
