@@ -129,20 +129,46 @@ def _reduced(
         found = yield from method.reducing(tokens, count)
     else:
         found = method.reduce(tokens, count)
+    return checked_reduction(method.name, found, features, total, count, checks, may_keep_fewer)
+
+
+def checked_reduction(
+    name: str,
+    found: object,
+    features: Tensor,
+    total: int,
+    count: int,
+    checks: Checks,
+    may_keep_fewer: bool = False,
+) -> Reduction:
+    """What a method made of tokens, checked; groups of token 0 where `checks` will raise later.
+
+    Args:
+        name: of the method.
+        found: what it returned.
+        features: [total, D] that it was given.
+        total: how many those are.
+        count: how many it was asked for.
+        checks: takes the checks that need values from the device.
+        may_keep_fewer: whether it may make fewer.
+
+    Raises:
+        VLMCompressError: it returned another kind of object, or another number of tokens.
+    """
     if not isinstance(found, Reduction):
-        raise wrong(method.name, "no Reduction")
+        raise wrong(name, "no Reduction")
     members, offsets = found.members, found.offsets
     if members.dtype != torch.int64 or offsets.dtype != torch.int64:
-        raise wrong(method.name, "members or offsets that are not int64")
-    check_count(method.name, len(offsets) - 1, count, may_keep_fewer)
+        raise wrong(name, "members or offsets that are not int64")
+    check_count(name, len(offsets) - 1, count, may_keep_fewer)
     if found.features.shape != (len(offsets) - 1, features.shape[1]):
         raise wrong(
-            method.name,
+            name,
             f"features of shape {tuple(found.features.shape)} for {len(offsets) - 1} groups of "
             f"tokens with {features.shape[1]} numbers",
         )
     error = wrong(
-        method.name,
+        name,
         f"groups that are not each non-empty, ascending, from 0 to {total - 1} and ordered by "
         "their smallest member",
     )

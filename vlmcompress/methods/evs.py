@@ -14,7 +14,7 @@ from vlmcompress.methods.contracts.threshold import ByThreshold, staying
 from vlmcompress.methods.stride import Stride
 from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.select import top_k
-from vlmcompress.ops.similarity import unit_rows
+from vlmcompress.ops.similarity import changes
 from vlmcompress.tokens import Grid, VisualTokens
 
 
@@ -62,7 +62,7 @@ class EVS(ByThreshold, AskingSelector):
         grid, features = tokens.grid, tokens.features
         frame = grid.h * grid.w
         count = max(0, min(count, len(grid)))
-        changed = _changes(features, frame)
+        changed = changes(features, frame)
         if self.threshold is not None:
             whole = torch.ones(frame, dtype=torch.bool, device=features.device)
             return (yield from staying(torch.cat([whole, changed > self.threshold])))
@@ -71,15 +71,3 @@ class EVS(ByThreshold, AskingSelector):
             return Stride().select(first, count)
         first_frame = torch.arange(frame, device=features.device)
         return torch.cat([first_frame, top_k(changed, count - frame) + frame])
-
-
-def _changes(features: Tensor, frame: int) -> Tensor:
-    """[N - frame] float32: how far each token is from the one before, for all but the first frame.
-
-    1 - a.b, exactly 0 where a == b. Rows of zeros have no direction: 1.
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        unit = unit_rows(features)
-        before, after = unit[:-frame], unit[frame:]
-        lengths = before.any(dim=-1).float() + after.any(dim=-1).float()
-        return (after - before).square().sum(dim=-1) / 2 + 1 - lengths / 2

@@ -70,6 +70,28 @@ def unit_rows(rows: Tensor, name: str = "features") -> Tensor:
     return unit
 
 
+def changes(rows: Tensor, step: int) -> Tensor:
+    """How far each row is from the one `step` places before it, as 1 - cosine.
+
+    Computed from the difference of their directions, so that equal rows are at exactly 0.
+
+    Args:
+        rows: [N, D] any floating dtype, compared in float32 (also under autocast).
+        step: 1 to N.
+
+    Returns:
+        [N - step] float32. A row of zeros has no direction and is at distance 1.
+
+    Raises:
+        VLMCompressError: a row is NaN, infinite or too large for float32.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        unit = unit_rows(rows)
+        before, after = unit[:-step], unit[step:]
+        lengths = before.any(dim=-1).float() + after.any(dim=-1).float()
+        return (after - before).square().sum(dim=-1) / 2 + 1 - lengths / 2
+
+
 def within(rows: Tensor, threshold: float) -> Tensor:
     """Which rows are no farther than a distance, 1 - cosine, from which; symmetric.
 

@@ -16,7 +16,7 @@ from vlmcompress.methods.contracts.before_projector import (
     let_in,
 )
 from vlmcompress.methods.contracts.method import (
-    DecoderMethod,
+    InDecoder,
     Method,
     ProjectorMethod,
     Stage,
@@ -31,7 +31,7 @@ _CLASSES: dict[Stage, tuple[type[Method], ...]] = {
     "pixels": (Resizer, PixelSelector),
     "encoder": (EncoderMethod, TowerDropper),
     "projector": (ProjectorMethod,),
-    "decoder": (DecoderMethod,),
+    "decoder": (InDecoder,),
 }
 """In the order in which an image meets them; what a method must be to act at each."""
 
@@ -84,7 +84,7 @@ class Pipeline:
     """
 
     projector: ProjectorMethod | None
-    decoder: DecoderMethod | None
+    decoder: InDecoder | None
     upstream: Upstream | None = None
 
     @classmethod
@@ -122,6 +122,11 @@ class Pipeline:
             raise CompositionError(
                 f"{names}: {projector.name} needs tokens on their grid, and {upstream.name} leaves "
                 "none"
+            )
+        if "decoder" in at and at["decoder"].on_grid and len(methods) > 1:
+            raise CompositionError(
+                f"{names}: {at['decoder'].name} between decoder layers needs all tokens on their grid, "
+                "so it goes with no other method"
             )
         return cls(projector, at.get("decoder"), upstream)  # type: ignore[arg-type]
 
