@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,9 +19,7 @@ def v_cast(shown, count, temperature=0.7):
     frames = [rows[t * frame : (t + 1) * frame] for t in range(grid.t)]
     ways = [mean(own) for own in frames]
     ways = [[x / math.hypot(*way) for x in way] for way in ways]
-    steps = [
-        [b - a for a, b in zip(*two, strict=True)] for two in zip(ways, ways[1:], strict=False)
-    ]
+    steps = [[b - a for a, b in zip(*two, strict=True)] for two in pairwise(ways)]
     bends = [1.0] * grid.t
     for t in range(1, grid.t - 1):
         bends[t] = 1 - cosine(steps[t - 1], steps[t])

@@ -24,9 +24,9 @@ from vlmcompress.tokens import Reduction, VisualTokens
 class Chunk(ByThreshold, AskingReducer):
     """Cut the sequence of tokens where neighbours differ most; each run becomes its mean.
 
-    Neighbours in raster order, from one row to the next and from one frame to the next, are apart by
-    1 - cosine. For a budget the count - 1 largest of these are the borders, ties to the first; with a
-    `threshold` every one above it. A run weighs its tokens by the patches that they stand for.
+    Neighbours in raster order, from one row to the next and from one frame to the next, are apart
+    by 1 - cosine. For a budget the count - 1 largest of these are the borders, ties to the first;
+    with a `threshold` every one above it. A run weighs its tokens by the patches they stand for.
 
     After the boundaries of ConceptMoE, whose projections and router are trained: here nothing is,
     and what is left is ours. A baseline for sequence-order merging beside the bipartite mergers.

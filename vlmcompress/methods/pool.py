@@ -31,15 +31,16 @@ class Pool(Pooler, DecoderReducer):
 
     Windows follow `vlmcompress.ops.pool.window`. Time is not pooled, as PLLaVA found best.
 
-    With `stage="decoder"` hidden states are pooled before some decoder layers, each time the windows
-    of the time before: f x f of them, 2 x 2 without a budget, so that before the j-th of `layers`
-    ceil(h / f^j) x ceil(w / f^j) are left of each grid. For a budget f is solved for the largest
-    mean within it. It needs all tokens on their grid and goes with no other method. The structure is
-    that of the Dynamic Pyramid Network (arXiv 2503.20322), whose router and weights are trained;
-    here nothing is.
+    With `stage="decoder"` hidden states are pooled before some decoder layers, each time the
+    windows of the time before: f x f of them, 2 x 2 without a budget, so that before the j-th of
+    `layers` ceil(h / f^j) x ceil(w / f^j) are left of each grid. For a budget f is solved for the
+    largest mean within it. It needs all tokens on their grid and goes with no other method. What a
+    model adds to visual tokens in later layers (DeepStack) is that of the window's first token. The
+    structure is that of the Dynamic Pyramid Network (arXiv 2503.20322), whose router and weights
+    are trained; here nothing is.
 
-    With `weights="similar"` a window's tokens weigh by the softmax of their cosine to its plain mean,
-    divided by `temperature` (ours, after the part of TokenPacker that has no weights).
+    With `weights="similar"` a window's tokens weigh by the softmax of their cosine to its plain
+    mean, divided by `temperature` (ours, after the part of TokenPacker that has no weights).
     """
 
     name: ClassVar[str] = "pool"
@@ -50,7 +51,7 @@ class Pool(Pooler, DecoderReducer):
     stage: Literal["projector", "decoder"] = "projector"
     """Where it acts."""
     layers: tuple[int, ...] | None = None
-    """For the decoder: layers before which windows are pooled; None for the quarters of the depth."""
+    """Of the decoder, before which windows are pooled; None for the quarters of the depth."""
     weights: Literal["equal", "similar"] = "equal"
     """Of the tokens of a window."""
     temperature: float = 0.1

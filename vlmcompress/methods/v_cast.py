@@ -24,10 +24,10 @@ class VCast(AskingSelector):
     """Share the budget by how sharply the clip bends at each frame; keep outliers and long tokens.
 
     A frame is the direction of the mean of its tokens. Its curvature is 1 - the cosine of the step
-    that leads to it and the step that leads on, 1 for the first and the last frame. Every frame gets
-    one token, the rest goes by the softmax of curvature / temperature. In a frame those stay that
-    rank highest by 1 - the cosine to the frame's direction, plus their norm, scaled to 0 to 1 over
-    the frame. Frames are the temporal steps of the grid. Official code: xinyouu/V-CAST.
+    that leads to it and the step that leads on, 1 for the first and the last frame. Every frame
+    gets one token, the rest goes by the softmax of curvature / temperature. In a frame those stay
+    that rank highest by 1 - the cosine to the frame's direction, plus their norm, scaled to 0 to 1
+    over the frame. Frames are the temporal steps of the grid. Official code: xinyouu/V-CAST.
 
     Deviations:
         Where the counts are rounded: the nearest whole numbers that add up; what a full frame

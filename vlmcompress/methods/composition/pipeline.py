@@ -125,8 +125,8 @@ class Pipeline:
             )
         if "decoder" in at and at["decoder"].on_grid and len(methods) > 1:
             raise CompositionError(
-                f"{names}: {at['decoder'].name} between decoder layers needs all tokens on their grid, "
-                "so it goes with no other method"
+                f"{names}: {at['decoder'].name} between decoder layers needs all tokens on their "
+                "grid, so it goes with no other method"
             )
         return cls(projector, at.get("decoder"), upstream)  # type: ignore[arg-type]
 

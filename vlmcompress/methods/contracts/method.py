@@ -2,8 +2,8 @@
 
 A method is one frozen dataclass whose fields are the paper's parameters with the paper's defaults.
 It acts at one stage: a `Selector` or a `Reducer` between projector and decoder, a `DecoderMethod`
-or a `DecoderReducer` between decoder layers. `budget` is the true mean over decoder layers of the visual tokens of one
-image; None asks for the paper's own setting.
+or a `DecoderReducer` between decoder layers. `budget` is the true mean over decoder layers of the
+visual tokens of one image; None asks for the paper's own setting.
 """
 
 from __future__ import annotations
