@@ -39,6 +39,8 @@ class BetweenLayers:
             hidden = self._cut(number, hidden, kwargs)
         if stages.starts_stage(number):
             stages.start_stage(number)
+        if number + 1 in stages.cuts:
+            stages.entered = hidden
         changed = stages.arguments.of(number, kwargs, hidden)
         followed = stages.arguments.follow(kwargs)
         if stages.earlier.wants(number):

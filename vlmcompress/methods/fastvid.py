@@ -127,7 +127,7 @@ class FastVID(ByThreshold, AskingReducer):
         """The density peaks of each segment that no better one within `threshold` absorbs."""
         assert self.threshold is not None
         rows = features.detach()
-        parts = rows.split([end - start for start, end in zip([0, *ends], ends, strict=False)])
+        parts = torch.split(rows, [b - a for a, b in zip([0, *ends], ends, strict=False)])
         peaks = [leaders(within(part, self.threshold), density_peaks(part)) for part in parts]
         known = yield peaks
         anchors = [one.nonzero()[:, 0].to(rows.device) for one in known]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from vlmcompress.errors import BudgetError, VLMCompressError
@@ -121,5 +122,5 @@ class Pool(Pooler, DecoderReducer):
                 f"pool cannot make {count} of {len(hidden)} tokens on {'+'.join(map(str, grids))}"
             )
         sizes = [len(grid) for grid in before]
-        pairs = zip(hidden.split(sizes), before, after, strict=True)
+        pairs = zip(torch.split(hidden, sizes), before, after, strict=True)
         return Reduction.join([self._windows(*one) for one in pairs], [0, *accumulate(sizes)][:-1])
