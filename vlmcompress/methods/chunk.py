@@ -28,12 +28,13 @@ class Chunk(ByThreshold, AskingReducer):
     by 1 - cosine. For a budget the count - 1 largest of these are the borders, ties to the first;
     with a `threshold` every one above it. A run weighs its tokens by the patches they stand for.
 
-    After the boundaries of ConceptMoE, whose projections and router are trained: here nothing is,
-    and what is left is ours. A baseline for sequence-order merging beside the bipartite mergers.
+    After the boundaries of ConceptMoE (arXiv 2601.21420), whose projections and router are trained:
+    here nothing is, and what is left is ours. A baseline for merging along the sequence, beside the
+    mergers of two halves.
     """
 
     name: ClassVar[str] = "chunk"
-    paper: ClassVar[str] = "after arXiv 2601.21420"
+    paper: ClassVar[str] = "-"
     summary: ClassVar[str] = "merges runs of similar neighbours"
 
     ratio: float = 0.25
