@@ -35,5 +35,5 @@ def component_of(features: Tensor, count: int) -> Tensor:
         for _ in range(_ROUNDS):
             basis = torch.linalg.qr(matrix.mT @ basis).Q
             basis = torch.linalg.qr(matrix @ basis).Q
-        parts = torch.linalg.svd(basis.mT @ matrix, full_matrices=False).Vh
+        parts: Tensor = torch.linalg.svd(basis.mT @ matrix, full_matrices=False).Vh
     return parts.abs().argmax(dim=0)

@@ -36,7 +36,7 @@ def high_frequency(features: Tensor, grid: Grid, cutoff: float) -> Tensor:
         # Shifted back, so that it fits the spectrum as it comes.
         passed = 1 - torch.exp(-(rows[:, None] + columns) / (2 * width**2))
         passed = torch.fft.ifftshift(passed)[..., None]
-        filtered = torch.fft.ifft2(torch.fft.fft2(frames, dim=(1, 2)) * passed, dim=(1, 2))
+        filtered: Tensor = torch.fft.ifft2(torch.fft.fft2(frames, dim=(1, 2)) * passed, dim=(1, 2))
         return filtered.abs().mean(dim=-1).flatten()
 
 
