@@ -300,6 +300,7 @@ def test_a_window_without_a_direction_keeps_the_plain_mean():
         ((Grid(3, 4, 6),), 4, (Grid(3, 1, 2),)),
         ((Grid(1, 4, 4), Grid(1, 6, 4)), 1.5, (Grid(1, 3, 3), Grid(1, 4, 3))),
         ((Grid(1, 5, 7),), 1000, (Grid(1, 1, 1),)),
+        ((Grid(1, 15, 17),), 15 / 13, (Grid(1, 13, 15),)),  # 15 / (15 / 13) is above 13
     ],
 )
 def test_coarser_grids(grids, factor, expected):
