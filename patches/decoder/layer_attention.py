@@ -123,7 +123,8 @@ class ComputedAttention(CutContext):
 
     def scaling(self, of: Of) -> float:
         """What products of queries and keys are multiplied with."""
-        found: float = self.layers[self.number(of)].self_attn.scaling
+        attention: Any = self.layers[self.number(of)].self_attn
+        found: float = attention.scaling
         return found
 
     def _seen(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:
