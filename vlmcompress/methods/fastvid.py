@@ -11,6 +11,7 @@ from torch import Tensor
 from vlmcompress.methods.contracts.method import AskingReducer
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.contracts.threshold import ByThreshold
+from vlmcompress.methods.shared.clip_segments import cuts
 from vlmcompress.methods.shared.saliency import NEED, saliency
 from vlmcompress.ops.apportion import apportion, even
 from vlmcompress.ops.density import absorb, density_peaks
@@ -18,8 +19,7 @@ from vlmcompress.ops.finite import check_finite
 from vlmcompress.ops.groups import grouped
 from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.ranking import best, marked
-from vlmcompress.ops.select import top_k
-from vlmcompress.ops.similarity import unit_rows, within
+from vlmcompress.ops.similarity import within
 from vlmcompress.ops.suppression import leaders
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
@@ -94,7 +94,7 @@ class FastVID(ByThreshold, AskingReducer):
         check_finite(rows)
         frame = grid.h * grid.w
         attention = saliency(tokens)
-        cut = yield self._cuts(rows.view(grid.t, frame, -1))
+        cut = yield cuts(rows.view(grid.t, frame, -1), self.border, self.segments)
         ends = [*(cut.nonzero()[:, 0] + 1).tolist(), grid.t]
         if self.threshold is not None:
             return (yield from self._repeats(tokens.features, [frame * end for end in ends]))
@@ -140,16 +140,6 @@ class FastVID(ByThreshold, AskingReducer):
             made[anchor + start] = absorbed.to(made.dtype)
             into[start : start + len(part)] = anchor[nearest] + start
         return grouped(made, into, total, len(rows))
-
-    def _cuts(self, frames: Tensor) -> Tensor:
-        """[T - 1] bool: whether a segment of `frames` [T, F, D] ends before each but the first."""
-        means = unit_rows(frames.float().mean(dim=1))
-        likeness = (means[1:] * means[:-1]).sum(dim=-1)
-        cut = likeness < self.border
-        least = min(self.segments - 1, len(likeness))
-        if least:
-            cut[top_k(-likeness, least)] = True
-        return cut
 
     def _shares(self, ends: list[int], grid: Grid, count: int) -> tuple[list[int], list[int]]:
         """How many merged and how many salient tokens each frame has."""

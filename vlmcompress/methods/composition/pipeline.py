@@ -16,6 +16,7 @@ from vlmcompress.methods.contracts.before_projector import (
     let_in,
 )
 from vlmcompress.methods.contracts.method import (
+    AttentionBias,
     InDecoder,
     Method,
     ProjectorMethod,
@@ -144,6 +145,11 @@ class Pipeline:
     def needs(self) -> frozenset[str]:
         """Signals that have to be collected, as methods name them (`Method.asks`)."""
         return frozenset().union(*(method.asks for method in self.methods))
+
+    @property
+    def attention_bias(self) -> AttentionBias | None:
+        """What is added to the decoder's attention logits."""
+        return None if self.projector is None else self.projector.attention_bias
 
     def for_stages(self, family: str, stages: Collection[Stage], merges: bool = True) -> Pipeline:
         """The pipeline as it acts in a model that lets methods in at `stages`.
@@ -304,8 +310,9 @@ class Pipeline:
             BudgetError: there is one.
         """
         for method in self.methods:
-            if isinstance(method, ByThreshold):
-                method.check_budget(given)
+            for one in (method, getattr(method, "base", None)):  # what goes around another
+                if isinstance(one, ByThreshold):
+                    one.check_budget(given)
 
     def _check_budget(self, budget: float) -> None:
         self.check_thresholds(f"{budget:g}")
