@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmcompress.budget.clock import Mark, mark, milliseconds
 from vlmcompress.budget.planner import Planner
-from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.contracts.method import tokens_per_layer
 from vlmcompress.ops.proving.decision import spent
 from vlmcompress.patches.sequence.placeholders import Prompt
