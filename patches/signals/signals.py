@@ -167,6 +167,12 @@ class Signals:
             self._thread.busy = False
 
     @torch.no_grad()
+    def settle(self, record: Record) -> None:
+        """Keep of a feature call so far what is wanted, and none of its activations."""
+        if self._tower is not None:
+            self._tower.settle(record)
+
+    @torch.no_grad()
     def encoded(
         self, modality: str, call: Mapping[str, Any], output: Any, record: Record
     ) -> Encoded | None:

@@ -20,6 +20,7 @@ from vlmcompress.cli.options import (
     Fps,
     Frames,
     ImageFiles,
+    MaxMemory,
     ModelName,
     Options,
     Quiet,
@@ -127,6 +128,7 @@ def ask(
     device: Device = None,
     dtype: Dtype = None,
     positions: PositionRule = Positions.keep,
+    max_memory: MaxMemory = None,
     compare: Compare = False,
     repeat: Repeat = None,
     overlay: Overlay = None,
@@ -165,14 +167,17 @@ def ask(
     many = ManyArguments(out, resume, batch or BATCH, model, device, dtype, max_new_tokens)
     if is_many(media.words, each):
         _no_picture_options(compare, overlay, as_json, decoder)
-        ask_many(media, setting(method, budget, option or [], positions.value), many)
+        found = setting(method, budget, option or [], positions.value, max_memory)
+        ask_many(media, found, many)
         return
     if out is not None or resume or batch is not None:
         name_media(media)  # a folder that is not there is said first
         raise VLMCompressError(
             "--out, --resume and --batch are for --each, a folder, or a .jsonl or .csv file"
         )
-    request = check(media, model, method, budget, option or [], overlay, positions.value)
+    request = check(
+        media, model, method, budget, option or [], overlay, positions.value, max_memory
+    )
     tell(request.notes)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)
@@ -215,5 +220,6 @@ def _run(asker: Asker, request: Request, rounds: int | None) -> list[Answer]:
 
     if rounds is None:
         return [asker.run(request.setting)]
-    full = replace(FULL, positions=request.setting.positions)
+    asked = request.setting
+    full = replace(FULL, positions=asked.positions, max_memory=asked.max_memory)
     return asker.compare([full, request.setting], rounds)
