@@ -29,6 +29,7 @@ from vlmcompress.patches.hooks.attachments import check_compiled
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.signals.signals import Signals
 from vlmcompress.patches.signals.text_tower import LongText
+from vlmcompress.patches.signals.text_tower import check as check_text_tower
 from vlmcompress.report.report import Report
 
 POSITIONS = ("keep", "renumber")
@@ -180,6 +181,7 @@ def compress(
     _one_of("positions", positions, POSITIONS)
     _one_of("order", order, ORDERS)
     limit = None if max_memory is None else bytes_of(max_memory)
+    check_text_tower(text_tower)
     pipeline = None if method == AUTO else parse(method, **options)
     parsed = None if budget is None else Budget.parse(budget)
     model = taken_out(model)

@@ -162,3 +162,19 @@ def test_the_shell_is_told_names(monkeypatch):
 @pytest.mark.parametrize("name", ["ask", "chat", "ls", "show", "check", "eval", "profile"])
 def test_every_command_has_the_short_help(cli, name):
     assert cli(name, "-h").stdout == cli(name, "--help").stdout
+
+
+def test_a_retriever_is_a_family_whose_methods_can_be_listed(cli):
+    """By trying: every other method is refused by a model of the family."""
+    listed = cli("ls", "methods", "--family", "colqwen2", "--json")
+    assert listed.exit_code == 0, listed.stderr
+    fits = {entry["name"] for entry in json.loads(listed.stdout)}
+    model, processor = vlmcompress.load("tiny-colqwen", device="cpu", dtype="float32")
+    for name in ("divprune", "fastv", "hiprune", "visionzip", "pixelprune", "tome", "unit-drop"):
+        try:
+            vlmcompress.compress(model, name, "60%", processor=processor).remove()
+        except vlmcompress.VLMCompressError as error:
+            assert isinstance(error, BudgetError) or name not in fits, (name, error)
+        else:
+            assert name in fits, name
+    assert "divprune" in fits

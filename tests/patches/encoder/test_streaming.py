@@ -30,7 +30,7 @@ CLIPS = [
 ]
 ROUNDING = 1e-5
 """Kernels of other batch sizes add up in another order."""
-SIGNALS = ["visionzip", "prumerge", "fastvid", "sparsevlm"]
+SIGNALS = ["visionzip", "hiprune", "vispruner", "zoo-prune", "fastvid", "vidcom2", "evs", "sparsevlm"]
 _built: dict[str, Any] = {}
 
 

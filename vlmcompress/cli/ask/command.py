@@ -11,7 +11,7 @@ import typer
 
 from vlmcompress import defaults
 from vlmcompress.cli import complete
-from vlmcompress.cli.ask.many import BATCH, ManyArguments, ask_many, is_many
+from vlmcompress.cli.ask.many import BATCH, ManyArguments, ask_many, check_data_file, is_many
 from vlmcompress.cli.common import one_line_errors, progress, quiet, tell
 from vlmcompress.cli.options import (
     Decoder,
@@ -165,6 +165,7 @@ def ask(
         raise VLMCompressError("--repeat is for --compare, which is not given")
     media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
     many = ManyArguments(out, resume, batch or BATCH, model, device, dtype, max_new_tokens)
+    check_data_file(media.words)
     if is_many(media.words, each):
         _no_picture_options(compare, overlay, as_json, decoder)
         found = setting(method, budget, option or [], positions.value, max_memory)

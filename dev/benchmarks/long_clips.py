@@ -1,0 +1,138 @@
+"""Peak memory and accuracy over the length of a clip, with and without chunks.
+
+python -m dev.benchmarks.long_clips --out dev/benchmarks/results/long_clips.json
+
+Every memory figure is that of a process of its own (`ru_maxrss`): it loads the model, reads a clip
+of 64 KB of drawn frames and asks one question. Beside it stands what tensors `generate` held at
+once, as `LiveMemory` counts them. Accuracies are of the tasks `clips` and `clips-N`.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from vlmcompress.api import compress
+from vlmcompress.eval.results.statistics import proportion
+from vlmcompress.eval.run.answering import answer
+from vlmcompress.eval.run.cases import FULL, TEXT_ONLY, Case
+from vlmcompress.eval.run.provenance import of_run
+from vlmcompress.eval.tasks.registry import load_tasks
+from vlmcompress.eval.worlds.long_clips import LENGTHS
+from vlmcompress.files import write_json
+from vlmcompress.models.loading import load
+from vlmcompress.patches.encoder.live_memory import LiveMemory
+from vlmcompress.prompts import generate, prepare
+
+MODEL = "tiny-qwen"
+METHOD, BUDGET = "divprune", "64"
+"""Tokens of a clip, however long it is."""
+MAX_MEMORY = "8MB"
+CASES = (Case(FULL, None), Case(METHOD, BUDGET), Case(TEXT_ONLY, None))
+_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in which `ru_maxrss` counts."""
+
+
+def held(frames: int, max_memory: str | None) -> dict[str, Any]:
+    """What this process held at most for one question about a clip of so many frames."""
+    model, processor = load(MODEL, device="cpu")
+    (sample,) = load_tasks([f"clips-{frames}"])[0].samples(1, 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    inputs = prepare(model, processor, [(sample.load(), sample.question)])
+    read = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with compress(model, METHOD, BUDGET, max_memory=max_memory, processor=processor) as handle:
+        start = time.perf_counter()
+        found = generate(model, processor, inputs, max_new_tokens=6)
+        seconds = time.perf_counter() - start
+        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with LiveMemory() as memory:
+            again = generate(model, processor, inputs, max_new_tokens=6)
+        assert again.texts == found.texts
+        (image,) = handle.report().images
+    pixels = sum(value.nbytes for name, value in inputs.items() if name.startswith("pixel"))
+    return {
+        "frames": frames,
+        "max_memory": max_memory,
+        "loaded": before * _UNIT,
+        "read": read * _UNIT,
+        "process": process * _UNIT,
+        "tensors": memory.peak,
+        "pixels": pixels,
+        "tokens": [image.before, image.after],
+        "seconds": seconds,
+    }
+
+
+def _each_held() -> Iterator[dict[str, Any]]:
+    """`held` in a process of its own for each length, whole and in chunks."""
+    for frames in LENGTHS:
+        for limit in (None, MAX_MEMORY):
+            given = [str(frames), *([] if limit is None else [limit])]
+            command = [sys.executable, "-m", "dev.benchmarks.long_clips", "--held", *given]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            yield json.loads(done.stdout)
+
+
+def accuracy(model: Any, processor: Any, task_name: str, limit: int) -> list[dict[str, Any]]:
+    """How many questions of a task are answered right, of each kind and case."""
+    (task,) = load_tasks([task_name])
+    scores: dict[tuple[str, Case], list[float]] = {}
+    for sample in task.samples(limit, 0):
+        media = sample.load()
+        inputs = prepare(model, processor, [(media, sample.question)])
+        for case in CASES:
+            found = answer(
+                model, processor, inputs, case, MAX_MEMORY, max_new_tokens=task.max_new_tokens
+            )
+            scores.setdefault((sample.kind, case), []).append(task.score(sample, found.answers[0]))
+    return [_row(task_name, len(media[0].frames), *one) for one in scores.items()]
+
+
+def _row(task: str, frames: int, key: tuple[str, Case], values: list[float]) -> dict[str, Any]:
+    kind, case = key
+    found = proportion(values)
+    return {
+        "task": task,
+        "frames": frames,
+        "kind": kind,
+        "case": case.method,
+        "budget": case.budget,
+        "n": len(values),
+        "accuracy": sum(values) / len(values),
+        "interval": [found.low, found.high],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write the figures."""
+    parser = argparse.ArgumentParser(prog="python -m dev.benchmarks.long_clips", description=__doc__)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--limit", type=int, default=150, help="questions of each task")
+    parser.add_argument("--held", nargs="+", metavar=("FRAMES", "SIZE"), help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    if given.held:
+        frames, *limit = given.held
+        print(json.dumps(held(int(frames), limit[0] if limit else None)))
+        return
+    if given.out is None:
+        parser.error("give a file: --out FILE")
+    memory = list(_each_held())
+    model, processor = load(MODEL, device="cpu")
+    tasks = ["clips", *(f"clips-{frames}" for frames in LENGTHS)]
+    rows = [row for task in tasks for row in accuracy(model, processor, task, given.limit)]
+    made = of_run(MODEL, model, limit=given.limit, method=METHOD, budget=BUDGET)
+    write_json(given.out, {"made": made, "memory": memory, "accuracy": rows})
+
+
+if __name__ == "__main__":
+    main()
