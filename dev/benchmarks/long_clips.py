@@ -113,7 +113,9 @@ def _row(task: str, frames: int, key: tuple[str, Case], values: list[float]) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the figures."""
-    parser = argparse.ArgumentParser(prog="python -m dev.benchmarks.long_clips", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m dev.benchmarks.long_clips", description=__doc__
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--limit", type=int, default=150, help="questions of each task")
     parser.add_argument("--held", nargs="+", metavar=("FRAMES", "SIZE"), help=argparse.SUPPRESS)

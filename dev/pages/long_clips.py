@@ -34,14 +34,19 @@ import vlmcompress
 
 model, processor = vlmcompress.load("tiny-qwen")
 found = vlmcompress.ask(
-    model, processor, "clip.mp4", "what appears first ?", budget=64, frames=64, max_memory="8MB"
+    model,
+    processor,
+    "vlmcompress/assets/samples/runway.mp4",
+    "what appears first ?",
+    budget="25%",
+    max_memory="8MB",
 )
-print(found.report)  # "clips were encoded in 6 chunks of at most 6 frames for max_memory 8 MB"
+print(found.report)  # a note says in how many chunks the clip was encoded
 ```
 
 ```
 vlmcompress ask --video clip.mp4 "what appears first ?" --frames 64 --budget 64 --max-memory 8MB
-vlmcompress eval --model tiny-qwen --tasks clips-64 --budgets 64 --max-memory 8MB --batch 1 --out long
+vlmcompress eval --model tiny-qwen --tasks clips-64 --batch 1 --max-memory 8MB --out long
 ```
 
 - **What is bounded**: the tensors that tower and projector hold at once for a chunk. The first two

@@ -84,9 +84,7 @@ def answer(
         VLMCompressError: the model, or these images, cannot run the case.
     """
     method = FULL if case.method == ONE_FRAME else case.method
-    with compress(
-        model, method, case.budget, processor=processor, max_memory=max_memory
-    ) as handle:
+    with compress(model, method, case.budget, processor=processor, max_memory=max_memory) as handle:
         return run(handle, processor, inputs, **generation)
 
 

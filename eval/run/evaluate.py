@@ -140,6 +140,7 @@ class Evaluation:
                 batch=plan.batch,
                 processes=self.share.of,
                 seed=plan.seed,
+                **({} if plan.max_memory is None else {"max_memory": plan.max_memory}),
             ),
             "methods": list(plan.methods),
             "budgets": list(plan.budgets),

@@ -220,9 +220,7 @@ def _video(frames: NDArray[np.uint8]) -> Video:
 
 def _long(frames: int) -> World:
     make = partial(make_long_clip, frames)
-    return World(
-        "video", LONG_CLIP_VERSION, LONG_CLIP_KINDS, make, ask_long_clip, 6, _long_film
-    )
+    return World("video", LONG_CLIP_VERSION, LONG_CLIP_KINDS, make, ask_long_clip, 6, _long_film)
 
 
 WORLDS = {

@@ -124,7 +124,9 @@ class Streaming:
             while start < count:
                 size = min(frame.most(self._limit), count - start)
                 part = self._frames.part(whole, clip, start, start + size)
-                clips[-1].append(self._chunk(functools.partial(run, **changed, **part), size, frame))
+                clips[-1].append(
+                    self._chunk(functools.partial(run, **changed, **part), size, frame)
+                )
                 self._installed.signals.settle(record)
                 start, largest = start + size, max(largest, size)
         call.update(whole)

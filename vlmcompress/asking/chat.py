@@ -251,7 +251,6 @@ class Chat:
             more = more[:, 1:]
         return torch.cat([ids, more.to(ids.device)], dim=1)
 
-
     def _check_words(self, tokenizer: Any, ids: torch.Tensor) -> None:
         """The first turn's text passes a processor, which counts pictures; others pass here."""
         tokens = family_of(self._model).placeholders(self._model).values()

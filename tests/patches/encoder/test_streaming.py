@@ -30,7 +30,16 @@ CLIPS = [
 ]
 ROUNDING = 1e-5
 """Kernels of other batch sizes add up in another order."""
-SIGNALS = ["visionzip", "hiprune", "vispruner", "zoo-prune", "fastvid", "vidcom2", "evs", "sparsevlm"]
+SIGNALS = [
+    "visionzip",
+    "hiprune",
+    "vispruner",
+    "zoo-prune",
+    "fastvid",
+    "vidcom2",
+    "evs",
+    "sparsevlm",
+]
 _built: dict[str, Any] = {}
 
 
