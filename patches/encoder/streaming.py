@@ -125,7 +125,7 @@ class Streaming:
                 size = min(frame.most(self._limit), count - start)
                 part = self._frames.part(whole, clip, start, start + size)
                 clips[-1].append(
-                    self._chunk(functools.partial(run, **changed, **part), size, frame)
+                    self._chunk(functools.partial(run, **{**changed, **part}), size, frame)
                 )
                 self._installed.signals.settle(record)
                 start, largest = start + size, max(largest, size)
@@ -154,12 +154,17 @@ class Streaming:
 
     def _joined(self, clips: list[list[Any]]) -> Any:
         first = clips[0][0]
-        features = [[part.pooler_output for part in clip] for clip in clips]
-        joined = {"pooler_output": self._frames.joined(features)}
+
+        def joined(read: Callable[[Any], Any]) -> Any:
+            return self._frames.joined([[read(part) for part in clip] for clip in clips])
+
+        found = {"pooler_output": joined(lambda part: part.pooler_output)}
         if "deepstack_features" in first:
-            layers = zip(*(part.deepstack_features for clip in clips for part in clip), strict=True)
-            joined["deepstack_features"] = [torch.cat(layer) for layer in layers]
-        return type(first)(**joined)
+            found["deepstack_features"] = [
+                joined(lambda part, layer=layer: part.deepstack_features[layer])
+                for layer in range(len(first.deepstack_features))
+            ]
+        return type(first)(**found)
 
     def _say(self, clips: list[list[Any]], largest: int) -> None:
         chunks = sum(map(len, clips))
