@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from vlmcompress.api import compress
 from vlmcompress.eval.results.statistics import proportion
 from vlmcompress.eval.run.answering import answer
 from vlmcompress.eval.run.cases import FULL, TEXT_ONLY, Case
-from vlmcompress.eval.run.provenance import of_run
+from vlmcompress.eval.run.provenance import machine
 from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.eval.worlds.clips import FRAMES as CLIP_FRAMES
 from vlmcompress.eval.worlds.long_clips import LENGTHS
@@ -37,7 +37,7 @@ MODEL = "tiny-qwen"
 METHOD, BUDGET = "divprune", "64"
 """Tokens of a clip, however long it is."""
 MAX_MEMORY = "4MB"
-FEWEST, FRAMES = 18, 16
+FEWEST, FRAMES = 12, 16
 """Questions of a task at least, and frames up to which all are asked: longer clips get fewer."""
 CASES = (Case(FULL, None), Case(METHOD, BUDGET), Case(TEXT_ONLY, None))
 _UNIT = 1 if sys.platform == "darwin" else 1024
@@ -74,16 +74,6 @@ def held(frames: int, max_memory: str | None) -> dict[str, Any]:
     }
 
 
-def _each_held() -> Iterator[dict[str, Any]]:
-    """`held` in a process of its own for each length, whole and in chunks."""
-    for frames in LENGTHS:
-        for limit in (None, MAX_MEMORY):
-            given = [str(frames), *([] if limit is None else [limit])]
-            command = [sys.executable, "-m", "dev.benchmarks.long_clips", "--held", *given]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            yield json.loads(done.stdout)
-
-
 def accuracy(model: Any, processor: Any, task_name: str, limit: int) -> list[dict[str, Any]]:
     """How many questions of a task are answered right, of each kind and case."""
     (task,) = load_tasks([task_name])
@@ -114,43 +104,64 @@ def _row(task: str, frames: int, key: tuple[str, Case], values: list[float]) -> 
     }
 
 
+def pieces(limit: int) -> dict[str, list[str]]:
+    """What is measured in a process of its own: its name, and what this program is told.
+
+    Args:
+        limit: questions about short clips.
+    """
+    found = {
+        f"memory of {frames} frames, {size or 'whole'}": [
+            "--held",
+            str(frames),
+            *filter(None, [size]),
+        ]
+        for frames in LENGTHS
+        for size in (None, MAX_MEMORY)
+    }
+    tasks = {"clips": CLIP_FRAMES, **{f"clips-{frames}": frames for frames in LENGTHS}}
+    for task, frames in tasks.items():
+        count = max(FEWEST, limit * FRAMES // max(FRAMES, frames))
+        found[f"accuracy of {task}"] = ["--asked", task, str(count)]
+    return found
+
+
+def _measure(out: Path, limit: int) -> None:
+    """Measure what the file lacks, and write it after each piece."""
+    known = json.loads(out.read_text()) if out.exists() else {"memory": {}, "accuracy": {}}
+    for name, given in pieces(limit).items():
+        part = known[name.partition(" ")[0]]
+        if name not in part:
+            command = [sys.executable, "-m", "dev.benchmarks.long_clips", *given]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            part[name] = json.loads(done.stdout)
+            made = {"model": MODEL, "method": METHOD, "budget": BUDGET, "limit": limit}
+            made |= machine("python -m dev.benchmarks.long_clips", torch.device("cpu"))
+            write_json(out, {**known, "made": made})
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the figures."""
     parser = argparse.ArgumentParser(
         prog="python -m dev.benchmarks.long_clips", description=__doc__
     )
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    parser.add_argument("--limit", type=int, default=60, help="questions about short clips")
-    parser.add_argument("--part", choices=("memory", "accuracy"), help="default: both")
+    parser.add_argument("--out", type=Path, help="JSON file; what it holds is not measured again")
+    parser.add_argument("--limit", type=int, default=24, help="questions about short clips")
     parser.add_argument("--held", nargs="+", metavar=("FRAMES", "SIZE"), help=argparse.SUPPRESS)
+    parser.add_argument("--asked", nargs=2, metavar=("TASK", "N"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     if given.held:
-        frames, *limit = given.held
-        print(json.dumps(held(int(frames), limit[0] if limit else None)))
-        return
-    if given.out is None:
+        frames, *size = given.held
+        print(json.dumps(held(int(frames), size[0] if size else None)))
+    elif given.asked:
+        task, count = given.asked
+        print(json.dumps(accuracy(*load(MODEL, device="cpu"), task, int(count))))
+    elif given.out is None:
         parser.error("give a file: --out FILE")
-    known = json.loads(given.out.read_text()) if given.out.exists() else {}
-    if given.part != "accuracy":
-        known["memory"] = list(_each_held())
-    model, processor = load(MODEL, device="cpu")
-    if given.part != "memory":
-        known["accuracy"] = [
-            row
-            for task, frames in _tasks().items()
-            for row in accuracy(
-                model, processor, task, max(FEWEST, given.limit * FRAMES // max(FRAMES, frames))
-            )
-        ]
-    known["made"] = of_run(MODEL, model, limit=given.limit, method=METHOD, budget=BUDGET)
-    write_json(given.out, known)
-
-
-def _tasks() -> dict[str, int]:
-    """Name of a task -> frames of its clips."""
-    return {"clips": CLIP_FRAMES, **{f"clips-{frames}": frames for frames in LENGTHS}}
+    else:
+        _measure(given.out, given.limit)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ vlmcompress eval --model tiny-qwen --tasks clips-64 --batch 1 --max-memory 8MB -
 - **What is chosen**: a method sees the features and signals of the whole clip, so it keeps what it
   would have kept of a clip that was encoded at once, and a budget counts for the clip. Features
   differ by rounding (1e-5 in float32), as kernels add up batches of other sizes in another order.
-- **Who can**: {families}; by structure {types}. Frames of others, and methods that drop patches
+- **Who can**: {families}; and of the generic adapter
+  {types}. Frames of others, and methods that drop patches
   inside the tower or before it (`pixelprune`, `unit-drop`), are refused in one line. For InternVL,
   whose processor makes images of frames, tiles are what is cut between.
 """
@@ -67,9 +68,16 @@ vlmcompress eval --model tiny-qwen --tasks clips-64 --batch 1 --max-memory 8MB -
 
 def page() -> str:
     """The whole page."""
-    measured = json.loads(RESULTS.read_text())
+    measured = figures()
     parts = [_HEAD.format(families=_families(), types=_types()), _memory(measured)]
     return "\n".join([*parts, _accuracy(measured), _made(measured["made"])])
+
+
+def figures() -> dict[str, Any]:
+    """The committed figures: rows of `memory` and of `accuracy`, and how they were `made`."""
+    known = json.loads(RESULTS.read_text())
+    accuracy = [row for rows in known["accuracy"].values() for row in rows]
+    return {**known, "memory": list(known["memory"].values()), "accuracy": accuracy}
 
 
 def _families() -> str:
@@ -185,7 +193,7 @@ def _share(row: Row) -> str:
 
 def _made(made: Mapping[str, Any]) -> str:
     return (
-        f"{made['date']}, {made['device']}, {made['threads']} thread, {made['dtype']}, commit "
+        f"{made['date']}, {made['device']}, {made['threads']} thread, commit "
         f"{(made['commit'] or 'unknown')[:12]}.\n"
     )
 

@@ -115,7 +115,8 @@ def _ask_first(clip: LongClip, rng: np.random.Generator, wording: int) -> Questi
 
 def _ask_often(clip: LongClip, rng: np.random.Generator, wording: int) -> Question:
     counts = Counter(event.thing.shape for event in clip.events)
-    wanted = pick(rng, sorted(set(counts.values())))
+    numbers = sorted(set(counts.values()))
+    wanted = numbers[int(rng.integers(len(numbers)))]
     shape = pick(rng, sorted(shape for shape, count in counts.items() if count == wanted))
     about = tuple(i for i, event in enumerate(clip.events) if event.thing.shape == shape)
     text = (f"how often does a {shape} appear ?", f"how many times do {PLURALS[shape]} appear ?")

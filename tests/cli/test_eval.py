@@ -166,7 +166,17 @@ def test_who_stops_it_hears_how_to_go_on(cli, loaded, tmp_path, monkeypatch):
 def test_long_clips_in_pieces_are_answered_as_whole_ones(cli, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr("vlmcompress.eval.report.plots.draw", lambda results: [])
     monkeypatch.setattr("vlmcompress.eval.report.examples.examples", lambda *all: [])
-    asked = ("eval", "--model", "tiny-qwen", "--tasks", "clips-16", "--limit", 3, "--budgets", "50%")
+    asked = (
+        "eval",
+        "--model",
+        "tiny-qwen",
+        "--tasks",
+        "clips-16",
+        "--limit",
+        3,
+        "--budgets",
+        "50%",
+    )
     found = []
     for number, more in enumerate([(), ("--max-memory", "4MB")]):
         result = cli(

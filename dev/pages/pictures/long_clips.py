@@ -6,14 +6,13 @@ python -m dev.pages.pictures.long_clips --out docs/pictures
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from dev.pages.long_clips import MB, RESULTS
+from dev.pages.long_clips import MB, figures
 from dev.pages.pictures.concepts import save
 
 matplotlib.use("svg")
@@ -69,8 +68,7 @@ def main() -> None:
     """Draw it."""
     parser = argparse.ArgumentParser(prog="python -m dev.pages.pictures.long_clips")
     parser.add_argument("--out", type=Path, required=True, help="folder")
-    measured = json.loads(RESULTS.read_text())
-    save(parser.parse_args().out, {"long_clips": lambda: long_clips(measured)})
+    save(parser.parse_args().out, {"long_clips": lambda: long_clips(figures())})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """docs/long_clips.md is what the committed figures say."""
 
-import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +12,7 @@ from vlmcompress.eval.worlds.long_clips import LENGTHS
 
 @pytest.fixture(scope="module")
 def measured():
-    return json.loads(long_clips.RESULTS.read_text())
+    return long_clips.figures()
 
 
 def test_the_page_is_up_to_date_and_shows_the_picture():
@@ -77,6 +77,21 @@ def test_every_length_is_asked_in_every_case(measured):
     assert asked == {(task, case.method) for task in tasks for case in benchmark.CASES}
     for row in measured["accuracy"]:
         assert row["interval"][0] <= row["accuracy"] <= row["interval"][1]
+
+
+def test_what_a_file_holds_is_not_measured_again(tmp_path, monkeypatch):
+    asked = []
+
+    def process(command, **_):
+        asked.append(command[3:])
+        return SimpleNamespace(stdout="[1]")
+
+    monkeypatch.setattr(benchmark.subprocess, "run", process)
+    for _ in range(2):
+        benchmark.main(["--out", str(tmp_path / "x.json"), "--limit", "40"])
+    assert asked == list(benchmark.pieces(40).values())
+    assert ["--asked", "clips-256", str(benchmark.FEWEST)] in asked
+    assert ["--held", "64", benchmark.MAX_MEMORY] in asked
 
 
 def test_a_process_says_what_it_held(tiny_qwen, monkeypatch):
