@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dev.benchmarks.long_clips import pieces
 from dev.pages.generated import ROOT, keep_up
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.patches.families.registry import FAMILIES
@@ -74,10 +75,14 @@ def page() -> str:
 
 
 def figures() -> dict[str, Any]:
-    """The committed figures: rows of `memory` and of `accuracy`, and how they were `made`."""
+    """The committed figures: rows of `memory` and of `accuracy`, how they were `made`, and what is
+    `missing`."""
     known = json.loads(RESULTS.read_text())
     accuracy = [row for rows in known["accuracy"].values() for row in rows]
-    return {**known, "memory": list(known["memory"].values()), "accuracy": accuracy}
+    asked = pieces(known["made"]["limit"])
+    missing = [name for name in asked if name not in {**known["memory"], **known["accuracy"]}]
+    memory = list(known["memory"].values())
+    return {**known, "memory": memory, "accuracy": accuracy, "missing": missing}
 
 
 def _families() -> str:
@@ -160,7 +165,7 @@ were asked in chunks; brackets are 95 % intervals.
 
 {table}
 
-{_reading(rows)}
+{_reading(rows)}{_missing(measured["missing"])}
 """
 
 
@@ -180,6 +185,10 @@ def _reading(rows: Sequence[Row]) -> str:
         "frames, nor to tell seconds, and digits above 9 are no words of theirs: these figures say "
         "what a method costs such a model, not what a published one can do."
     )
+
+
+def _missing(names: Sequence[str]) -> str:
+    return f" Not measured yet: {', '.join(names)}." if names else ""
 
 
 def _case(method: str, budget: str | None) -> str:
