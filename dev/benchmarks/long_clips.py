@@ -12,7 +12,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,7 @@ def held(frames: int, max_memory: str | None) -> dict[str, Any]:
     inputs = prepare(model, processor, [(sample.load(), sample.question)])
     read = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with compress(model, METHOD, BUDGET, max_memory=max_memory, processor=processor) as handle:
-        start = time.perf_counter()
         found = generate(model, processor, inputs, max_new_tokens=6)
-        seconds = time.perf_counter() - start
         process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with LiveMemory() as memory:
             again = generate(model, processor, inputs, max_new_tokens=6)
@@ -70,7 +67,6 @@ def held(frames: int, max_memory: str | None) -> dict[str, Any]:
         "tensors": memory.peak,
         "pixels": pixels,
         "tokens": [image.before, image.after],
-        "seconds": seconds,
     }
 
 

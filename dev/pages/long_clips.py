@@ -108,14 +108,13 @@ def growth(rows: Sequence[Row], limit: str | None, what: str) -> float:
 def _memory(measured: Mapping[str, Any]) -> str:
     rows, (limit,) = measured["memory"], {r["max_memory"] for r in measured["memory"]} - {None}
     table = as_table(
-        ["frames", "encoded", "process, MB", "tensors, MB", "pixels, MB", "tokens", "seconds"],
+        ["frames", "encoded", "process, MB", "tensors, MB", "pixels, MB", "tokens"],
         (
             [
                 str(row["frames"]),
                 "at once" if row["max_memory"] is None else f"in {limit}",
                 *(f"{row[name] / MB:.1f}" for name in ("process", "tensors", "pixels")),
                 f"{row['tokens'][0]} to {row['tokens'][1]}",
-                f"{row['seconds']:.1f}",
             ]
             for row in rows
         ),

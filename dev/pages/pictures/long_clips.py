@@ -46,7 +46,7 @@ def long_clips(measured: Mapping[str, Sequence[Row]]) -> Any:
         right.plot(*zip(*points, strict=True), marker="o", color=color, label=case)
     right.set(xlabel="frames", ylabel="accuracy", xscale="log", ylim=(0, 1))
     for axes in (left, right):
-        frames = sorted({row["frames"] for row in accuracies})
+        frames = sorted({row["frames"] for row in [*memory, *accuracies]})
         axes.set_xticks(frames, [str(count) for count in frames])
         axes.minorticks_off()
         axes.legend(frameon=False, fontsize=8)

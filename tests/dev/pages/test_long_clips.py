@@ -39,7 +39,7 @@ def test_what_grows_is_worked_out_and_said():
     ]
     assert long_clips.growth(rows, None, "process") == pytest.approx(3)
     assert long_clips.growth(rows, "8MB", "process") == pytest.approx(0.11)
-    more = {"tensors": 1, "pixels": 1, "tokens": [2, 1], "seconds": 1}
+    more = {"tensors": 1, "pixels": 1, "tokens": [2, 1]}
     said = long_clips._memory(
         {
             "memory": [row | more for row in rows],
