@@ -134,7 +134,8 @@ holds at once.
 {table}
 
 From {short} to {long} frames the process grows by {grown[limit]:.1%} in chunks, which is {flat}
-{FLAT:.0%}, and by {grown[None]:.1%} at once.
+{FLAT:.0%}, and by {grown[None]:.1%} at once. What grows in chunks, too, are the pixels, and the
+features and embeddings of all frames that the decoder's first step puts into the prompt.
 """
 
 
