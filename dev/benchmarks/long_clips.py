@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
@@ -38,6 +39,8 @@ METHOD, BUDGET = "divprune", "64"
 MAX_MEMORY = "4MB"
 FEWEST, FRAMES = 12, 16
 """Questions of a task at least, and frames up to which all are asked: longer clips get fewer."""
+_TASKS = {"clips": CLIP_FRAMES, **{f"clips-{frames}": frames for frames in LENGTHS}}
+"""Name of a task -> frames of its clips."""
 CASES = (Case(FULL, None), Case(METHOD, BUDGET), Case(TEXT_ONLY, None))
 _UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes in which `ru_maxrss` counts."""
@@ -75,19 +78,18 @@ def accuracy(model: Any, processor: Any, task_name: str, limit: int) -> list[dic
     (task,) = load_tasks([task_name])
     scores: dict[tuple[str, Case], list[float]] = {}
     for sample in task.samples(limit, 0):
-        media = sample.load()
-        inputs = prepare(model, processor, [(media, sample.question)])
+        inputs = prepare(model, processor, [(sample.load(), sample.question)])
         for case in CASES:
             found = answer(
                 model, processor, inputs, case, MAX_MEMORY, max_new_tokens=task.max_new_tokens
             )
             scores.setdefault((sample.kind, case), []).append(task.score(sample, found.answers[0]))
-    return [_row(task_name, len(media[0].frames), *one) for one in scores.items()]
+    return [_row(task_name, _TASKS[task_name], *one) for one in scores.items()]
 
 
 def _row(task: str, frames: int, key: tuple[str, Case], values: list[float]) -> dict[str, Any]:
     kind, case = key
-    found = proportion(values)
+    found = proportion(np.array(values))
     return {
         "task": task,
         "frames": frames,
@@ -115,8 +117,7 @@ def pieces(limit: int) -> dict[str, list[str]]:
         for frames in LENGTHS
         for size in (None, MAX_MEMORY)
     }
-    tasks = {"clips": CLIP_FRAMES, **{f"clips-{frames}": frames for frames in LENGTHS}}
-    for task, frames in tasks.items():
+    for task, frames in _TASKS.items():
         count = max(FEWEST, limit * FRAMES // max(FRAMES, frames))
         found[f"accuracy of {task}"] = ["--asked", task, str(count)]
     return found

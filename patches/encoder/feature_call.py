@@ -193,14 +193,14 @@ class FeatureCalls:
                 else:
                     output, done = method.encode(modality, call, run, planner)
         with installed.trace.timed("signals", device):
-            call = installed.family.feature_arguments(modality, call)
-            encoded = installed.signals.encoded(modality, call, output, record)
+            arguments = installed.family.feature_arguments(modality, call)
+            encoded = installed.signals.encoded(modality, arguments, output, record)
             if encoded is None:
                 if method is not None:
                     raise UnsupportedCallError("a compressed model needs return_dict=True")
                 return output
             if method is not None:
-                encoded = method.put_back(done, modality, call, output, encoded)
+                encoded = method.put_back(done, modality, arguments, output, encoded)
         note(installed.family.features(output), encoded)
         installed.now.encoded[modality] = installed.now.noted[modality] = encoded
         return output

@@ -161,7 +161,7 @@ class Streaming:
         found = {"pooler_output": joined(lambda part: part.pooler_output)}
         if "deepstack_features" in first:
             found["deepstack_features"] = [
-                joined(lambda part, layer=layer: part.deepstack_features[layer])
+                joined(functools.partial(_layer, layer))
                 for layer in range(len(first.deepstack_features))
             ]
         return type(first)(**found)
@@ -172,3 +172,7 @@ class Streaming:
             f"clips were encoded in {chunks} chunk{'s' * (chunks > 1)} of at most {largest} "
             f"frame{'s' * (largest > 1)} for max_memory {in_words(self._limit)}"
         )
+
+
+def _layer(number: int, output: Any) -> Any:
+    return output.deepstack_features[number]
