@@ -107,6 +107,8 @@ class Trace:
     prefilled: bool = False
     solved: Solved | None = None
     """The budget of the prefill, where it is a cost."""
+    notes: list[str] = field(default_factory=list)
+    """For the report."""
     _times: list[tuple[str, Mark, Mark]] = field(default_factory=list)
     _sums: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys((*_PARTS, _SIGNALS, *_HIDDEN), 0.0)
