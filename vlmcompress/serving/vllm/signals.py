@@ -151,7 +151,8 @@ class TowerTaps:
             look = _LOOKS[name.removeprefix("layer_")]
             for number in numbers:
                 seen = torch.cat([look(one) for one in self._calls[number]])
-                pieces = self._encoder.to_tokens(self._base, modality, seen, call)
+                tokens = self._encoder.to_tokens(self._base, modality, seen, call)
+                pieces = _joined(tokens, layouts)
                 for mine, piece, layout in zip(found, pieces, layouts, strict=True):
                     values = piece[layout.visual.to(piece.device)]
                     values = values[:, 0] if name.endswith("attention") else values
@@ -173,6 +174,16 @@ def layers_of(
         )
         found[name] = sorted(asked)
     return found
+
+
+def _joined(pieces: Sequence[Tensor], layouts: Sequence[Layout]) -> Iterator[Tensor]:
+    """[placeholders, C] of each image: of InternVL the pieces are its tiles."""
+    rest = iter(pieces)
+    for layout in layouts:
+        own = [next(rest)]
+        while sum(map(len, own)) < layout.placeholders:
+            own.append(next(rest))
+        yield torch.cat(own)
 
 
 def _of_tower(config: Any, names: Sequence[str]) -> int:
