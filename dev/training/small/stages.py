@@ -1,0 +1,69 @@
+"""The stages of small-llava, as `dev.training.train` runs them."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dev.training.llava.model import export
+from dev.training.optim import TrainingRun
+from dev.training.small.data import prepare_posters
+from dev.training.small.decoder import Memory, make_answerer, train_decoder
+from dev.training.small.model import small_config, small_processor, tiny_weights
+from dev.training.small.tower import train_tower
+
+SMALL_STAGES = ("small-render", "small-tower", "small-features", "small-decoder")
+_FOLDER = "small_llava"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What may be said about these stages."""
+    parser.add_argument("--posters", type=int, default=16_000, help="posters to train on")
+    parser.add_argument("--small-tower-minutes", type=float, default=18.0)
+    parser.add_argument("--small-decoder-minutes", type=float, default=40.0)
+
+
+def run_small(
+    rank: int, arguments: Any, stage: str, join: Callable[[int, Any], Callable[[str], None]]
+) -> None:
+    """Run one stage as one of `arguments.threads` processes.
+
+    Args:
+        rank: Of the process.
+        arguments: Of the command line.
+        stage: One of `SMALL_STAGES`, but the first.
+        join: Makes this one of the processes, and gives the log.
+    """
+    log = join(rank, arguments)
+    work, path = arguments.work, arguments.work / "small-tower-weights.pt"
+    tiny = tiny_weights(arguments.out / "tiny_llava")
+    posters = prepare_posters(work / "data", arguments.posters)
+    tower = stage == "small-tower"
+    minutes = arguments.small_tower_minutes if tower else arguments.small_decoder_minutes
+    run = TrainingRun(work, minutes, arguments.seed, log, rank, arguments.threads)
+    if tower:
+        if not path.exists():
+            _save(train_tower(tiny, posters, run), path, rank)
+    elif stage == "small-features":
+        model = make_answerer(torch.load(path), tiny).to(torch.bfloat16)
+        Memory(model, posters, work / "data").fill(rank, arguments.threads)
+    else:
+        folder = arguments.out / _FOLDER
+        publish = _publisher(folder) if rank == 0 else _ignore
+        train_decoder(torch.load(path), tiny, posters, run, publish)
+
+
+def _save(weights: dict[str, Tensor], path: Path, rank: int) -> None:
+    if rank == 0:
+        torch.save(weights, path)
+
+
+def _publisher(folder: Path) -> Callable[[dict[str, Tensor]], None]:
+    return lambda weights: export(weights, folder, small_config(), small_processor())
+
+
+def _ignore(_: Any) -> None:
+    """Take the place of publishing in all processes but the first."""
