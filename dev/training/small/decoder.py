@@ -42,9 +42,7 @@ _EVEN = [1 / len(POSTER_KINDS)] * len(POSTER_KINDS)
 
 def poster_words() -> tuple[Tensor, Tensor]:
     """Which words describe a label; the middle of an item is called "object", as in tiny-llava."""
-    words = {
-        field: [tuple(value.split()) for value in values] for field, values in FIELDS.items()
-    }
+    words = {field: [tuple(value.split()) for value in values] for field, values in FIELDS.items()}
     return table_of(words | {"middle": [("object",)]}, IDS)
 
 
@@ -59,7 +57,9 @@ def make_answerer(tower: dict[str, Tensor], tiny: dict[str, Tensor]) -> Answerer
     start_decoder(model.llava, tiny)
     # Of 577 tokens, unlike of 145, SDPA takes half the time of eager attention.
     model.llava.model.vision_tower.set_attn_implementation("sdpa")
-    with torch.no_grad():  # what tiny-llava ended with: its words and tokens are far from unit length
+    with (
+        torch.no_grad()
+    ):  # what tiny-llava ended with: its words and tokens are far from unit length
         model.sharpness.fill_(1.0)
         model.threshold.fill_(0.0)
     return model

@@ -15,7 +15,7 @@ from vlmcompress.eval.worlds.questions import Question
 from vlmcompress.eval.worlds.scene import PLACES, SHAPES
 
 SEGMENTS = 16
-_NOUNS = frozenset([*SHAPES, *ICONS, *PLURALS.values(), "objects"])
+_NOUNS = frozenset([*SHAPES, *ICONS, *PLURALS.values(), "figure", "figures"])
 _EXTREMES = ("highest", "lowest")
 
 
@@ -58,10 +58,8 @@ def naming_words(question: Question) -> list[int]:
     # "what is at the top left ?", "what color is the object at the top left ?"
     if "at" in words and " ".join(words[words.index("at") + 2 : -1]) in PLACES:
         return [len(words) - 2]
-    if question.kind == "color" and "object" in words:  # "... does the object at the left have ?"
+    if words[-2:] == ["have", "?"] and "at" in words:  # "... does the object at the left have ?"
         return [len(words) - 3]
-    if question.kind == "shape":
-        return [words.index("object") if "at" not in words else len(words) - 3]
     return [index for index, word in enumerate(words) if word in _NOUNS]
 
 
@@ -108,6 +106,4 @@ def make_targets(
             elif not apart:
                 tell(row, answer, patches, count, True)
     told = torch.tensor(rows)
-    return Targets(
-        told[:, 0], told[:, 1], torch.from_numpy(np.stack(wanted)), told[:, 2].bool()
-    )
+    return Targets(told[:, 0], told[:, 1], torch.from_numpy(np.stack(wanted)), told[:, 2].bool())

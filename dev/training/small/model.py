@@ -14,7 +14,8 @@ from vlmcompress.eval.worlds.posters.poster import ICONS, IMAGE_SIZE
 from vlmcompress.eval.worlds.posters.questions import NUMBERS, PLURALS
 
 _MORE = (
-    "bar bars high height highest lowest first second third fourth under next to code icon chart"
+    "bar bars high height highest lowest first second third fourth under next to code figure "
+    "figures icon chart"
 )
 
 
@@ -73,7 +74,7 @@ def start_tower(weights: dict[str, Tensor], side: int) -> dict[str, Tensor]:
 def start_decoder(model: Any, weights: dict[str, Tensor]) -> None:
     """Give a model the projector, the decoder and the words of tiny-llava.
 
-    A new plural begins as its singular, moved as the plurals that are known are moved.
+    A figure begins as an object, a new plural as its singular, moved as known plurals are.
 
     Args:
         model: `LlavaForConditionalGeneration` of `small_config`, changed in place.
@@ -94,3 +95,5 @@ def start_decoder(model: Any, weights: dict[str, Tensor]) -> None:
         step = torch.stack([words[many] - words[one] for one, many in old]).mean(0)
         for one, many in set(pairs) - set(old):
             words[many] = words[one] + step
+        for new, like in (("figure", "object"), ("figures", "objects")):
+            words[IDS[new]] = words[IDS[like]]

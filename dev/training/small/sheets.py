@@ -14,17 +14,18 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vlmcompress.eval.worlds.posters import draw
-from vlmcompress.eval.worlds.posters.poster import FONTS, GLYPHS, ICONS, PHOTOS
+from vlmcompress.eval.worlds.posters.poster import GLYPHS
 from vlmcompress.eval.worlds.scene import PATCH_SIZE
 
 _ICON, _PHOTO = 40, 96
 _EMOJI_SIZE = 109  # the only one of the bitmap font
 _SIGN = 7
 _DETAIL = 8
+# In the order of ICONS, PHOTOS and FONTS.
 _EMOJI = (
     "🍎 🍌 🥕 🍄 🦀 🦉 🦆 🐱 🦊 🐼 🐷 🐸 🐢 🐝 🦋 🌲 🌵 🌻 🌹 🚗 🚌 🚂 ⛵ 🚀 🚲 🏠 🏰 ☂ ⚽ 🎸 🥁 🔔 "
     "🔑 ⏰ 📕 💡 👑 🎩 ❤ ☁ 🤖 👻 🎁"
-).split()
+)
 _PHOTO_FILES = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg")
 _PHOTO_FILES += ("brick.png", "grass.png", "gravel.png")
 _FONT_FILES = ("DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono-Bold.ttf")
@@ -75,11 +76,9 @@ def main() -> None:
     out = Path(draw.__file__).with_name("data")
     out.mkdir(exist_ok=True)
     emoji = ImageFont.truetype(given.emoji, _EMOJI_SIZE)
-    assert len(_EMOJI) == len(ICONS) and len(_PHOTO_FILES) == len(PHOTOS)
-    _in_a_row([_icon(emoji, one) for one in _EMOJI], out / "icons.png")
+    _in_a_row([_icon(emoji, one) for one in _EMOJI.split()], out / "icons.png")
     _in_a_row([_photo(given.photos / name) for name in _PHOTO_FILES], out / "photos.png")
     fonts = [ImageFont.truetype(given.fonts / name, 10 * _DETAIL) for name in _FONT_FILES]
-    assert len(fonts) == len(FONTS)
     _in_a_row([_sign(font, sign) for font in fonts for sign in GLYPHS], out / "signs.png")
 
 

@@ -4,7 +4,6 @@ A quarter costs a quarter, and each has what a picture of tiny-llava has: three 
 """
 
 from collections.abc import Mapping
-
 from typing import Any
 
 import numpy as np
@@ -189,9 +188,7 @@ def train_tower(tiny: dict[str, Tensor], posters: Posters, run: TrainingRun) -> 
     }
 
 
-def _loss(
-    model: LabelledTower, posters: Posters, rng: np.random.Generator, whole: bool
-) -> Tensor:
+def _loss(model: LabelledTower, posters: Posters, rng: np.random.Generator, whole: bool) -> Tensor:
     size = _BATCH // 4 if whole else _BATCH
     rows = np.sort(rng.choice(len(posters), size=size, replace=False))
     if whole:
@@ -204,5 +201,3 @@ def _loss(
     losses = patch_losses(logits, torch.from_numpy(labels), FIELDS)
     shown = F.binary_cross_entropy_with_logits(scores, torch.from_numpy(tags_of(labels))) * 4
     return sum(losses, shown)
-
-

@@ -12,6 +12,7 @@ from vlmcompress.eval.worlds.draw import RGB, add_object, distract, texture
 from vlmcompress.eval.worlds.posters.poster import (
     FONTS,
     GLYPHS,
+    HIGHEST_BAR,
     ICONS,
     IMAGE_SIZE,
     PHOTOS,
@@ -71,12 +72,14 @@ def _background(rng: np.random.Generator, poster: Poster) -> NDArray[np.float32]
 
 
 def _draw_chart(rng: np.random.Generator, canvas: NDArray[np.float32], chart: Chart) -> None:
-    """Bars on a card with a line for the axis; a bar is one patch wide."""
+    """Bars, one patch wide, on a card with a line for the axis and one for every unit."""
     top, left = chart.row * CELL, chart.column * CELL
     bottom = chart.base * PATCH_SIZE
     card = canvas[top + 2 : bottom + PATCH_SIZE, left + 2 : left + 3 * CELL - 2]
     card[:] = rng.integers(165, 200)
-    canvas[bottom : bottom + 2, left + 4 : left + 3 * CELL - 4] = 60
+    across = slice(left + 4, left + 3 * CELL - 4)
+    canvas[bottom - HIGHEST_BAR * PATCH_SIZE : bottom : PATCH_SIZE, across] -= 30
+    canvas[bottom : bottom + 2, across] = 60
     for bar in chart.bars:
         high, column = bottom - bar.value * PATCH_SIZE, bar.column * PATCH_SIZE
         shade = rng.integers(-14, 15, size=3)

@@ -19,11 +19,12 @@ CELLS = 6
 IMAGE_SIZE = CELLS * CELL
 CELL_PATCHES = CELL // PATCH_SIZE
 
-ICONS = (
+_ICONS = (
     "apple banana carrot mushroom crab owl duck cat fox panda pig frog turtle bee butterfly tree "
     "cactus flower rose car bus train boat rocket bike house castle umbrella ball guitar drum bell "
     "key clock book bulb crown hat heart cloud robot ghost gift"
-).split()
+)
+ICONS = tuple(_ICONS.split())
 GLYPHS = tuple("0123456789acefhjklnprtuvxy")
 """Signs that fit a patch and are not mistaken for each other in any of the `FONTS`."""
 FONTS = ("sans", "serif", "mono")
@@ -94,7 +95,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars side by side on the patch row `base`, no two of a colour or height.
+    """Bars side by side on the patch row `base`, no two of a colour or height, a line for each one.
 
     `row` and `column` are the cell of its upper left corner.
     """
@@ -193,8 +194,7 @@ def _names(rng: np.random.Generator, count: int) -> list[tuple[str, str | None]]
         for index, color in zip(shapes, shown, strict=True):
             colors[index] = color
     return [
-        (kind, color if kind in SHAPES else None)
-        for kind, color in zip(kinds, colors, strict=True)
+        (kind, color if kind in SHAPES else None) for kind, color in zip(kinds, colors, strict=True)
     ]
 
 

@@ -1,4 +1,7 @@
-"""Questions about posters, each with exactly one right answer, each kind in two wordings."""
+"""Questions about posters, each with exactly one right answer, each kind in two wordings.
+
+A "figure" is a coloured shape: a heart is red, too, but no figure.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +109,7 @@ def _ask_color(poster: Poster, rng: np.random.Generator, wording: int) -> Questi
 def _ask_shape(poster: Poster, rng: np.random.Generator, wording: int) -> Question | None:
     charted = _charted(poster)
     unique = _alone(poster, lambda item: None if item.color in charted else item.color)
-    found = _refer(poster, rng, unique, lambda item: f"{item.color} object")
+    found = _refer(poster, rng, unique, lambda item: f"{item.color} figure")
     if found is None:
         return None
     index, words = found
@@ -137,7 +140,7 @@ def _ask_count(poster: Poster, rng: np.random.Generator, wording: int) -> Questi
     colors = Counter(item.color for item in poster.items if item.color)
     options = [(count, PLURALS[kind], kind) for kind, count in kinds.items()]
     options += [
-        (count, f"{color} objects", color)
+        (count, f"{color} figures", color)
         for color, count in colors.items()
         if color not in _charted(poster)
     ]
@@ -234,7 +237,10 @@ def _ask_chart(poster: Poster, rng: np.random.Generator, wording: int) -> Questi
     if rng.random() < 0.5:
         index = int(rng.integers(len(bars)))
         bar = bars[index]
-        text = (f"how high is the {bar.color} bar ?", f"what is the height of the {bar.color} bar ?")
+        text = (
+            f"how high is the {bar.color} bar ?",
+            f"what is the height of the {bar.color} bar ?",
+        )
         return Question("chart", wording, text[wording], NUMBERS[bar.value - 1], (index,))
     highest = bool(rng.random() < 0.5)
     values = [bar.value for bar in bars]
