@@ -23,8 +23,8 @@ _SIGN = 7
 _DETAIL = 8
 # In the order of ICONS, PHOTOS and FONTS.
 _EMOJI = (
-    "🍎 🍌 🥕 🍄 🦀 🦉 🦆 🐱 🦊 🐼 🐷 🐸 🐢 🐝 🦋 🌲 🌵 🌻 🌹 🚗 🚌 🚂 ⛵ 🚀 🚲 🏠 🏰 ☂ ⚽ 🎸 🥁 🔔 "
-    "🔑 ⏰ 📕 💡 👑 🎩 ❤ ☁ 🤖 👻 🎁"
+    "🍎 🍌 🥕 🍄 🦀 🦉 🦆 🐱 🦊 🐼 🐷 🐸 🐢 🐝 🦋 🌲 🌵 🌻 🌹 🚗 🚌 🚂 ⛵ 🚀 🚲 🏠 🏰 ☂ ⚽ 🎸 🥁 "
+    "🔔 🔑 ⏰ 📕 💡 👑 🎩 ❤ ☁ 🤖 👻 🎁"
 )
 _PHOTO_FILES = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg")
 _PHOTO_FILES += ("brick.png", "grass.png", "gravel.png")
