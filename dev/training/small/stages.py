@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dev.training.llava.clip_text_tower import export_clip
 from dev.training.llava.model import export
 from dev.training.optim import TrainingRun
+from dev.training.small.clip_text_tower import train_clip
 from dev.training.small.data import prepare_posters
 from dev.training.small.decoder import Memory, make_answerer, train_decoder
-from dev.training.small.model import small_config, small_processor, tiny_weights
+from dev.training.small.model import small_config, small_processor, tiny_weights, vocabulary
 from dev.training.small.tower import train_tower
+from vlmcompress.eval.worlds.posters.poster import IMAGE_SIZE
 
-SMALL_STAGES = ("small-render", "small-tower", "small-features", "small-decoder")
-_FOLDER = "small_llava"
+SMALL_STAGES = ("small-render", "small-tower", "small-features", "small-decoder", "small-clip")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--posters", type=int, default=16_000, help="posters to train on")
     parser.add_argument("--small-tower-minutes", type=float, default=18.0)
     parser.add_argument("--small-decoder-minutes", type=float, default=40.0)
+    parser.add_argument("--small-clip-minutes", type=float, default=5.0)
 
 
 def run_small(
@@ -41,19 +44,21 @@ def run_small(
     work, path = arguments.work, arguments.work / "small-tower-weights.pt"
     tiny = tiny_weights(arguments.out / "tiny_llava")
     posters = prepare_posters(work / "data", arguments.posters)
-    tower = stage == "small-tower"
-    minutes = arguments.small_tower_minutes if tower else arguments.small_decoder_minutes
+    minutes = getattr(arguments, f"{stage.replace('-', '_')}_minutes", 0.0)
     run = TrainingRun(work, minutes, arguments.seed, log, rank, arguments.threads)
-    if tower:
+    if stage == "small-tower":
         if not path.exists():
             _save(train_tower(tiny, posters, run), path, rank)
     elif stage == "small-features":
         model = make_answerer(torch.load(path), tiny).to(torch.bfloat16)
         Memory(model, posters, work / "data").fill(rank, arguments.threads)
-    else:
-        folder = arguments.out / _FOLDER
-        publish = _publisher(folder) if rank == 0 else _ignore
+    elif stage == "small-decoder":
+        publish = _publisher(arguments.out / "small_llava") if rank == 0 else _ignore
         train_decoder(torch.load(path), tiny, posters, run, publish)
+    else:
+        weights = train_clip(torch.load(path), arguments.out / "tiny_clip", posters, run)
+        if rank == 0:
+            export_clip(weights, arguments.out / "small_clip", vocabulary(), IMAGE_SIZE)
 
 
 def _save(weights: dict[str, Tensor], path: Path, rank: int) -> None:
