@@ -20,6 +20,10 @@ from vlmcompress.eval.worlds.clips import (
     make_clip,
     render_clip,
 )
+from vlmcompress.eval.worlds.posters.draw import draw_poster
+from vlmcompress.eval.worlds.posters.poster import VERSION as POSTER_VERSION
+from vlmcompress.eval.worlds.posters.poster import Poster, make_poster
+from vlmcompress.eval.worlds.posters.questions import POSTER_KINDS, POSTER_STREAM, ask_poster
 from vlmcompress.eval.worlds.questions import in_turn
 from vlmcompress.eval.worlds.world import (
     HELD_OUT_SEEDS,
@@ -193,6 +197,10 @@ def _draw(scene: Scene) -> Media:
     return [draw(scene)]
 
 
+def _draw_poster(poster: Poster) -> Media:
+    return [draw_poster(poster)]
+
+
 def _film(clip: Clip) -> Media:
     indices = list(range(FRAMES))
     times = [index / FRAMES_PER_SECOND for index in indices]
@@ -202,6 +210,15 @@ def _film(clip: Clip) -> Media:
 
 WORLDS = {
     "pictures": World("image", VERSION, KINDS, make_scene, ask, 2, _draw),
+    "posters": World(
+        "image",
+        POSTER_VERSION,
+        POSTER_KINDS,
+        make_poster,
+        ask_poster,
+        POSTER_STREAM,
+        _draw_poster,
+    ),
     "clips": World("video", CLIP_VERSION, CLIP_KINDS, make_clip, ask_clip, 4, _film),
 }
 """Worlds by name."""

@@ -22,7 +22,7 @@ NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine
 PLURALS = SHAPE_PLURALS | {icon: f"{icon}s" for icon in ICONS}
 PLURALS |= {"butterfly": "butterflies", "bus": "buses", "cactus": "cactuses"}
 WORDINGS = 2
-_STREAM = 12
+POSTER_STREAM = 12
 
 
 def ask_poster(
@@ -49,7 +49,7 @@ def held_out_posters(
     limit: int, first_seed: int = HELD_OUT_SEEDS.start
 ) -> Iterator[tuple[Poster, Question]]:
     """Yield `limit` held-out questions, kinds and wordings in turn, one poster each."""
-    return in_turn(POSTER_KINDS, make_poster, ask_poster, limit, first_seed, _STREAM)
+    return in_turn(POSTER_KINDS, make_poster, ask_poster, limit, first_seed, POSTER_STREAM)
 
 
 def _pick(rng: np.random.Generator, options: Sequence[int]) -> int | None:
