@@ -5,11 +5,10 @@
 Stages: `render` pictures and clips, `tower` (vision), `decoder` (projector and decoder), `clip`
 (the text tower that matches the vision tower), `qwen-tower`, `qwen-decoder` (starts from that of
 tiny-llava), `samples` (example pictures and clips; needs PyAV), and those of small-llava, which
-starts from tiny-llava: `small-render`, `small-tower`, `small-features` (what the frozen tower sees;
-may run beside the next), `small-decoder` and `small-clip`. Each continues from its checkpoint
-in the work folder; a stage that is done is skipped in seconds. Needs torch 2.9 or later
-(`torch.optim.Muon`). Schedules follow the clock, so two runs never give the same bits; what the
-shipped weights came from stands in llava/training.json and qwen/training.json.
+starts from tiny-llava: `small-render`, `small-tower`, `small-decoder` and `small-clip`. Each
+continues from its checkpoint in the work folder; a stage that is done is skipped in seconds. Needs
+torch 2.9 or later (`torch.optim.Muon`). Schedules follow the clock, so two runs never give the same
+bits; what the shipped weights came from stands in training.json of llava/, qwen/ and small/.
 """
 
 import argparse

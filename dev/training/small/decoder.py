@@ -30,6 +30,7 @@ from vlmcompress.eval.worlds.posters.questions import POSTER_KINDS
 from vlmcompress.eval.worlds.scene import HELD_OUT_SEEDS
 
 _BATCH = 8
+_REUSE = 4
 _SHOWN = 160
 _WHOLE_FROM = 0.67
 _BLIND_ODDS = 0.06
@@ -66,7 +67,7 @@ def make_answerer(tower: dict[str, Tensor], tiny: dict[str, Tensor]) -> Answerer
 
 
 class Memory:
-    """Features of the frozen tower on disk, computed when first needed; processes may share it."""
+    """Features of the frozen tower on disk, computed when first needed."""
 
     def __init__(self, model: Answerer, posters: Posters, folder: Path) -> None:
         """Open the files in `folder`, or make them."""
@@ -85,12 +86,12 @@ class Memory:
             self.known[part] = 1
         return torch.from_numpy(self.values[rows]).to(torch.bfloat16)
 
-    def fill(self, rank: int, world: int) -> None:
-        """Compute what is not there yet, as one of `world` processes, from the last poster on."""
-        for part in np.array_split(np.arange(len(self.posters))[::-1], len(self.posters) // _BATCH)[
-            rank::world
-        ]:
-            self(part)
+    def draw(self, rng: np.random.Generator, size: int) -> NDArray[np.int64]:
+        """Posters for a batch: a quarter new ones, the others seen before, which cost nothing."""
+        known, fresh = np.flatnonzero(self.known), np.flatnonzero(self.known == 0)
+        new = min(size // _REUSE if len(known) >= size else size, len(fresh))
+        rows = (rng.choice(fresh, new, replace=False), rng.choice(known, size - new, replace=False))
+        return np.sort(np.concatenate(rows))
 
 
 def _held_out(model: Answerer) -> tuple[Tensor, PackedBatch]:
@@ -151,17 +152,10 @@ def train_decoder(
     publish(decoder_weights(trainer, tower))
 
 
-def _rows(memory: Memory, rng: np.random.Generator, size: int) -> NDArray[np.int64]:
-    """Posters of a batch: any, or where features of many are known already, of those."""
-    known = np.flatnonzero(memory.known)
-    pool = known if len(known) >= len(memory.posters) // 8 else np.arange(len(memory.posters))
-    return np.sort(rng.choice(pool, size=size, replace=False))
-
-
 def _align(
     model: Answerer, memory: Memory, posters: Posters, rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    rows = _rows(memory, rng, 2 * _BATCH)
+    rows = memory.draw(rng, 2 * _BATCH)
     labels = torch.from_numpy(posters.labels[rows].reshape(len(rows), ROWS, PATCHES))
     return {"align": model.align_loss(model.project(memory(rows)), labels)}
 
@@ -177,7 +171,7 @@ def _step(
     """Ask about some posters; how wrong the answers, and how misplaced the attention."""
     blind = rng.random() < _BLIND_ODDS
     whole = progress > _WHOLE_FROM
-    rows = _rows(memory, rng, _BATCH // 2 if whole and not blind else _BATCH)
+    rows = memory.draw(rng, _BATCH // 2 if whole and not blind else _BATCH)
     labels = posters.labels[rows].reshape(len(rows), ROWS, PATCHES)
     made = [make_poster(int(row)) for row in rows]
     asked = [pose_posters(poster, rng, odds) for poster in made]

@@ -13,18 +13,18 @@ from dev.training.llava.model import export
 from dev.training.optim import TrainingRun
 from dev.training.small.clip_text_tower import train_clip
 from dev.training.small.data import prepare_posters
-from dev.training.small.decoder import Memory, make_answerer, train_decoder
+from dev.training.small.decoder import train_decoder
 from dev.training.small.model import small_config, small_processor, tiny_weights, vocabulary
 from dev.training.small.tower import train_tower
 from vlmcompress.eval.worlds.posters.poster import IMAGE_SIZE
 
-SMALL_STAGES = ("small-render", "small-tower", "small-features", "small-decoder", "small-clip")
+SMALL_STAGES = ("small-render", "small-tower", "small-decoder", "small-clip")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What may be said about these stages."""
     parser.add_argument("--posters", type=int, default=16_000, help="posters to train on")
-    parser.add_argument("--small-tower-minutes", type=float, default=18.0)
+    parser.add_argument("--small-tower-minutes", type=float, default=22.0)
     parser.add_argument("--small-decoder-minutes", type=float, default=40.0)
     parser.add_argument("--small-clip-minutes", type=float, default=5.0)
 
@@ -49,9 +49,6 @@ def run_small(
     if stage == "small-tower":
         if not path.exists():
             _save(train_tower(tiny, posters, run), path, rank)
-    elif stage == "small-features":
-        model = make_answerer(torch.load(path), tiny).to(torch.bfloat16)
-        Memory(model, posters, work / "data").fill(rank, arguments.threads)
     elif stage == "small-decoder":
         publish = _publisher(arguments.out / "small_llava") if rank == 0 else _ignore
         train_decoder(torch.load(path), tiny, posters, run, publish)

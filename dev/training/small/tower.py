@@ -36,7 +36,7 @@ from vlmcompress.eval.worlds.posters.poster import CELL_PATCHES, IMAGE_SIZE, mak
 from vlmcompress.eval.worlds.scene import HELD_OUT_SEEDS, PATCH_SIZE
 
 QUARTER = SIDE // 2
-_QUARTERS = 0.75
+_QUARTERS = 0.47
 _BATCH = 32
 _HELD_OUT = 48
 _LOG_EVERY = 50
@@ -52,7 +52,6 @@ class LabelledTower(nn.Module):
         super().__init__()
         self.tower = CLIPVisionModel(vision_config(IMAGE_SIZE))
         self.tower.load_state_dict(start)
-        self.tower.set_attn_implementation("eager")
         self.patch_head = nn.Linear(WIDTH, sum(_CLASSES))
         self.tag_head = nn.Linear(WIDTH, TAGS)
 
@@ -174,7 +173,10 @@ def train_tower(tiny: dict[str, Tensor], posters: Posters, run: TrainingRun) -> 
     held_out = _held_out()
     rng = np.random.default_rng([run.seed, run.rank, trainer.steps])
     while trainer.progress < 1:
-        trainer.step(_loss(model, posters, rng, whole=trainer.progress > _QUARTERS))
+        whole = trainer.progress > _QUARTERS
+        # Twice as fast with 577 tokens, half as fast with 145; weights are the same for both.
+        model.tower.set_attn_implementation("sdpa" if whole else "eager")
+        trainer.step(_loss(model, posters, rng, whole))
         if trainer.steps % _LOG_EVERY and trainer.progress < 1:
             continue
         if run.rank == 0:
