@@ -16,6 +16,7 @@ from vlmcompress.eval.run.cases import Case, cases
 from vlmcompress.eval.run.provenance import of_run
 from vlmcompress.eval.run.runner import Job, Progress, Share, check_budgets, pieces, run
 from vlmcompress.eval.run.store import RUN, Store, begin, read_run_json
+from vlmcompress.eval.tasks.from_worlds import world_of
 from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.eval.tasks.task import Task
 from vlmcompress.models import loading
@@ -71,7 +72,7 @@ class Evaluation:
         self.model, self.processor = loading.load(
             plan.model, device=_device(plan.device), dtype=plan.dtype
         )
-        self.tasks = _tasks(self.model, named)
+        self.tasks = _tasks(plan.model, self.model, named)
         if isinstance(plan.limit, Mapping):
             names = [task.name for task in self.tasks]
             for name in plan.limit:
@@ -161,11 +162,11 @@ def _check(plan: Plan) -> list[Task] | None:
     return None if plan.tasks is None else load_tasks(plan.tasks)
 
 
-def _tasks(model: Any, named: list[Task] | None) -> list[Task]:
+def _tasks(name: str, model: Any, named: list[Task] | None) -> list[Task]:
     """The named tasks, or the built-in ones that the model can take."""
     video = family_of(model).video
     if named is None:
-        return load_tasks(["pictures", "clips"] if video else ["pictures"])
+        return load_tasks([world_of(name), *(["clips"] if video else [])])
     blind = [task.name for task in named if task.medium == "video" and not video]
     if blind:
         raise VLMCompressError(f"{type(model).__name__} takes no videos, as {blind[0]} asks for")

@@ -222,3 +222,15 @@ WORLDS = {
     "clips": World("video", CLIP_VERSION, CLIP_KINDS, make_clip, ask_clip, 4, _film),
 }
 """Worlds by name."""
+
+LEARNT = {"small-llava": "posters"}
+"""The world of pictures that a built-in model learnt, where it is not "pictures"."""
+
+
+def world_of(model: str) -> str:
+    """Name of the task, and of the world, of pictures that suits a model best.
+
+    Args:
+        model: a name as `vlmcompress.load` takes it.
+    """
+    return LEARNT.get(model, "pictures")

@@ -255,10 +255,11 @@ def export_clip(
     folder: Path,
     words: Sequence[str] | None = None,
     image_size: int = IMAGE_SIZE,
+    wrap: Callable[[Any], Any] = lambda model: model,
 ) -> None:
-    """Write the CLIP folder: model, tokenizer, image processor."""
+    """Write the CLIP folder, `wrap` of the model, tokenizer and image processor."""
     ids = {word: number for number, word in enumerate(words)} if words else IDS
     model: Any = CLIPModel(make_clip_config(ids, image_size))
     model.load_state_dict(weights)
     processor = CLIPProcessor(make_image_processor(image_size), make_clip_tokenizer(words))
-    replace_folder(folder, model, processor)
+    replace_folder(folder, wrap(model), processor)

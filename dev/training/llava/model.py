@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,7 @@ def export(
     folder: Path,
     config: LlavaConfig | None = None,
     processor: LlavaProcessor | None = None,
+    wrap: Callable[[Any], Any] = lambda model: model,
 ) -> None:
     """Write the model folder.
 
@@ -189,6 +190,7 @@ def export(
         folder: Where it goes; files of the same names are replaced.
         config: Of the model; by default that of tiny-llava.
         processor: The same.
+        wrap: What is saved in place of the model.
     """
     model = LlavaForConditionalGeneration(config or make_config())
     fill(model, weights)
@@ -199,7 +201,7 @@ def export(
         pad_token_id=special.pad_token_id,
         do_sample=False,
     )
-    replace_folder(folder, model, processor or make_processor())
+    replace_folder(folder, wrap(model), processor or make_processor())
 
 
 def replace_folder(folder: Path, *parts: Any) -> None:

@@ -1,5 +1,6 @@
 """The small LLaVA: its words, processor and configuration, and the start from tiny-llava."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def small_config() -> LlavaConfig:
 def small_processor() -> LlavaProcessor:
     """As that of tiny-llava."""
     return make_processor(vocabulary(), IMAGE_SIZE)
+
+
+@dataclass(frozen=True)
+class Halved:
+    """Saves the weights of a model in half precision, from which it loads as float32 again."""
+
+    model: Any
+
+    def save_pretrained(self, folder: Path) -> None:
+        """As that of transformers; the configuration goes on to say float32."""
+        state = {name: value.half() for name, value in self.model.state_dict().items()}
+        self.model.save_pretrained(folder, state_dict=state)
 
 
 def tiny_weights(folder: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from dev.training.optim import TrainingRun
 from dev.training.small.clip_text_tower import train_clip
 from dev.training.small.data import prepare_posters
 from dev.training.small.decoder import train_decoder
-from dev.training.small.model import small_config, small_processor, tiny_weights, vocabulary
+from dev.training.small.model import Halved, small_config, small_processor, tiny_weights, vocabulary
 from dev.training.small.tower import train_tower
 from vlmcompress.eval.worlds.posters.poster import IMAGE_SIZE
 
@@ -55,7 +55,7 @@ def run_small(
     else:
         weights = train_clip(torch.load(path), arguments.out / "tiny_clip", posters, run)
         if rank == 0:
-            export_clip(weights, arguments.out / "small_clip", vocabulary(), IMAGE_SIZE)
+            export_clip(weights, arguments.out / "small_clip", vocabulary(), IMAGE_SIZE, Halved)
 
 
 def _save(weights: dict[str, Tensor], path: Path, rank: int) -> None:
@@ -64,7 +64,7 @@ def _save(weights: dict[str, Tensor], path: Path, rank: int) -> None:
 
 
 def _publisher(folder: Path) -> Callable[[dict[str, Tensor]], None]:
-    return lambda weights: export(weights, folder, small_config(), small_processor())
+    return lambda weights: export(weights, folder, small_config(), small_processor(), Halved)
 
 
 def _ignore(_: Any) -> None:
