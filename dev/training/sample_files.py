@@ -55,7 +55,7 @@ POSTERS = {
 def write_samples(folder: Path) -> None:
     """Draw every picture as `<name>.png`, every clip as `<name>.mp4`, and list them with questions.
 
-    The listings are `samples.json`, `posters.json` and `clips.json`: file -> seed, question, answer.
+    The listings are samples.json, posters.json and clips.json: file -> seed, question, answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {name: draw(make_scene(sample.seed)) for name, sample in SAMPLES.items()}
