@@ -145,14 +145,15 @@ def train_clip(
     """
     torch.manual_seed(run.seed)
     model = start_matcher(tower, tiny_clip)
-    trainer = Trainer(model, run.minutes * 60, muon_lr=2e-3, adam_lr=2e-3)
-    checkpoint = run.folder / "small-clip.pt"
-    if checkpoint.exists():
-        trainer.resume(torch.load(checkpoint))
+    model.clip.vision_model.to(torch.bfloat16)  # as all of it is in training
     seeds = HELD_OUT_SEEDS[-_HELD_OUT:]
     held_out = [make_poster(seed) for seed in seeds]
     shown = _look(model, np.stack([render_poster(poster)[0] for poster in held_out]))
     seen = _look(model, posters.pixels[:_SEEN])
+    trainer = Trainer(model, run.minutes * 60, muon_lr=2e-3, adam_lr=2e-3)
+    checkpoint = run.folder / "small-clip.pt"
+    if checkpoint.exists():
+        trainer.resume(torch.load(checkpoint))
     rng = np.random.default_rng([run.seed, 2, trainer.steps])
     while trainer.progress < 1:
         rows = np.sort(rng.choice(len(seen[0]), size=_BATCH, replace=False))
