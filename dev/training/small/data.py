@@ -76,9 +76,9 @@ def label_poster(poster: Poster, cover: NDArray[np.float32]) -> NDArray[np.int8]
         labels[MIDDLE][middle] = 1
         for number, sign in enumerate(patches_of(item.plate) if item.plate else ()):
             assert item.plate is not None
-            labels[(slice(None), *sign)] = values[:, None, None]
-            labels[(GLYPH, *sign)] = GLYPHS.index(item.plate.text[number]) + 1
-            labels[(ORDER, *sign)] = number + 1
+            labels[:, sign[0], sign[1]] = values[:, None, None]
+            labels[GLYPH][sign] = GLYPHS.index(item.plate.text[number]) + 1
+            labels[ORDER][sign] = number + 1
     if poster.chart is not None:
         _label_chart(labels, poster.chart, len(poster.items))
     return labels
@@ -97,12 +97,12 @@ def _label_chart(labels: NDArray[np.int8], chart: Chart, before: int) -> None:
     heights = [bar.value for bar in chart.bars]
     for index, bar in enumerate(chart.bars):
         spot = slice(chart.base - bar.value, chart.base), bar.column
-        labels[(slice(None), *spot)] = 0
-        labels[(KIND, *spot)] = len(FIELDS["kind"])
-        labels[(COLOR, *spot)] = COLORS.index(bar.color) + 1
-        labels[(HEIGHT, *spot)] = bar.value
-        labels[(EXTREME, *spot)] = {max(heights): 1, min(heights): 2}.get(bar.value, 0)
-        labels[(OWNER, *spot)] = before + index + 1
+        labels[:, spot[0], spot[1]] = 0
+        labels[KIND][spot] = len(FIELDS["kind"])
+        labels[COLOR][spot] = COLORS.index(bar.color) + 1
+        labels[HEIGHT][spot] = bar.value
+        labels[EXTREME][spot] = {max(heights): 1, min(heights): 2}.get(bar.value, 0)
+        labels[OWNER][spot] = before + index + 1
 
 
 def tags_of(labels: NDArray[np.int8]) -> NDArray[np.float32]:

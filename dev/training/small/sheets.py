@@ -26,8 +26,10 @@ _EMOJI = (
     "🍎 🍌 🥕 🍄 🦀 🦉 🦆 🐱 🦊 🐼 🐷 🐸 🐢 🐝 🦋 🌲 🌵 🌻 🌹 🚗 🚌 🚂 ⛵ 🚀 🚲 🏠 🏰 ☂ ⚽ 🎸 🥁 "
     "🔔 🔑 ⏰ 📕 💡 👑 🎩 ❤ ☁ 🤖 👻 🎁"
 )
-_PHOTO_FILES = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg")
-_PHOTO_FILES += ("brick.png", "grass.png", "gravel.png")
+_PHOTO_FILES = (
+    *("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg"),
+    *("brick.png", "grass.png", "gravel.png"),
+)
 _FONT_FILES = ("DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono-Bold.ttf")
 
 

@@ -128,11 +128,11 @@ def make_poster(seed: int) -> Poster:
     cells = [(int(row), int(column)) for row, column in np.argwhere(free)]
     most = min(len(cells), 14 - len(rows))
     chosen = rng.choice(len(cells), size=int(rng.integers(3, most + 1)), replace=False)
-    spots = [(*cell, True, False) for cell in large]
+    spots: list[tuple[int, int, bool, bool]] = [(*cell, True, False) for cell in large]
     spots += [(*cell, False, True) for cell in rows]
     spots += [(*cells[int(index)], False, False) for index in chosen]
     names = _names(rng, len(spots))
-    items = [_item(rng, *name, *spot) for name, spot in zip(names, spots, strict=True)]
+    items = [_item(rng, name, spot) for name, spot in zip(names, spots, strict=True)]
     grey, tint = rng.integers(95, 150), rng.integers(-18, 19, size=3)
     red, green, blue = (int(value) for value in grey + tint)
     items.sort(key=lambda item: (item.row, item.column))
@@ -199,14 +199,10 @@ def _names(rng: np.random.Generator, count: int) -> list[tuple[str, str | None]]
 
 
 def _item(
-    rng: np.random.Generator,
-    kind: str,
-    color: str | None,
-    row: int,
-    column: int,
-    large: bool,
-    in_list: bool,
+    rng: np.random.Generator, name: tuple[str, str | None], spot: tuple[int, int, bool, bool]
 ) -> Item:
+    """An item of a kind and color at a row and column; whether it is large, and in a list."""
+    (kind, color), (row, column, large, in_list) = name, spot
     extent = CELL * 2 if large else CELL
     scale = 2 if large else 1
     below = not in_list and rng.random() < _PLATE_ODDS

@@ -131,9 +131,9 @@ def test_labels_say_what_lies_where():
             spots = patches_of(item.plate) if item.plate else ()
             for order, spot in enumerate(spots, 1):
                 sign = item.plate.text[order - 1]
-                assert (labels[(GLYPH, *spot)] == FIELDS["glyph"].index(sign) + 1).all()
-                assert (labels[(ORDER, *spot)] == order).all()
-                assert (labels[(OWNER, *spot)] == number).all()
+                assert (labels[GLYPH][spot] == FIELDS["glyph"].index(sign) + 1).all()
+                assert (labels[ORDER][spot] == order).all()
+                assert (labels[OWNER][spot] == number).all()
             assert (own[GLYPH] > 0).any() == (item.plate is not None)
         for number, bar in enumerate(poster.chart.bars if poster.chart else (), 1):
             own = labels[:, labels[OWNER] == len(poster.items) + number]
