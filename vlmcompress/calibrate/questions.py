@@ -49,7 +49,9 @@ def training_questions(
         kind = drawn.kinds[len(found) % len(drawn.kinds)]
         question = drawn.ask(scene, kind, np.random.default_rng([own, _STREAM]))
         if question is not None:
-            found.append(CalibrationQuestion(drawn.load(scene)[0], question.text))
+            (picture,) = drawn.load(scene)
+            assert isinstance(picture, Image)  # no world of clips
+            found.append(CalibrationQuestion(picture, question.text))
     return found
 
 

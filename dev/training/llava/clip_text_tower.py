@@ -101,8 +101,9 @@ class Matcher(nn.Module):
 
     def read(self, tokens: Tensor) -> Tensor:
         """Unit embeddings of texts, [B, 64]."""
-        padding = self.clip.config.text_config.pad_token_id
-        out = self.clip.text_model(input_ids=tokens, attention_mask=(tokens != padding).long())
+        config: Any = self.clip.config.text_config
+        mask = torch.ne(tokens, config.pad_token_id).long()
+        out = self.clip.text_model(input_ids=tokens, attention_mask=mask)
         return F.normalize(self.clip.text_projection(out.pooler_output), dim=-1)
 
     def losses(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,8 @@ class Answerer(nn.Module):
             record: Takes the attention that `grounding_loss` needs.
             kept: [B, K], which patches these are; all of them if absent.
         """
-        patches = (self.llava.config.vision_config.image_size // PATCH_SIZE) ** 2
+        vision: Any = self.llava.config.vision_config
+        patches = (vision.image_size // PATCH_SIZE) ** 2
         if kept is None:
             kept = torch.arange(patches).expand(len(visual), -1)
         segments, cut = batch.tokens.shape[1], len(self.prefix) + visual.shape[1]
