@@ -15,8 +15,6 @@ from vlmcompress.eval.worlds.questions import Question
 from vlmcompress.eval.worlds.scene import PLACES, SHAPES
 
 SEGMENTS = 16
-# Large numbers are rarer than small ones and learnt last: of two questions the larger is asked.
-_COUNT_AGAIN = 0.6
 _NOUNS = frozenset([*SHAPES, *ICONS, *PLURALS.values(), "figure", "figures"])
 _EXTREMES = ("highest", "lowest")
 
@@ -29,9 +27,6 @@ def pose_posters(
     while len(questions) < count:
         kind = POSTER_KINDS[int(rng.choice(len(POSTER_KINDS), p=odds))]
         question = ask_poster(poster, kind, rng)
-        if question is not None and kind == "count" and rng.random() < _COUNT_AGAIN:
-            other = ask_poster(poster, kind, rng)
-            question = max(question, other or question, key=lambda one: len(one.about))
         if question is not None:
             questions.append(question)
     return questions

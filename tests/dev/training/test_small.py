@@ -12,7 +12,6 @@ from dev.training.llava.model import vocabulary as tiny_vocabulary
 from dev.training.llava.packed_questions import PREFIX, SEGMENT_LENGTH, pack, positions
 from dev.training.llava.tower import as_input
 from dev.training.optim import TrainingRun
-from dev.training.small import lessons
 from dev.training.small.clip_text_tower import train_clip
 from dev.training.small.data import (
     COLOR,
@@ -247,21 +246,6 @@ def test_patches_of_items_are_kept_first():
     assert (np.diff(kept) > 0).all()
     for row, chosen in zip(labels, kept, strict=True):
         assert set(np.flatnonzero(row[OWNER] > 0)) <= set(chosen)
-
-
-def test_large_numbers_are_asked_for_more_often(monkeypatch):
-    counting = [float(kind == "count") for kind in POSTER_KINDS]
-
-    def mean():
-        asked = [
-            pose_posters(make_poster(seed), np.random.default_rng(seed), counting)
-            for seed in range(60)
-        ]
-        return np.mean([len(question.about) for questions in asked for question in questions])
-
-    more = mean()
-    monkeypatch.setattr(lessons, "_COUNT_AGAIN", 0.0)
-    assert more > 1.2 * mean()
 
 
 def test_all_questions_fit_a_segment():
