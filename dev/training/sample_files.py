@@ -48,7 +48,7 @@ POSTERS = {
     "attic": SampleFile(1_900_012, "where is the house ?", "center"),
     "menu": SampleFile(1_900_042, "what is written next to the apple ?", "a e 1"),
     "survey": SampleFile(1_900_029, "which bar is the highest ?", "blue"),
-    "roost": SampleFile(1_900_053, "how many owls are there ?", "four"),
+    "roost": SampleFile(1_900_053, "what is written under the ghost ?", "a v x"),
 }
 
 
