@@ -48,7 +48,7 @@ def ask_poster(
 def held_out_posters(
     limit: int, first_seed: int = HELD_OUT_SEEDS.start, kinds: Sequence[str] | None = None
 ) -> Iterator[tuple[Poster, Question]]:
-    """Yield `limit` held-out questions, kinds (default: all) and wordings in turn, a poster each."""
+    """Yield `limit` held-out questions, kinds and wordings in turn, one poster each."""
     return in_turn(kinds or POSTER_KINDS, make_poster, ask_poster, limit, first_seed, POSTER_STREAM)
 
 
