@@ -21,10 +21,9 @@ from vlmcompress.eval.results.standings import BEST, claim
 from vlmcompress.eval.results.statistics import SIGNIFICANT
 from vlmcompress.eval.run.cases import FULL
 from vlmcompress.methods.composition.spec import parse
+from vlmcompress.methods.contracts.method import OF_THE_QUESTION
 
 PAGE = ROOT / "docs" / "which.md"
-OF_THE_QUESTION = frozenset({"text", "relevance"})
-"""Signals that depend on the question."""
 DOCUMENTS = "reading"
 """The kind of questions that stands for documents."""
 SHOWN = (RANDOM_NAME, "stride", "downsample")
