@@ -287,6 +287,20 @@ def test_attention_is_wanted_on_what_the_question_is_about(kind):
     assert told > 30
 
 
+def test_a_quarter_of_a_batch_is_new_and_lists_are_drawn_more_often(posters, tmp_path):
+    memory = Memory(SimpleNamespace(), posters, tmp_path)
+    rng = np.random.default_rng(0)
+    assert len(set(memory.draw(rng, 8))) == 8  # nothing is known yet
+    memory.known[: POSTERS // 2] = 1
+    drawn = np.concatenate([memory.draw(rng, 8) for _ in range(200)])
+    assert np.mean(drawn >= POSTERS // 2) == 0.25
+    lists = {s for s in range(POSTERS) if any(one.in_list for one in make_poster(s).items)}
+    often = np.bincount(drawn, minlength=POSTERS)[: POSTERS // 2]
+    with_list = [often[s] for s in range(POSTERS // 2) if s in lists]
+    without = [often[s] for s in range(POSTERS // 2) if s not in lists]
+    assert np.mean(with_list) > 1.5 * np.mean(without) > 0
+
+
 def run(folder, minutes, log):
     return TrainingRun(folder, minutes, 0, log.append)
 
