@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from asking import accuracy, questions
+from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import vlmcompress
+from dev.training.sample_files import POSTERS
 from dev.training.small.data import OWNER, label_poster
 from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.eval.worlds.posters.draw import SIDE, draw_poster, render_poster
@@ -63,6 +65,14 @@ def test_it_loads_every_weight_as_float32_and_has_576_visual_tokens():
 
 def test_it_answers_some_questions(small_llava, asked):
     assert accuracy(small_llava, asked[: 2 * len(KINDS)], "full")["all"] >= 0.75
+
+
+def test_it_answers_about_the_samples(small_llava):
+    for name, sample in POSTERS.items():
+        with Image.open(ASSETS / "samples" / f"{name}.png") as picture:
+            assert np.array_equal(np.asarray(picture), render_poster(make_poster(sample.seed))[0])
+            found = vlmcompress.ask(*small_llava, picture.copy(), sample.question, "full")
+        assert found.answer == sample.answer
 
 
 @pytest.mark.slow
