@@ -13,11 +13,12 @@ import vlmcompress
 from dev.training.sample_files import POSTERS
 from dev.training.small.data import OWNER, label_poster
 from vlmcompress.eval.tasks.registry import load_tasks
-from vlmcompress.eval.worlds.posters.draw import SIDE, draw_poster, render_poster
+from vlmcompress.eval.worlds.posters.draw import draw_poster, render_poster
 from vlmcompress.eval.worlds.posters.poster import make_poster
 from vlmcompress.eval.worlds.posters.questions import ask_poster, held_out_posters
 from vlmcompress.eval.worlds.scene import HELD_OUT_SEEDS
 from vlmcompress.models.names import ASSETS
+from vlmcompress.patches.signals.text_tower import find
 
 FIRST = HELD_OUT_SEEDS.start + 500_000
 KINDS = tuple(load_tasks(["posters"])[0].kinds)
@@ -164,7 +165,11 @@ def test_clip_tells_posters_apart_by_what_they_show(small_clip):
 
 
 def test_its_text_tower_is_found(small_llava):
-    model, processor = small_llava
+    tower = small_llava[0].model.vision_tower
+    find(None, tower, tower.config.hidden_size)  # raises where no tower that ships fits
+
+
+def test_a_method_keeps_as_many_of_576_as_is_asked(small_llava):
     poster, question = next(iter(held_out_posters(1, FIRST, KINDS)))
-    answer = vlmcompress.ask(model, processor, draw_poster(poster), question.text, "cdpruner", 144)
-    assert (answer.before, answer.after) == (SIDE * SIDE, 144) == (576, 144)
+    found = vlmcompress.ask(*small_llava, draw_poster(poster), question.text, "cdpruner", 144)
+    assert (found.before, found.after) == (576, 144)
