@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmcompress.budget.clock import Mark, mark, milliseconds
 from vlmcompress.budget.planner import Planner
-from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.contracts.method import tokens_per_layer
 from vlmcompress.ops.proving.decision import spent
 from vlmcompress.patches.sequence.placeholders import Prompt
@@ -42,6 +42,8 @@ class ImageTrace:
     survivors: Survivors | None = None
     """What a method before the projector left."""
     cuts: dict[int, Tensor] = field(default_factory=dict)
+    merges: dict[int, Reduction] = field(default_factory=dict)
+    """Decoder layer -> the groups that enter it, by raster indices; of methods that merge there."""
     separators: dict[int, int] = field(default_factory=dict)
     """Decoder layer -> separators that enter it and the layers after it."""
     masked: int = 0
@@ -69,6 +71,7 @@ class ImageTrace:
             kept=self.kept.tolist(),
             groups=self._groups(),
             cuts={layer: kept.tolist() for layer, kept in self.cuts.items()},
+            merges={layer: found.groups() for layer, found in self.merges.items()},
             per_layer=per_layer,
             mean=sum(per_layer) / self.layers,
             separators=tokens_per_layer(self.layers, len(self.layout.separators), self.separators),
@@ -104,6 +107,8 @@ class Trace:
     prefilled: bool = False
     solved: Solved | None = None
     """The budget of the prefill, where it is a cost."""
+    notes: list[str] = field(default_factory=list)
+    """For the report."""
     _times: list[tuple[str, Mark, Mark]] = field(default_factory=list)
     _sums: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys((*_PARTS, _SIGNALS, *_HIDDEN), 0.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlmcompress import defaults
 from vlmcompress.budget.budget import Budget
+from vlmcompress.budget.memory import bytes_of
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.composition.spec import parse
@@ -29,6 +30,7 @@ class Setting:
     budget: BudgetLike
     positions: str = "keep"
     text_tower: Any = None
+    max_memory: int | str | None = None
 
     @property
     def name(self) -> str:
@@ -46,6 +48,7 @@ def setting_of(
     options: Mapping[str, Any] | None = None,
     positions: str = "keep",
     text_tower: Any = None,
+    max_memory: int | str | None = None,
 ) -> Setting:
     """A setting with what is left out filled in, checked as far as that goes without a model.
 
@@ -53,16 +56,21 @@ def setting_of(
     `defaults.BUDGET` where it has none or no method was named.
 
     Raises:
-        VLMCompressError: an unknown method or option, or a malformed budget.
+        VLMCompressError: an unknown method or option, a malformed budget, or one beside a
+            threshold.
     """
     spec = defaults.METHOD if method is None else method
     methods, has_default = _methods(spec, options or {})
+    if max_memory is not None:
+        bytes_of(max_memory)
     if budget is not None:
-        Budget.parse(budget)
+        parsed = Budget.parse(budget)
+        if spec != defaults.AUTO:
+            parse(spec, **(options or {})).check_thresholds(parsed)
     elif method is None or not has_default:
         budget = defaults.BUDGET
     label = spec if isinstance(spec, str) else parse(spec).name
-    return Setting(label, methods, budget, positions, text_tower)
+    return Setting(label, methods, budget, positions, text_tower, max_memory)
 
 
 def _methods(spec: MethodLike, options: Mapping[str, Any]) -> tuple[str | tuple[Method, ...], bool]:

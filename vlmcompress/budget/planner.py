@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from vlmcompress.budget.budget import Budget
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods.composition.pipeline import ImagePlan, Pipeline
+from vlmcompress.methods.composition.pipeline import Pipeline
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.shares import each, steps
 from vlmcompress.tokens import Grid, Layout
 
@@ -84,16 +85,18 @@ class Planner:
         return self.pipeline.upstream_count(tile, self.layers, self.budget.tokens(tile))
 
     def check(self, largest: int | None) -> None:
-        """Refuse a count that no image can reach.
+        """Refuse a budget beside a threshold, and a count that no image can reach.
 
         Args:
             largest: tokens of the largest image that the model takes; None where nothing limits
                 them.
 
         Raises:
-            BudgetError: the budget is above that.
+            BudgetError: there is a method with a threshold, or the budget is above that.
         """
         budget = self.budget
+        if budget is not None:
+            self.pipeline.check_thresholds(budget)
         if budget is None or budget.unit != "tokens" or largest is None:
             return
         if budget.amount > largest:

@@ -11,7 +11,7 @@ import typer
 from vlmcompress import defaults
 from vlmcompress.cli import complete
 from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet
-from vlmcompress.cli.options import Device, Dtype, Quiet, path_option
+from vlmcompress.cli.options import Device, Dtype, MaxMemory, Quiet, path_option
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
@@ -87,6 +87,7 @@ def evaluate(
     resume: Resume = False,
     device: Device = None,
     dtype: Dtype = None,
+    max_memory: MaxMemory = None,
     check: Check = None,
     save_baselines: Keep = None,
     quietly: Quiet = False,
@@ -116,6 +117,7 @@ def evaluate(
         "--batch": batch,
         "--out": out,
         "--dtype": dtype,
+        "--max-memory": max_memory,
         "--save-baselines": save_baselines,
     }
     from vlmcompress.eval.extras import check_eval
@@ -141,6 +143,7 @@ def evaluate(
         Plan.batch if batch is None else batch,
         device,
         dtype,
+        max_memory,
     )
     _evaluate(plan, out, resume, save_baselines)
 

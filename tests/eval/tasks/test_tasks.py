@@ -12,6 +12,7 @@ from vlmcompress.eval.tasks import from_worlds as tasks_worlds
 from vlmcompress.eval.tasks.registry import load_tasks, task_names
 from vlmcompress.eval.worlds.clip_questions import CLIP_KINDS, held_out_clips
 from vlmcompress.eval.worlds.clips import render_clip
+from vlmcompress.eval.worlds.long_clips import LENGTHS, LONG_CLIP_KINDS
 from vlmcompress.eval.worlds.posters.draw import draw_poster
 from vlmcompress.eval.worlds.posters.questions import POSTER_KINDS, held_out_posters
 from vlmcompress.eval.worlds.world import KINDS, draw, held_out
@@ -25,6 +26,7 @@ def asked_posters(limit):
 
 def test_names_of_all_tasks():
     every = {"pictures": KINDS, "posters": ON_POSTERS, "clips": CLIP_KINDS}
+    every |= {f"clips-{frames}": LONG_CLIP_KINDS for frames in LENGTHS}
     names = [[task, *(f"{task}/{kind}" for kind in kinds)] for task, kinds in every.items()]
     assert task_names() == [name for group in names for name in group]
     assert [task.name for task in load_tasks(task_names())] == task_names()

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from vlmcompress.errors import BudgetError, CompositionError
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.shares import each, parts_of, shares_of, steps
 from vlmcompress.methods.contracts.before_projector import (
     EncoderMethod,
@@ -17,13 +18,13 @@ from vlmcompress.methods.contracts.before_projector import (
 )
 from vlmcompress.methods.contracts.method import (
     AttentionBias,
-    DecoderMethod,
+    InDecoder,
     Method,
     ProjectorMethod,
     Stage,
     mean_tokens,
-    tokens_per_layer,
 )
+from vlmcompress.methods.contracts.threshold import ByThreshold
 from vlmcompress.tokens import Grid, Layout
 
 Upstream = Resizer | PixelSelector | EncoderMethod | TowerDropper
@@ -31,41 +32,9 @@ _CLASSES: dict[Stage, tuple[type[Method], ...]] = {
     "pixels": (Resizer, PixelSelector),
     "encoder": (EncoderMethod, TowerDropper),
     "projector": (ProjectorMethod,),
-    "decoder": (DecoderMethod,),
+    "decoder": (InDecoder,),
 }
 """In the order in which an image meets them; what a method must be to act at each."""
-
-
-@dataclass(frozen=True)
-class ImagePlan:
-    """How many visual tokens of one image or clip are kept, and where; known before the run."""
-
-    parts: tuple[tuple[Grid, int], ...]
-    """The grids that the projector method is given one by one, and the tokens it keeps of each."""
-    schedule: dict[int, int]
-    """Decoder layer -> tokens that enter it and all later ones; empty without a decoder method."""
-    layers: int
-    """Decoder layers."""
-
-    @property
-    def given(self) -> int:
-        """Tokens that the projector method is given: all, or what an upstream method left."""
-        return sum(len(grid) for grid, _ in self.parts)
-
-    @property
-    def keep(self) -> int:
-        """Tokens that enter the decoder."""
-        return sum(kept for _, kept in self.parts)
-
-    @property
-    def per_layer(self) -> list[int]:
-        """Tokens that enter each decoder layer."""
-        return tokens_per_layer(self.layers, self.keep, self.schedule)
-
-    @property
-    def mean(self) -> float:
-        """True mean over decoder layers: what a budget is about."""
-        return mean_tokens(self.layers, self.keep, self.schedule)
 
 
 @dataclass(frozen=True)
@@ -84,7 +53,7 @@ class Pipeline:
     """
 
     projector: ProjectorMethod | None
-    decoder: DecoderMethod | None
+    decoder: InDecoder | None
     upstream: Upstream | None = None
 
     @classmethod
@@ -122,6 +91,11 @@ class Pipeline:
             raise CompositionError(
                 f"{names}: {projector.name} needs tokens on their grid, and {upstream.name} leaves "
                 "none"
+            )
+        if "decoder" in at and at["decoder"].on_grid and len(methods) > 1:
+            raise CompositionError(
+                f"{names}: {at['decoder'].name} between decoder layers needs all tokens on their "
+                "grid, so it goes with no other method"
             )
         return cls(projector, at.get("decoder"), upstream)  # type: ignore[arg-type]
 
@@ -286,7 +260,30 @@ class Pipeline:
         default = mean_tokens(layers, tokens, self.decoder.schedule(layers, tokens, None))
         return round(min(budget * tokens / default, math.sqrt(tokens * min(budget, tokens))))
 
+    @property
+    def has_threshold(self) -> bool:
+        """Whether a method has a threshold, beside which there is no budget."""
+        return any(
+            isinstance(method, ByThreshold) and method.threshold is not None
+            for method in self.methods
+        )
+
+    def check_thresholds(self, given: object) -> None:
+        """Refuse a budget beside a method with a threshold.
+
+        Args:
+            given: the budget, for the message.
+
+        Raises:
+            BudgetError: there is one.
+        """
+        for method in self.methods:
+            for one in (method, getattr(method, "base", None)):  # what goes around another
+                if isinstance(one, ByThreshold):
+                    one.check_budget(given)
+
     def _check_budget(self, budget: float) -> None:
+        self.check_thresholds(f"{budget:g}")
         if not (math.isfinite(budget) and budget >= 0):
             raise BudgetError(f"a budget is a number of tokens of 0 or more, got {budget}")
         for method in self.methods:
