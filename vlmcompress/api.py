@@ -29,6 +29,7 @@ from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.signals.signals import Signals
 from vlmcompress.patches.signals.text_tower import LongText
 from vlmcompress.report.report import Report
+from vlmcompress.tuned import Tuned, check_profile
 
 POSITIONS = ("keep", "renumber")
 ORDERS = ("raster", "method")
@@ -127,6 +128,7 @@ def compress(
     order: Literal["raster", "method"] = "raster",
     processor: Any = None,
     text_tower: str | Path | tuple[nn.Module, Any] | LongText | None = None,
+    profile: str | Path | None = None,
     **options: Any,
 ) -> Compression:
     """Drop or merge visual tokens of `model` until the handle is removed.
@@ -160,6 +162,9 @@ def compress(
             or a pair (CLIPModel, tokenizer). A question is cut to the length that it can read;
             a `LongText` of one of these reads it to its end.
             tiny-llava finds its own.
+        profile: for "auto", the file that `vlmcompress tune` wrote for this model: then "auto"
+            takes what was found there for the budget, or for the nearest to it, and the report says
+            how sure that is. One of another model is refused.
         **options: fields of the method, for example `seed=1`.
 
     Returns:
@@ -173,6 +178,7 @@ def compress(
     """
     _one_of("positions", positions, POSITIONS)
     _one_of("order", order, ORDERS)
+    check_profile(method, profile)
     pipeline = None if method == AUTO else parse(method, **options)
     parsed = None if budget is None else Budget.parse(budget)
     model = taken_out(model)
@@ -189,7 +195,11 @@ def compress(
     if pipeline is None:
         if options:
             raise CompositionError(f"{AUTO} has no options, got {', '.join(options)}")
-        choice = auto_method(parts, parsed)
+        choice = (
+            auto_method(parts, parsed)
+            if profile is None
+            else Tuned.read(profile).choice(parts, parsed)
+        )
         pipeline, reason = parse(choice.spec), choice.reason
     pipeline = pipeline.for_stages(family.name, family.stages, family.merges)
     planner = Planner(pipeline, parsed, len(parts.layers), reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from vlmcompress import defaults
@@ -31,6 +32,7 @@ def ask(
     frames: int | None = None,
     fps: float | None = None,
     text_tower: Any = None,
+    profile: str | Path | None = None,
     **options: Any,
 ) -> Answer:
     """Ask a model one question about pictures or clips, on fewer visual tokens.
@@ -59,6 +61,7 @@ def ask(
         frames: sampled of a clip that is read from a file, spread evenly.
         fps: frames a second sampled of such a clip instead, or of a clip given as an array.
         text_tower: see `compress`.
+        profile: see `compress`; then the method is "auto".
         **options: fields of the method, for example `seed=1`.
 
     Returns:
@@ -69,7 +72,7 @@ def ask(
         VLMCompressError: bad media, an empty question, or whatever `compress` refuses. The message
             says what was given and what is possible.
     """
-    setting = setting_of(method, budget, options, positions, text_tower)
+    setting = setting_of(method, budget, options, positions, text_tower, profile)
     return _asker(model, processor, media, question, max_new_tokens, frames, fps).run(setting)
 
 

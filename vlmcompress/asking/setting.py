@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vlmcompress import defaults
@@ -13,6 +14,7 @@ from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Method
 from vlmcompress.tokens import Grid
+from vlmcompress.tuned import check_profile
 
 MethodLike = str | Method | Sequence[Method]
 BudgetLike = int | float | str | Budget | None
@@ -29,6 +31,8 @@ class Setting:
     budget: BudgetLike
     positions: str = "keep"
     text_tower: Any = None
+    profile: str | Path | None = None
+    """Of `vlmcompress tune`, for "auto"."""
 
     @property
     def name(self) -> str:
@@ -46,23 +50,26 @@ def setting_of(
     options: Mapping[str, Any] | None = None,
     positions: str = "keep",
     text_tower: Any = None,
+    profile: str | Path | None = None,
 ) -> Setting:
     """A setting with what is left out filled in, checked as far as that goes without a model.
 
     Without a method it is `defaults.METHOD`. Without a budget it is the method's own setting, or
-    `defaults.BUDGET` where it has none or no method was named.
+    `defaults.BUDGET` where it has none or no method was named. With a profile the method is "auto".
 
     Raises:
         VLMCompressError: an unknown method or option, or a malformed budget.
     """
-    spec = defaults.METHOD if method is None else method
+    default = defaults.METHOD if profile is None else defaults.AUTO
+    spec = default if method is None else method
+    check_profile(spec, profile)
     methods, has_default = _methods(spec, options or {})
     if budget is not None:
         Budget.parse(budget)
     elif method is None or not has_default:
         budget = defaults.BUDGET
     label = spec if isinstance(spec, str) else parse(spec).name
-    return Setting(label, methods, budget, positions, text_tower)
+    return Setting(label, methods, budget, positions, text_tower, profile)
 
 
 def _methods(spec: MethodLike, options: Mapping[str, Any]) -> tuple[str | tuple[Method, ...], bool]:

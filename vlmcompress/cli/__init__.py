@@ -20,6 +20,7 @@ from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
 from vlmcompress.cli.serve import serve
+from vlmcompress.cli.tune import tune
 from vlmcompress.version import __version__
 
 # click's class, wherever the installed typer keeps click.
@@ -38,6 +39,7 @@ app.command()(show)
 app.command()(demo)
 app.command()(check)
 app.command()(calibrate)
+app.command()(tune)
 app.command()(profile)
 app.command("eval")(evaluate)
 app.command()(serve)

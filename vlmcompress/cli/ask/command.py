@@ -22,6 +22,7 @@ from vlmcompress.cli.options import (
     ImageFiles,
     ModelName,
     Options,
+    Profile,
     Quiet,
     VideoFiles,
     path_option,
@@ -127,6 +128,7 @@ def ask(
     device: Device = None,
     dtype: Dtype = None,
     positions: PositionRule = Positions.keep,
+    profile: Profile = None,
     compare: Compare = False,
     repeat: Repeat = None,
     overlay: Overlay = None,
@@ -165,14 +167,14 @@ def ask(
     many = ManyArguments(out, resume, batch or BATCH, model, device, dtype, max_new_tokens)
     if is_many(media.words, each):
         _no_picture_options(compare, overlay, as_json, decoder)
-        ask_many(media, setting(method, budget, option or [], positions.value), many)
+        ask_many(media, setting(method, budget, option or [], positions.value, profile), many)
         return
     if out is not None or resume or batch is not None:
         name_media(media)  # a folder that is not there is said first
         raise VLMCompressError(
             "--out, --resume and --batch are for --each, a folder, or a .jsonl or .csv file"
         )
-    request = check(media, model, method, budget, option or [], overlay, positions.value)
+    request = check(media, model, method, budget, option or [], overlay, positions.value, profile)
     tell(request.notes)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)

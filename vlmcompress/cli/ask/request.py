@@ -43,6 +43,7 @@ def check(
     options: Sequence[str],
     overlay: Path | None,
     positions: str = "keep",
+    profile: Path | None = None,
 ) -> Request:
     """Read the images and videos and check everything else, the cheapest first.
 
@@ -59,19 +60,27 @@ def check(
         model = default_model(named.has_video)
     resolve(model)
 
-    found = setting(method, budget, options, positions)
+    found = setting(method, budget, options, positions, profile)
     media = [read(file, kind, arguments) for file, kind in named.files]
     files = [file for file, _ in named.files]
     return Request(named.question, files, media, model, found, named.notes)
 
 
 def setting(
-    method: str | None, budget: str | None, options: Sequence[str], positions: str
+    method: str | None,
+    budget: str | None,
+    options: Sequence[str],
+    positions: str,
+    profile: Path | None = None,
 ) -> Setting:
     """What the command line says of method and budget; see `setting_of`."""
     from vlmcompress.asking.setting import setting_of
 
-    return setting_of(method, budget, options_of(options), positions)
+    if profile is not None:
+        from vlmcompress.tuned import Tuned
+
+        Tuned.read(profile)  # before pictures are read and a model is loaded
+    return setting_of(method, budget, options_of(options), positions, profile=profile)
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ _CLASSES: dict[Stage, tuple[type[Method], ...]] = {
     "decoder": (DecoderMethod,),
 }
 """In the order in which an image meets them; what a method must be to act at each."""
+_OF_THE_QUESTION = frozenset({"text", "relevance"})
+"""Signals that depend on the question."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,15 @@ class Pipeline:
     def name(self) -> str:
         """For example "divprune+fastv"."""
         return "+".join(method.name for method in self.methods)
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether what is kept depends on the question: by a signal, or between decoder layers.
+
+        What it drops may then be what a later question about the same pictures asks for.
+        """
+        asks = {choice for need in self.needs for choice in need.split("|")}
+        return bool(asks & _OF_THE_QUESTION) or self.decoder is not None
 
     @property
     def needs(self) -> frozenset[str]:

@@ -1,0 +1,140 @@
+"""How like the whole model a compressed one is: on the whole model's own answer, without labels.
+
+The answer is given to the compressed model token by token, as if it had said so itself, and its
+next-token distributions are compared with those of the whole model. No method may see the answer
+when it chooses tokens: the prompt is read first, compressed; the answer follows in one chunk on the
+cache that this left.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmcompress.api import Compression, compress
+from vlmcompress.budget.clock import now
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.eval.run.answering import length_of, tokens_of
+from vlmcompress.eval.run.cases import FULL, Case
+from vlmcompress.patches.hooks.arguments import cache_name, caches_in
+from vlmcompress.prompts import generate
+
+_MASK = "attention_mask"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the whole model answers to a batch."""
+
+    ids: Tensor
+    """[B, T] int64: its greedy answers, padded behind their ends."""
+    said: Tensor
+    """[B, T] bool: which of them are tokens of the answer, the one that ends it included."""
+    log_probs: list[Tensor]
+    """Per row [tokens of the answer, words] float32: its distributions over each of them."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """A batch under one case, beside the whole model."""
+
+    kl: list[float]
+    """Per row, nats: KL(whole || compressed), mean over the tokens of the answer."""
+    agrees: list[bool]
+    """Per row: whether the likeliest token is that of the whole model at every place, so that the
+    greedy answer is the same."""
+    before: list[int]
+    mean: list[float]
+    images: list[int]
+    """Per row as in `eval.run.answering.Outcome`."""
+    seconds: float
+    """From the prompt to its first token, for the whole batch: encoder, selection, prefill."""
+
+
+def reference(model: Any, processor: Any, inputs: Mapping[str, Any], longest: int) -> Reference:
+    """The answers of the whole model.
+
+    Args:
+        model: not compressed.
+        processor: its own.
+        inputs: of `prepare`, padded on the left.
+        longest: tokens of an answer at most.
+    """
+    ids = generate(model, processor, inputs, max_new_tokens=longest).ids
+    lengths = torch.tensor([length_of(row, model) for row in ids], device=ids.device)
+    said = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    with compress(model, FULL, processor=processor) as whole:
+        log_probs, _ = forced(whole, inputs, ids)
+    return Reference(ids, said, [row[mask] for row, mask in zip(log_probs, said, strict=True)])
+
+
+def likeness(
+    model: Any, processor: Any, inputs: Mapping[str, Any], case: Case, whole: Reference
+) -> Likeness:
+    """Compare a case with the whole model; the model is as it was afterwards.
+
+    Raises:
+        VLMCompressError: the model, or these images, cannot run the case, or what comes out is no
+            number.
+    """
+    with compress(model, case.method, case.budget, processor=processor) as handle:
+        found, seconds = forced(handle, inputs, whole.ids)
+        report = handle.report()
+    kl, agrees = [], []
+    for row, mask, expected in zip(found, whole.said, whole.log_probs, strict=True):
+        mine = row[mask]
+        kl.append(float(divergence(expected, mine).mean()))
+        agrees.append(bool((expected.argmax(-1) == mine.argmax(-1)).all()))
+    if not torch.isfinite(torch.tensor(kl)).all():
+        raise VLMCompressError(f"{case} gives no distribution: its logits are not finite")
+    return Likeness(kl, agrees, *tokens_of(report, len(kl)), seconds)
+
+
+def divergence(whole: Tensor, other: Tensor) -> Tensor:
+    """KL(whole || other) in nats, [T] of log probabilities [T, words].
+
+    Words that the whole model never says count nothing.
+    """
+    p = whole.exp()
+    parts = torch.where(p > 0, p * (whole - other), 0.0)
+    return parts.sum(-1).clamp_min(0)
+
+
+def forced(handle: Compression, inputs: Mapping[str, Any], answers: Tensor) -> tuple[Tensor, float]:
+    """Distributions over each token of given answers, and the seconds to the first of them.
+
+    Args:
+        handle: of a compressed model.
+        inputs: the prompts, of `prepare`.
+        answers: [B, T] int64; what stands behind the end of an answer changes nothing before it.
+
+    Returns:
+        [B, T, words] float32 log probabilities.
+    """
+    model: Any = handle.model
+    cache = cache_name(model.forward)
+    last = {"logits_to_keep": 1} if _keeps(model) else {}
+    with torch.inference_mode():
+        start = now(model.device)
+        first = model(**inputs, use_cache=True, **last)
+        seconds = (now(model.device) - start) / 1000
+        logits = [first.logits[:, -1:]]
+        if answers.shape[1] > 1:
+            chunk = answers[:, :-1]
+            (past,) = caches_in(first)
+            given = {cache or "past_key_values": past}
+            if inputs.get(_MASK) is not None:
+                mask = inputs[_MASK]
+                given[_MASK] = torch.cat([mask, mask.new_ones(chunk.shape)], dim=1)
+            logits.append(model(input_ids=chunk, use_cache=True, **given).logits)
+        return torch.cat(logits, 1).float().log_softmax(-1), seconds
+
+
+def _keeps(model: Any) -> bool:
+    """Whether the model can be told to give the logits of the last tokens only."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
