@@ -143,6 +143,9 @@ class Tuned:
         row = self.rows(name)[0]
         return MethodChoice(row["method"], f"tuned at {name}{far}: {how_sure(self.budgets[name])}")
 
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {how_sure(found)}" for name, found in self.budgets.items())
+
     def rows(self, budget: str) -> Sequence[Mapping[str, Any]]:
         """The candidates at one of the budgets, the one that is taken first."""
         rows: Sequence[Mapping[str, Any]] = self.budgets[budget]["rows"]
@@ -164,12 +167,12 @@ def how_sure(found: Mapping[str, Any]) -> str:
     """
     row, others = found["rows"][0], found["tied"]
     low, high = row["agreement_interval"]
-    tied = f"not told apart from it: {', '.join(others)}" if others else "all others are worse"
+    tied = f"of the {found['last']} left at the end not told apart from it: "
     warned = "".join(f"; {warning}" for warning in found["warnings"])
     return (
         f"{row['method']} says what the whole model says in {row['agreement']:.1%} "
         f"({100 * low:.1f} to {100 * high:.1f}) of {row['n']} answers, KL {row['kl']:.3g}; "
-        f"{tied}{warned}"
+        f"{tied}{', '.join(others) or 'none'}{warned}"
     )
 
 
@@ -213,6 +216,7 @@ def _is_found(found: Any) -> bool:
     lists = isinstance(found, dict) and all(
         isinstance(found.get(key), list) for key in ("rows", "tied", "warnings")
     )
+    lists = lists and isinstance(found.get("last"), int)
     return lists and bool(found["rows"]) and all(map(_is_row, found["rows"]))
 
 

@@ -79,7 +79,7 @@ def tune(
     model: ModelName = None,
     media: Media = None,
     questions: Questions = None,
-    budget: Budgets = "50%,25%,12.5%",
+    budget: Budgets = defaults.EVAL_BUDGETS,
     objective: GoalName = Goal.accuracy,
     minutes: Minutes = None,
     question_blind: QuestionBlind = False,
@@ -143,7 +143,7 @@ def tune(
     _show(found, out)
     if plot is not None:
         from vlmcompress.files import whole_file
-        from vlmcompress.tuning.profile import draw
+        from vlmcompress.tuning.plot import draw
 
         with whole_file(plot) as draft:
             draw(found, draft)
@@ -161,7 +161,7 @@ def _tune(
     """Load and race; whoever stops that hears how to go on."""
     from vlmcompress.models import loading
     from vlmcompress.models.names import resolve
-    from vlmcompress.tuning.tune import folder_of, tune
+    from vlmcompress.tuning.tune import carry_out, folder_of
 
     if model is None:
         video = any(sample.kind == "video" for sample in asked)
@@ -170,7 +170,7 @@ def _tune(
     with progress(f"loading {model}"):
         loaded, processor = loading.load(model, device=where[0], dtype=where[1])
     try:
-        return tune(
+        return carry_out(
             loaded,
             processor,
             asked,
@@ -193,7 +193,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
     from vlmcompress.tuned import how_sure
     from vlmcompress.tuning.profile import heads, lines
 
-    tell(f"passed over: {reason}" for reason in found["unusable"])
+    tell(f"passed over: {reason}" for reason in found["passed_over"])
     for budget, at in found["budgets"].items():
         numbers(budget, heads(), lines(at, _SHOWN))
         for spec, reason in at["unfit"].items():

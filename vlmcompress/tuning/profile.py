@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vlmcompress.eval.results import statistics
 from vlmcompress.eval.results.rows import bounds
@@ -12,8 +13,9 @@ from vlmcompress.eval.results.statistics import SIGNIFICANT
 from vlmcompress.eval.run.cases import Case
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.tuned import FORMAT, KIND
+from vlmcompress.tuning.measurements import BLIND, WHOLE
 from vlmcompress.tuning.race import Measured, front, ranked, taken, worse
-from vlmcompress.tuning.run import BLIND, WHOLE, Race
+from vlmcompress.tuning.run import Race
 
 FEW = 100
 """Questions below which a profile warns that they are few."""
@@ -34,7 +36,7 @@ def document(race: Race, model: Mapping[str, Any], made: Mapping[str, Any]) -> d
         "model": dict(model),
         "objective": plan.objective,
         "complete": race.done == len(race.batches),
-        "unusable": race.unusable(),
+        "passed_over": race.kept.passed_over(),
         "whole": _timed(race, WHOLE),
         "budgets": {budget: _found(race, budget) for budget in plan.budgets},
         "made": dict(made),
@@ -69,10 +71,11 @@ def _found(race: Race, budget: str) -> dict[str, Any]:
     ]
     return {
         "rows": rows,
+        "last": len(field),
         "tied": tied,
-        "blind": _row(race, BLIND, field[first]) if race.ran(BLIND) else None,
+        "blind": _row(race, BLIND, field[first]) if _can_be_blind(race) else None,
         "unfit": {case.method: left.reason for left, case in gone if left.unfit},
-        "warnings": _warnings(field[first], race.measured(BLIND) if race.ran(BLIND) else None),
+        "warnings": _warnings(race, field[first]),
     }
 
 
@@ -94,29 +97,30 @@ def _row(race: Race, case: Case, first: Measured) -> dict[str, Any]:
         "behind_interval": bounds(statistics.mean_difference(mine.scores, first.scores[:n])),
         **_timed(race, case),
         "speed": mine.fast or None,
-        "tokens": race.tokens(case),
+        "tokens": race.kept.tokens(case, race.until(case)),
     }
 
 
 def _timed(race: Race, case: Case) -> dict[str, Any]:
     """Milliseconds a question up to its first token: median, and quartiles where there are some."""
-    seconds = sorted(race.seconds(case))
+    seconds = sorted(race.kept.seconds(case))
     if not seconds:
         return {"ms": None, "ms_interval": None}
     at = [seconds[round(share * (len(seconds) - 1))] * 1000 for share in (0.25, 0.5, 0.75)]
     return {"ms": at[1], "ms_interval": [at[0], at[2]]}
 
 
-def _warnings(mine: Measured, blind: Measured | None) -> list[str]:
+def _can_be_blind(race: Race) -> bool:
+    return race.kept.error(BLIND, race.done) is None
+
+
+def _warnings(race: Race, mine: Measured) -> list[str]:
     """Why the choice may mean little."""
     found = []
     if len(mine.kl) < FEW:
         found.append(f"only {len(mine.kl)} questions: differences of many points are chance")
-    if (
-        blind is not None
-        and not statistics.paired_test(mine.scores, blind.scores, alternative="greater")
-        < SIGNIFICANT
-    ):
+    blind = race.measured(BLIND).scores if _can_be_blind(race) else np.zeros(len(mine.kl))
+    if statistics.paired_test(mine.scores, blind, alternative="greater") >= SIGNIFICANT:
         found.append("no better than without any picture: these questions do not need their own")
     return found
 
@@ -162,51 +166,3 @@ def _with_interval(value: float, interval: Sequence[float] | None) -> str:
     return f"{value:.3f}" + (
         "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
     )
-
-
-def draw(profile: Mapping[str, Any], path: Path) -> None:
-    """Agreement against time to the first token, one panel a budget; hollow reads the question.
-
-    Raises:
-        VLMCompressError: matplotlib is missing.
-    """
-    from vlmcompress.profiler.plot import check_matplotlib
-
-    check_matplotlib()
-    # Without pyplot nothing is registered anywhere, and no display is asked for.
-    from matplotlib.figure import Figure
-
-    budgets = profile["budgets"]
-    figure = Figure(figsize=(1 + 4.5 * len(budgets), 4.5), layout="constrained")
-    panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
-    for axes, (budget, found) in zip(panels, budgets.items(), strict=True):
-        _panel(axes, [row for row in found["rows"] if row["ms"] is not None])
-        axes.set_title(f"{profile['model']['name']} at {budget}", fontsize=9)
-        axes.set_xlabel("ms a question, to the first token")
-    panels[0].set_ylabel("same answer as the whole model, %")
-    figure.savefig(path, dpi=150)
-
-
-def _panel(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    for place, row in enumerate(rows):
-        low, high = row["agreement_interval"]
-        value = 100 * row["agreement"]
-        color = "#e15759" if place == 0 else "#4e79a7" if row["front"] else "#bab0ac"
-        axes.errorbar(
-            row["ms"],
-            value,
-            yerr=[[max(0.0, value - 100 * low)], [max(0.0, 100 * high - value)]],
-            fmt="o",
-            markersize=5,
-            color=color,
-            markerfacecolor=color if row["question_blind"] else "white",
-            elinewidth=0.6,
-        )
-        if place == 0 or row["front"]:
-            axes.annotate(
-                row["method"],
-                (row["ms"], value),
-                fontsize=7,
-                xytext=(4, 4),
-                textcoords="offset points",
-            )

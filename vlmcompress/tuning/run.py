@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.eval.results.rows import asked_tokens, is_over
 from vlmcompress.eval.run.answering import Batch
-from vlmcompress.eval.run.cases import FULL, TEXT_ONLY, Case
-from vlmcompress.eval.run.store import ANSWERS, TIMES
+from vlmcompress.eval.run.cases import Case
 from vlmcompress.eval.tasks.task import Sample
-from vlmcompress.files.untrusted import one_line
-from vlmcompress.tuning.likeness import Reference, likeness, reference
-from vlmcompress.tuning.race import Measured, Objective, leaving
-from vlmcompress.tuning.samples import TASK, in_batches
+from vlmcompress.tuning.likeness import likeness, reference
+from vlmcompress.tuning.measurements import BLIND, WHOLE, Lines, Measurements, Nowhere
+from vlmcompress.tuning.race import Field, Measured, Objective, leaving
+from vlmcompress.tuning.samples import in_batches
 
-WHOLE, BLIND = Case(FULL, None), Case(TEXT_ONLY, None)
-"""Beside the candidates in every batch: what they are timed against, and what needs no picture."""
 Progress = Callable[[int, str], None]
 """Called with measurements that are done or not needed any more, and what was measured."""
-
-
-class Lines(Protocol):
-    """Where measurements are kept, see `vlmcompress.eval.run.store.Store`."""
-
-    def append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None: ...
-
-
-class Nowhere:
-    """For a race that nobody goes on with."""
-
-    def append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Forget the lines."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +40,11 @@ class Plan:
     batch: int = 16
     longest: int = 32
     minutes: float | None = None
+
+    @property
+    def cases(self) -> list[Case]:
+        """Every candidate at every budget."""
+        return [Case(spec, budget) for budget in self.budgets for spec in self.candidates]
 
 
 @dataclass(frozen=True)
@@ -86,13 +72,12 @@ class Race:
         plan: Plan,
         lines: Lines | None = None,
     ) -> None:
-        self._model, self._processor, self._lines = model, processor, lines or Nowhere()
+        self._model, self._processor = model, processor
         self.plan, self.batches = plan, in_batches(samples, plan.batch)
+        self.kept = Measurements(self.batches, lines or Nowhere())
         self.left: dict[Case, Left] = {}
         self.done = 0
         """Batches that every candidate in the race has met."""
-        self._known: dict[Case, dict[int, Mapping[str, Any]]] = {}
-        self._times: dict[Case, dict[int, float]] = {}
 
     @property
     def steps(self) -> int:
@@ -101,16 +86,7 @@ class Race:
 
     @property
     def _per_batch(self) -> int:
-        return 2 + len(self.plan.budgets) * len(self.plan.candidates)
-
-    def remember(
-        self, answers: Iterator[Mapping[str, Any]], times: Iterator[Mapping[str, Any]]
-    ) -> None:
-        """Take over what an earlier run of the same plan has measured."""
-        for line in answers:
-            self._known.setdefault(_case(line), {})[line["index"]] = line
-        for line in times:
-            self._times.setdefault(_case(line), {})[line["batch"]] = line["seconds"] / line["n"]
+        return 2 + len(self.plan.cases)
 
     def run(
         self,
@@ -135,101 +111,75 @@ class Race:
                 f"{minutes:g} minutes are too short for {self._per_batch} measurements of a batch "
                 f"of {self.plan.batch}: give more --minutes, or fewer --candidates"
             )
-        if not self._indices(self.done):
-            raise VLMCompressError(f"nothing can be read: {'; '.join(self.unusable()[:3])}")
+        if not self.kept.asked(self.done):
+            raise VLMCompressError(f"nothing can be asked: {self.kept.passed_over()[0]}")
 
-    def field(self, budget: str) -> dict[str, Measured]:
+    def field(self, budget: str) -> Field:
         """Who is in the race at a budget, in the order of the plan."""
-        cases = [Case(spec, budget) for spec in self.plan.candidates]
+        cases = [case for case in self.plan.cases if case.budget == budget]
         return {one.method: self.measured(one) for one in cases if one not in self.left}
-
-    def ran(self, case: Case) -> bool:
-        """Whether a case has no error."""
-        known = self._known.get(case, {})
-        return all("error" not in known[index] for index in self._indices(self.done))
 
     def measured(self, case: Case) -> Measured:
         """What is known of a case, up to where it left."""
-        until = self.left[case].batches if case in self.left else self.done
-        lines = [self._known[case][index] for index in self._indices(until)]
-        mine, whole = self._times.get(case, {}), self._times.get(WHOLE, {})
-        timed = [b for b in range(until) if b in mine and b in whole]
-        return Measured(
-            np.array([line["kl"] for line in lines]),
-            np.array([float(line["agrees"]) for line in lines]),
-            # The first calls of a process take longer.
-            [whole[b] / mine[b] for b in (timed[1:] or timed)],
-        )
+        return self.kept.measured(case, self.until(case))
 
-    def seconds(self, case: Case) -> list[float]:
-        """Per batch but the first, to the first token of a question."""
-        timed = list(self._times.get(case, {}).values())
-        return timed[1:] or timed
-
-    def tokens(self, case: Case) -> dict[str, float]:
-        """Means over questions: visual tokens before, those kept, images."""
-        known = self._known[case]
-        lines = [known[i] for i in self._indices(self.done) if "tokens" in known.get(i, ())]
-        parts = np.array([[*line["tokens"], line["images"]] for line in lines]).mean(0)
-        return dict(zip(("before", "kept", "images"), parts.tolist(), strict=True))
-
-    def unusable(self) -> list[str]:
-        """What could not be read or asked, and why."""
-        lines = self._known.get(WHOLE, {}).values()
-        return [line["error"] for line in lines if "error" in line]
-
-    def _indices(self, batches: int) -> list[int]:
-        """Of the questions of the first batches that could be asked."""
-        known = self._known.get(WHOLE, {})
-        asked = [sample.index for batch in self.batches[:batches] for sample in batch]
-        return [index for index in asked if "error" not in known[index]]
+    def until(self, case: Case) -> int:
+        """Batches that a case has met."""
+        return self.left[case].batches if case in self.left else self.done
 
     def _cases(self, number: int) -> list[Case]:
         """What meets a batch; each batch begins one further on, so that a drift hits all alike."""
-        every = [WHOLE, BLIND] + [
-            Case(spec, budget) for budget in self.plan.budgets for spec in self.plan.candidates
-        ]
-        cases = [case for case in every if case not in self.left]
+        cases = [case for case in (WHOLE, BLIND, *self.plan.cases) if case not in self.left]
         first = number % len(cases)
         return cases[first:] + cases[:first]
 
     def _meet(self, number: int, progress: Progress, late: Callable[[], bool]) -> bool:
         """Let every case meet a batch; False where time is up before."""
-        samples, cases = self.batches[number], self._cases(number)
-        missing = [case for case in cases if not self._has(case, samples)]
+        samples = self.batches[number]
+        missing = [case for case in self._cases(number) if not self.kept.has(case, samples)]
         progress(self._per_batch - len(missing), "measured before")
-        if not missing:
-            return True
-        if late():
+        if missing and late():
             return False
-        batch = self._ready(samples)
+        batch = self._ready(samples) if missing else None
         if batch is None:
-            progress(len(missing), "nothing can be read")
+            progress(len(missing), "nothing to ask")
             return True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of transformers, the same at every call
-            inputs = batch.inputs(WHOLE)
-            whole = reference(self._model, self._processor, inputs, self.plan.longest)
-            for case in missing:
-                if late():
-                    return False
-                self._measure(number, batch.samples, inputs, case, whole)
-                progress(1, f"{self.done * self.plan.batch} questions: {case}")
+            return self._ask(number, batch, missing, progress, late)
+
+    def _ask(
+        self,
+        number: int,
+        batch: Batch,
+        cases: Sequence[Case],
+        progress: Progress,
+        late: Callable[[], bool],
+    ) -> bool:
+        inputs = batch.inputs(WHOLE)
+        whole = reference(self._model, self._processor, inputs, self.plan.longest)
+        for case in cases:
+            if late():
+                return False
+            try:
+                found = likeness(self._model, self._processor, inputs, case, whole)
+                self.kept.add(case, number, batch.samples, found)
+            except Exception as error:
+                if case == WHOLE or isinstance(error, OSError):
+                    raise
+                self.kept.fail(case, batch.samples, error)
+            progress(1, f"{self.done * self.plan.batch} questions done; {case}")
         return True
 
-    def _has(self, case: Case, samples: Sequence[Sample]) -> bool:
-        whole, known = self._known.get(WHOLE, {}), self._known.get(case, {})
-        return all(one.index in known or "error" in whole.get(one.index, ()) for one in samples)
-
     def _ready(self, samples: Sequence[Sample]) -> Batch | None:
-        """Those that can be read and asked, read already; the others are noted."""
+        """Those that can be read and asked, read already; the others are passed over."""
         found = [one for sample in samples for one in self._read(sample)]
         try:
             batch = Batch(self._model, self._processor, found)
             return batch if found and batch.inputs(WHOLE) else None
         except VLMCompressError as error:
             if len(found) == 1:
-                self._note(WHOLE, [{"index": found[0].index, "error": _said(found[0], error)}])
+                self.kept.pass_over(found[0], error)
                 return None
         alone = [one for one in found if self._ready([one]) is not None]
         return self._ready(alone) if len(alone) < len(found) else None
@@ -238,87 +188,26 @@ class Race:
         try:
             media = sample.load()
         except VLMCompressError as error:
-            self._note(WHOLE, [{"index": sample.index, "error": _said(sample, error)}])
+            self.kept.pass_over(sample, error)
             return []
         return [replace(sample, load=lambda: media)]
 
-    def _measure(
-        self,
-        number: int,
-        samples: Sequence[Sample],
-        inputs: Any,
-        case: Case,
-        whole: Reference,
-    ) -> None:
-        try:
-            found = likeness(self._model, self._processor, inputs, case, whole)
-        except Exception as error:
-            if case == WHOLE:
-                raise
-            text = f"{type(error).__name__}: {one_line(error)}"
-            self._note(case, [{"index": one.index, "error": text} for one in samples])
-            return
-        self._note(
-            case,
-            [
-                {
-                    "index": sample.index,
-                    "kl": round(found.kl[row], 8),
-                    "agrees": found.agrees[row],
-                    "tokens": [found.before[row], round(found.mean[row], 6)],
-                    "images": found.images[row],
-                }
-                for row, sample in enumerate(samples)
-            ],
-        )
-        self._times.setdefault(case, {})[number] = found.seconds / len(samples)
-        timed = {"batch": number, "warm_up": number == 0, "seconds": found.seconds}
-        self._lines.append(TIMES, [_about(case) | timed | {"n": len(samples)}])
-
-    def _note(self, case: Case, lines: Sequence[dict[str, Any]]) -> None:
-        known = self._known.setdefault(case, {})
-        known.update({line["index"]: line for line in lines})
-        self._lines.append(ANSWERS, [_about(case) | line for line in lines])
-
     def _sort_out(self) -> None:
         """Take out who cannot be in the race, and at a rung who is behind."""
-        for budget in self.plan.budgets if self._indices(self.done) else ():
-            for spec in self.plan.candidates:
-                case = Case(spec, budget)
-                why = None if case in self.left else self._unfit(case)
-                if why is not None:
-                    self.left[case] = Left(self.done, why, unfit=True)
-            field = self.field(budget)
-            if not field:
-                reasons = [self.left[Case(s, budget)].reason for s in self.plan.candidates]
-                raise VLMCompressError(f"no candidate can run at budget {budget}: {reasons[-1]}")
-            more = self.done < len(self.batches)
-            if more and self.done > 1 and self.done & (self.done - 1) == 0:
-                for spec, why in leaving(field, self.plan.objective).items():
-                    self.left[Case(spec, budget)] = Left(self.done, why)
+        if not self.kept.asked(self.done):
+            return
+        for case in self.plan.cases:
+            why = None if case in self.left else self.kept.unfit(case, self.done)
+            if why is not None:
+                self.left[case] = Left(self.done, why, unfit=True)
+        for budget in self.plan.budgets:
+            self._rung(budget)
 
-    def _unfit(self, case: Case) -> str | None:
-        """Why a case has no result: it failed, keeps more than the budget, or nothing."""
-        known = self._known[case]
-        for index in self._indices(self.done):
-            if "error" in known[index]:
-                return str(known[index]["error"])
-        tokens = self.tokens(case)
-        target = asked_tokens(case.budget, tokens)
-        assert target is not None  # counts per frame and costs are refused before
-        if is_over(tokens["kept"], target):
-            return f"keeps {tokens['kept']:.4g} tokens, the budget leaves {target:.4g}"
-        return None if tokens["kept"] else "keeps no visual token"
-
-
-def _about(case: Case) -> dict[str, Any]:
-    return {"task": TASK, "method": case.method, "budget": case.budget}
-
-
-def _case(line: Mapping[str, Any]) -> Case:
-    return Case(line["method"], line["budget"])
-
-
-def _said(sample: Sample, error: VLMCompressError) -> str:
-    where, text = str(sample.extra), one_line(error)
-    return text if where in text else f"{where}: {text}"
+    def _rung(self, budget: str) -> None:
+        field = self.field(budget)
+        if not field:
+            last = self.left[Case(self.plan.candidates[-1], budget)]
+            raise VLMCompressError(f"no candidate can run at budget {budget}: {last.reason}")
+        if 1 < self.done < len(self.batches) and self.done & (self.done - 1) == 0:
+            for spec, why in leaving(field, self.plan.objective).items():
+                self.left[Case(spec, budget)] = Left(self.done, why)

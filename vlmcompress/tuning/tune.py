@@ -5,27 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from vlmcompress import defaults
 from vlmcompress.budget.budget import Budget
 from vlmcompress.defaults import AUTO
 from vlmcompress.errors import BudgetError, UnsupportedModelError, VLMCompressError
 from vlmcompress.eval.run.provenance import of_run
 from vlmcompress.eval.run.store import ANSWERS, TIMES, Store, begin, claimed, read_lines
 from vlmcompress.eval.tasks.task import Sample
-from vlmcompress.files import write_json
+from vlmcompress.files import at_home, check_output, write_json
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.tuned import identity
-from vlmcompress.tuning.candidates import candidates, takes_budget
+from vlmcompress.tuned import Tuned, identity
+from vlmcompress.tuning.candidates import candidates as every
+from vlmcompress.tuning.candidates import takes_budget
 from vlmcompress.tuning.profile import document
-from vlmcompress.tuning.race import OBJECTIVES
+from vlmcompress.tuning.race import OBJECTIVES, Objective
 from vlmcompress.tuning.run import Plan, Progress, Race
-from vlmcompress.tuning.samples import TASK
+from vlmcompress.tuning.samples import TASK, read_samples
 
+SAMPLES = 320
+"""Questions where nobody says how many: from fewer the choice loses points by chance."""
 Watch = Callable[[int], AbstractContextManager[Progress]]
 """Gets the number of measurements, and is told of each."""
 UNFINISHED = ".tuning"
@@ -47,7 +51,7 @@ def plan_of(
 
     Args:
         budgets: counts or shares of the tokens.
-        specs: candidates; None for all of `candidates`.
+        specs: candidates; None for all there are.
         question_blind: only those that keep the same whatever is asked.
         settings: the other fields of a `Plan`.
 
@@ -56,7 +60,7 @@ def plan_of(
     """
     if not budgets:
         raise BudgetError("no budget is given: for example --budget 25%,12.5%")
-    named = candidates(question_blind) if specs is None else list(dict.fromkeys(specs))
+    named = every(question_blind) if specs is None else list(dict.fromkeys(specs))
     for spec in named if specs is not None else ():
         _check_candidate(spec, question_blind)
     plan = Plan(tuple(dict.fromkeys(map(_checked, budgets))), tuple(named), **settings)
@@ -72,6 +76,89 @@ def plan_of(
 def tune(
     model: Any,
     processor: Any,
+    media: str | Path | None,
+    questions: str | Path | None = None,
+    budgets: str | Sequence[str] = defaults.EVAL_BUDGETS,
+    *,
+    out: str | Path,
+    candidates: Sequence[str] | None = None,
+    question_blind: bool = False,
+    objective: Objective = "accuracy",
+    samples: int = SAMPLES,
+    seed: int = 0,
+    batch: int = Plan.batch,
+    max_new_tokens: int = Plan.longest,
+    minutes: float | None = None,
+    frames: int | None = None,
+    fps: float | None = None,
+    resume: bool = False,
+) -> Tuned:
+    """Find the method for a model and a user's pictures, without labels.
+
+    For a sample of pictures and questions the whole model's next-token distributions over its own
+    answer are the reference. Methods race on how like it the compressed model is: on the mean KL
+    and on whether the greedy answer stays the same, on the same questions, in successive halving
+    with paired tests. `compress(model, "auto", budget, profile=out)` takes what was found.
+
+        >>> found = vlmcompress.tune(model, processor, "photos", budgets="25%", out="mine.json")
+        >>> print(found)
+
+    Args:
+        model: a Hugging Face vision-language model of a supported family, not compressed.
+        processor: its own.
+        media: a folder of pictures and clips; None where the questions name theirs.
+        questions: a .jsonl or .csv file, see `read_samples`. None asks general ones.
+        budgets: counts or shares of the tokens, several as a list or separated by commas.
+        out: the .json file of the profile.
+        candidates: specs; None races all of `vlmcompress.tuning.candidates`.
+        question_blind: only methods that keep the same whatever is asked.
+        objective: "accuracy" takes the one most like the whole model, "time" the fastest that is
+            not significantly worse than it, "pareto" as "accuracy", and keeps in the race whatever
+            is faster.
+        samples: questions at most.
+        seed: of their order.
+        batch: questions at once.
+        max_new_tokens: longest answer.
+        minutes: end after so many, with what is known then.
+        frames: sampled of each clip.
+        fps: frames a second sampled instead.
+        resume: go on with a race that was stopped.
+
+    Returns:
+        The profile; printed, a line for each budget.
+
+    Raises:
+        VLMCompressError: as `plan_of`, `read_samples` and `carry_out`.
+    """
+    path = at_home(out)
+    check_output(path, frozenset({".json"}))
+    plan = plan_of(
+        [part.strip() for part in budgets.split(",")] if isinstance(budgets, str) else budgets,
+        candidates,
+        question_blind,
+        objective=objective,
+        batch=batch,
+        longest=max_new_tokens,
+        minutes=minutes,
+    )
+    asked = read_samples(
+        None if media is None else at_home(media),
+        None if questions is None else at_home(questions),
+        samples,
+        seed,
+        frames,
+        fps,
+    )
+    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    carry_out(
+        model, processor, asked, plan, name=name, out=path, resume=resume, seed=seed, watch=_unseen
+    )
+    return Tuned.read(path)
+
+
+def carry_out(
+    model: Any,
+    processor: Any,
     samples: Sequence[Sample],
     plan: Plan,
     *,
@@ -81,7 +168,7 @@ def tune(
     resume: bool = False,
     **made: Any,
 ) -> dict[str, Any]:
-    """Race, and write the profile.
+    """Race on samples, and write the profile.
 
     What is measured is appended to files in `folder_of(out)`, which goes when all questions were
     asked. A race that was stopped leaves no profile there that is half written, and goes on with
@@ -124,7 +211,7 @@ def tune(
         store = Store(folder)
         store.repair()
         race = Race(model, processor, samples, plan, store)
-        race.remember(read_lines(folder, ANSWERS), read_lines(folder, TIMES))
+        race.kept.remember(read_lines(folder, ANSWERS), read_lines(folder, TIMES))
         with watch(race.steps) as progress:
             race.run(progress)
         found = document(
@@ -134,6 +221,12 @@ def tune(
     if found["complete"]:
         shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+@contextmanager
+def _unseen(steps: int) -> Iterator[Progress]:
+    """Nobody is shown how far it is."""
+    yield lambda done, what: None
 
 
 def _checked(budget: str) -> str:
