@@ -117,24 +117,35 @@ def forced(handle: Compression, inputs: Mapping[str, Any], answers: Tensor) -> t
         [B, T, words] float32 log probabilities.
     """
     model: Any = handle.model
-    cache = cache_name(model.forward)
-    last = {"logits_to_keep": 1} if _keeps(model) else {}
+    one = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True}
     with torch.inference_mode():
         start = now(model.device)
-        first = model(**inputs, use_cache=True, **last)
+        first = model.generate(**inputs, **one, output_logits=True)
         seconds = (now(model.device) - start) / 1000
-        logits = [first.logits[:, -1:]]
+        logits = [first.logits[0][:, None]]
         if answers.shape[1] > 1:
-            chunk = answers[:, :-1]
-            (past,) = caches_in(first)
-            given = {cache or "past_key_values": past}
-            if inputs.get(_MASK) is not None:
-                mask = inputs[_MASK]
-                given[_MASK] = torch.cat([mask, mask.new_ones(chunk.shape)], dim=1)
-            logits.append(model(input_ids=chunk, use_cache=True, **given).logits)
+            (cache,) = caches_in(first)
+            logits.append(_on_cache(model, inputs, answers[:, :-1], cache, one))
         return torch.cat(logits, 1).float().log_softmax(-1), seconds
 
 
-def _keeps(model: Any) -> bool:
-    """Whether the model can be told to give the logits of the last tokens only."""
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
+def _on_cache(
+    model: Any, inputs: Mapping[str, Any], said: Tensor, cache: Any, one: Mapping[str, Any]
+) -> Tensor:
+    """[B, T, words] logits behind each of the tokens `said` [B, T], which follow the prompt.
+
+    `generate` reads what the cache lacks in one chunk, as it does between the turns of a
+    conversation. It knows the positions of each model; its logits are those of the last token.
+    """
+    known = inspect.signature(model.forward).parameters
+    keep = {"logits_to_keep": said.shape[1]} if "logits_to_keep" in known else {}
+    given = {"input_ids": torch.cat([inputs["input_ids"], said], 1)}
+    if inputs.get(_MASK) is not None:
+        given[_MASK] = torch.cat([inputs[_MASK], inputs[_MASK].new_ones(said.shape)], 1)
+    seen: list[Tensor] = []
+    hook = model.register_forward_hook(lambda module, args, output: seen.append(output.logits))
+    try:
+        model.generate(**given, **{cache_name(model.forward) or "cache": cache}, **keep, **one)
+    finally:
+        hook.remove()
+    return seen[0][:, -said.shape[1] :]
