@@ -23,6 +23,7 @@ from vlmcompress.eval.run.answering import length_of, tokens_of
 from vlmcompress.eval.run.cases import FULL, Case
 from vlmcompress.patches.hooks.arguments import cache_name, caches_in
 from vlmcompress.prompts import generate
+from vlmcompress.report.report import Report
 
 _MASK = "attention_mask"
 
@@ -69,8 +70,8 @@ def reference(model: Any, processor: Any, inputs: Mapping[str, Any], longest: in
     lengths = torch.tensor([length_of(row, model) for row in ids], device=ids.device)
     said = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
     with compress(model, FULL, processor=processor) as whole:
-        log_probs, _ = forced(whole, inputs, ids)
-    return Reference(ids, said, [row[mask] for row, mask in zip(log_probs, said, strict=True)])
+        found = forced(whole, inputs, ids).log_probs
+    return Reference(ids, said, [row[mask] for row, mask in zip(found, said, strict=True)])
 
 
 def likeness(
@@ -83,16 +84,15 @@ def likeness(
             number.
     """
     with compress(model, case.method, case.budget, processor=processor) as handle:
-        found, seconds = forced(handle, inputs, whole.ids)
-        report = handle.report()
+        found = forced(handle, inputs, whole.ids)
     kl, agrees = [], []
-    for row, mask, expected in zip(found, whole.said, whole.log_probs, strict=True):
+    for row, mask, expected in zip(found.log_probs, whole.said, whole.log_probs, strict=True):
         mine = row[mask]
         kl.append(float(divergence(expected, mine).mean()))
         agrees.append(bool((expected.argmax(-1) == mine.argmax(-1)).all()))
     if not torch.isfinite(torch.tensor(kl)).all():
         raise VLMCompressError(f"{case} gives no distribution: its logits are not finite")
-    return Likeness(kl, agrees, *tokens_of(report, len(kl)), seconds)
+    return Likeness(kl, agrees, *tokens_of(found.report, len(kl)), found.seconds)
 
 
 def divergence(whole: Tensor, other: Tensor) -> Tensor:
@@ -105,16 +105,25 @@ def divergence(whole: Tensor, other: Tensor) -> Tensor:
     return parts.sum(-1).clamp_min(0)
 
 
-def forced(handle: Compression, inputs: Mapping[str, Any], answers: Tensor) -> tuple[Tensor, float]:
-    """Distributions over each token of given answers, and the seconds to the first of them.
+@dataclass(frozen=True)
+class Forced:
+    """What a compressed model makes of answers that are given to it."""
+
+    log_probs: Tensor
+    """[B, T, words] float32: its distribution over each token, behind those before it."""
+    report: Report
+    """Of the prompts."""
+    seconds: float
+    """To the first token."""
+
+
+def forced(handle: Compression, inputs: Mapping[str, Any], answers: Tensor) -> Forced:
+    """Distributions over each token of given answers.
 
     Args:
         handle: of a compressed model.
         inputs: the prompts, of `prepare`.
         answers: [B, T] int64; what stands behind the end of an answer changes nothing before it.
-
-    Returns:
-        [B, T, words] float32 log probabilities.
     """
     model: Any = handle.model
     one = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True}
@@ -122,11 +131,12 @@ def forced(handle: Compression, inputs: Mapping[str, Any], answers: Tensor) -> t
         start = now(model.device)
         first = model.generate(**inputs, **one, output_logits=True)
         seconds = (now(model.device) - start) / 1000
+        report = handle.report()  # the next call has one of its own
         logits = [first.logits[0][:, None]]
         if answers.shape[1] > 1:
             (cache,) = caches_in(first)
             logits.append(_on_cache(model, inputs, answers[:, :-1], cache, one))
-        return torch.cat(logits, 1).float().log_softmax(-1), seconds
+        return Forced(torch.cat(logits, 1).float().log_softmax(-1), report, seconds)
 
 
 def _on_cache(
