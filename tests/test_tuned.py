@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from raced import found, profile_of, row
 
 import vlmcompress
 from vlmcompress.api import compress
@@ -19,24 +20,9 @@ from vlmcompress.errors import (
 )
 from vlmcompress.media.given import media_of
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.tuned import Tuned, identity
+from vlmcompress.tuned import Tuned
 
 SAMPLE = Path(vlmcompress.__file__).parent / "assets" / "samples" / "street.png"
-
-
-def row(method, agreement=0.9, **others):
-    return {
-        "method": method,
-        "agreement": agreement,
-        "agreement_interval": [0.85, 0.94],
-        "kl": 0.1,
-        "n": 320,
-        **others,
-    }
-
-
-def found(*methods):
-    return {"rows": [row(name) for name in methods], "last": 4, "tied": [], "warnings": []}
 
 
 @pytest.fixture
@@ -44,13 +30,8 @@ def profile(tmp_path, tiny_llava):
     """Writes a profile of tiny-llava, as changed."""
 
     def write(**changed):
-        content = {
-            "kind": "tuning",
-            "format": 1,
-            "model": {"name": "tiny-llava", **identity(ModelParts.of(tiny_llava[0]))},
-            "budgets": {"50%": found("scope"), "25%": found("stride"), "12.5%": found("pool")},
-            **changed,
-        }
+        taken = {"50%": "scope", "25%": "stride", "12.5%": "pool"}
+        content = profile_of(tiny_llava[0], taken) | changed
         path = tmp_path / "mine.json"
         path.write_text(json.dumps(content))
         return path
@@ -113,9 +94,9 @@ def test_another_model_is_refused(tiny_llava, tiny_qwen, profile):
             weight.data *= 1.5
     with pytest.raises(UnsupportedModelError, match="is of other weights, those of tiny-llava"):
         compress(other, "auto", "25%", profile=path)
+    deeper = profile(model={**json.loads(path.read_text())["model"], "layers": 9})
     with pytest.raises(UnsupportedModelError, match="layers 9 there, 6 here"):
-        model = {**json.loads(path.read_text())["model"], "layers": 9}
-        compress(tiny_llava[0], "auto", "25%", profile=profile(model=model))
+        compress(tiny_llava[0], "auto", "25%", profile=deeper)
 
 
 def test_a_profile_goes_with_auto_only(tiny_llava, profile):

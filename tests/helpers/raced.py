@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch import Tensor
 from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.eval.tasks.task import Sample
 from vlmcompress.methods import Reducer, Selector
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
+from vlmcompress.tuned import FORMAT, KIND, identity
 from vlmcompress.tuning.samples import TASK
 
 
@@ -89,3 +92,30 @@ class Copier(Reducer):
         last = tokens.text[-1:].expand(count, -1)
         groups = torch.arange(len(tokens.features)).tensor_split(count)
         return Reduction.from_groups(last, groups)
+
+
+def row(method: str, agreement: Any = 0.9, **others: Any) -> dict[str, Any]:
+    """A candidate, as a profile has it."""
+    return {
+        "method": method,
+        "agreement": agreement,
+        "agreement_interval": [0.85, 0.94],
+        "kl": 0.1,
+        "n": 320,
+        **others,
+    }
+
+
+def found(*methods: str) -> dict[str, Any]:
+    """What a profile holds for a budget, the first of some methods taken."""
+    return {"rows": [row(name) for name in methods], "last": 4, "tied": [], "warnings": []}
+
+
+def profile_of(model: Any, taken: Mapping[str, str]) -> dict[str, Any]:
+    """A profile of a model that takes a method at each budget."""
+    return {
+        "kind": KIND,
+        "format": FORMAT,
+        "model": {"name": "tiny-llava", **identity(ModelParts.of(model))},
+        "budgets": {budget: found(method) for budget, method in taken.items()},
+    }

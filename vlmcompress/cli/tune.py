@@ -104,7 +104,7 @@ def tune(
     \b
     Examples:
       vlmcompress tune --media photos --budget 25%,12.5% --out mine.json
-      vlmcompress tune --media photos --questions asked.jsonl --objective time --out mine.json
+      vlmcompress tune --media photos --questions asked.jsonl --objective time --out quick.json
       vlmcompress ask street.jpg "what ?" --profile mine.json --budget 25%
 
     Bad input ends with exit code 2 and one line on stderr.
