@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("--out", type=Path, required=True, help="the profile, a JSON file")
     parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--resume", action="store_true")

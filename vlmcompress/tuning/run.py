@@ -20,6 +20,9 @@ from vlmcompress.tuning.samples import in_batches
 Progress = Callable[[int, str], None]
 """Called with measurements that are done or not needed any more, and what was measured."""
 
+FEWEST = 16
+"""Questions before anyone leaves for being behind."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,7 +64,7 @@ class Race:
     """All candidates at all budgets on the same questions.
 
     A batch is read, answered by the whole model, and then met by every candidate that is still in
-    the race, each time beginning with another one. After 2, 4, 8, ... batches some leave.
+    the race, each time beginning with another one. After 1, 2, 4, 8, ... batches some leave.
     """
 
     def __init__(
@@ -203,11 +206,16 @@ class Race:
         for budget in self.plan.budgets:
             self._rung(budget)
 
+    def _is_rung(self) -> bool:
+        """After 1, 2, 4, 8, ... batches, but not before a few questions, nor at the end."""
+        enough = len(self.kept.asked(self.done)) >= FEWEST
+        return enough and self.done < len(self.batches) and self.done & (self.done - 1) == 0
+
     def _rung(self, budget: str) -> None:
         field = self.field(budget)
         if not field:
             last = self.left[Case(self.plan.candidates[-1], budget)]
             raise VLMCompressError(f"no candidate can run at budget {budget}: {last.reason}")
-        if 1 < self.done < len(self.batches) and self.done & (self.done - 1) == 0:
+        if self._is_rung():
             for spec, why in leaving(field, self.plan.objective).items():
                 self.left[Case(spec, budget)] = Left(self.done, why)
