@@ -7,6 +7,7 @@ from raced import Clock, drawn
 
 from vlmcompress.errors import MediaError, VLMCompressError
 from vlmcompress.eval.run.cases import Case
+from vlmcompress.tuning import run
 from vlmcompress.tuning.measurements import BLIND, WHOLE
 from vlmcompress.tuning.profile import document
 from vlmcompress.tuning.run import Plan, Race
@@ -90,7 +91,8 @@ def test_the_same_race_twice(tiny_llava):
 
 
 @pytest.mark.parametrize("room", [0, 7, 61])
-def test_going_on_equals_never_having_stopped(tiny_llava, room):
+def test_going_on_equals_never_having_stopped(tiny_llava, room, monkeypatch):
+    monkeypatch.setattr(run, "FEWEST", 4)
     candidates = (*HONEST, "fastv", "random", "pool", "scope")
     whole = race_of(tiny_llava, candidates)
     whole.run()
@@ -104,12 +106,25 @@ def test_going_on_equals_never_having_stopped(tiny_llava, room):
     assert without_times(found_in(race)) == without_times(found_in(whole))
     assert race.left == whole.left
     assert race.left[Case("fastv", "25%")].unfit
+    assert any(not left.unfit for left in race.left.values()), "somebody is behind"
     keys = [
         (line["method"], line["budget"], line["index"])
         for lines in (torn, more)
         for line in lines.lines["answers"]
     ]
     assert len(keys) == len(set(keys)), "nothing is measured twice"
+
+
+@pytest.mark.parametrize(
+    ("batches", "asked", "rung"),
+    [(1, 16, True), (2, 16, True), (3, 99, False), (4, 99, True), (1, 15, False), (8, 99, False)],
+)
+def test_rungs(tiny_llava, monkeypatch, batches, asked, rung):
+    """Of 8 batches; after the last nobody leaves any more."""
+    race = race_of(tiny_llava, questions=8, batch=1)
+    race.done = batches
+    monkeypatch.setattr(race.kept, "asked", lambda done: list(range(asked)))
+    assert race._is_rung() is rung
 
 
 def test_time_is_up(tiny_llava):
