@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlmcompress.defaults import TUNE_BATCH, TUNE_TOKENS
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.answering import Batch
 from vlmcompress.eval.run.cases import Case
@@ -40,8 +41,8 @@ class Plan:
     budgets: Sequence[str]
     candidates: Sequence[str]
     objective: Objective = "accuracy"
-    batch: int = 16
-    longest: int = 32
+    batch: int = TUNE_BATCH
+    longest: int = TUNE_TOKENS
     minutes: float | None = None
 
     @property

@@ -12,7 +12,6 @@ from typing import Any
 
 from vlmcompress import defaults
 from vlmcompress.budget.budget import Budget
-from vlmcompress.defaults import AUTO
 from vlmcompress.errors import BudgetError, UnsupportedModelError, VLMCompressError
 from vlmcompress.eval.run.provenance import of_run
 from vlmcompress.eval.run.store import ANSWERS, TIMES, Store, begin, claimed, read_lines
@@ -28,8 +27,6 @@ from vlmcompress.tuning.race import OBJECTIVES, Objective
 from vlmcompress.tuning.run import Plan, Progress, Race
 from vlmcompress.tuning.samples import TASK, read_samples
 
-SAMPLES = 320
-"""Questions where nobody says how many: from fewer the choice loses points by chance."""
 Watch = Callable[[int], AbstractContextManager[Progress]]
 """Gets the number of measurements, and is told of each."""
 UNFINISHED = ".tuning"
@@ -84,10 +81,10 @@ def tune(
     candidates: Sequence[str] | None = None,
     question_blind: bool = False,
     objective: Objective = "accuracy",
-    samples: int = SAMPLES,
+    samples: int = defaults.TUNE_SAMPLES,
     seed: int = 0,
-    batch: int = Plan.batch,
-    max_new_tokens: int = Plan.longest,
+    batch: int = defaults.TUNE_BATCH,
+    max_new_tokens: int = defaults.TUNE_TOKENS,
     minutes: float | None = None,
     frames: int | None = None,
     fps: float | None = None,
@@ -240,8 +237,8 @@ def _checked(budget: str) -> str:
 
 
 def _check_candidate(spec: str, question_blind: bool) -> None:
-    if spec == AUTO:
-        raise VLMCompressError(f"{AUTO} takes candidates and is none: name methods")
+    if spec == defaults.AUTO:
+        raise VLMCompressError(f"{defaults.AUTO} takes candidates and is none: name methods")
     reads = parse(spec).reads_question
     if not takes_budget(spec):
         raise VLMCompressError(f"candidate {spec} takes no budget")
