@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from raced import Clock, drawn
 
 from vlmcompress.errors import MediaError, VLMCompressError
@@ -202,3 +203,21 @@ def test_who_fails_in_an_unknown_way_leaves(tiny_llava, monkeypatch):
     race.run()
     assert race.left[Case("stride", "25%")].reason == "ZeroDivisionError: division by zero"
     assert [row["method"] for row in found_in(race)["25%"]["rows"]] == ["divprune"]
+
+
+def test_a_full_disk_is_no_fault_of_a_candidate(tiny_llava):
+    class Full:
+        def append(self, name, lines):
+            raise VLMCompressError("cannot write 'answers-0.jsonl': No space left on device")
+
+    with pytest.raises(VLMCompressError, match="No space left"):
+        race_of(tiny_llava, lines=Full()).run()
+
+
+def test_no_memory_for_the_whole_model(tiny_llava, monkeypatch):
+    def no_memory(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run, "reference", no_memory)
+    with pytest.raises(VLMCompressError, match="on 4 questions at once: give a smaller --batch"):
+        race_of(tiny_llava).run()

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from vlmcompress.defaults import TUNE_BATCH, TUNE_TOKENS
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.answering import Batch
@@ -148,9 +150,15 @@ class Race:
         if batch is None:
             progress(len(missing), "nothing to ask")
             return True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of transformers, the same at every call
-            return self._ask(number, batch, missing, progress, late)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of transformers, the same at every call
+                return self._ask(number, batch, missing, progress, late)
+        except torch.OutOfMemoryError as error:
+            raise VLMCompressError(
+                f"no memory for the whole model on {self.plan.batch} questions at once: give a "
+                "smaller --batch"
+            ) from error
 
     def _ask(
         self,
@@ -167,11 +175,12 @@ class Race:
                 return False
             try:
                 found = likeness(self._model, self._processor, inputs, case, whole)
-                self.kept.add(case, number, batch.samples, found)
             except Exception as error:
-                if case == WHOLE or isinstance(error, OSError):
+                if case == WHOLE:
                     raise
                 self.kept.fail(case, batch.samples, error)
+            else:
+                self.kept.add(case, number, batch.samples, found)
             progress(1, f"{self.done * self.plan.batch} questions done; {case}")
         return True
 
