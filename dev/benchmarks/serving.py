@@ -79,7 +79,13 @@ def served(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "vlmcompress", "serve", str(folder), "--method", "full"]
     url = f"http://127.0.0.1:{port}"
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([*command, "--", *given], stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [*command, "--", *given],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # by default vLLM takes its share of all memory, which other processes may hold
+            env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"},
+        )
     try:
         while True:
             if process.poll() is not None:

@@ -19,12 +19,15 @@ from vlmcompress.eval.results.scores import RANDOM_NAME
 from vlmcompress.eval.run.cases import FULL, TEXT_ONLY
 
 README = ROOT / "README.md"
+BENCHMARKS = SPEED.parent
 METHODS = ("divprune", "scope", "divprune+fastv")
 BUDGETS = ("50%", "25%", "12.5%")
 _SHAPE, _METHOD, _COUNT = "qwen2-0.5b-llava", "divprune", 64
 """What the sentence about a real shape is about."""
 _TOWER, _INSIDE = "gemma3-4b", "unit-drop+divprune"
 """What the one about a large vision tower is about."""
+_AT_ONCE = 8
+"""Requests that the one about a server is about."""
 
 
 def figures() -> str:
@@ -49,7 +52,8 @@ def figures() -> str:
         f"time of an answer. All {task['tokens']:g} tokens: {_cell(full)}; none: "
         f"{_right(rows[TEXT_ONLY, None])}. `{source['model']}`, {source['dtype']}, batches of "
         f"{source['batch']}, {source['device']}, {source['threads']} thread, torch {torch}; "
-        f"`{RANDOM_NAME}` is the mean of three seeds. {real_shape()} {large_tower()}"
+        f"`{RANDOM_NAME}` is the mean of three seeds. {real_shape()} {large_tower()} "
+        f"{under_load()}"
     )
 
 
@@ -82,13 +86,26 @@ def real_shape(path: Path = SPEED) -> str:
 
 def large_tower() -> str:
     """What a method inside the vision tower saves where one behind it saves little."""
-    measured = json.loads(SPEED.with_name("encoder_stage.json").read_text())
+    measured = json.loads((BENCHMARKS / "encoder_stage.json").read_text())
     row = next(one for one in measured["predicted"] if one["model"] == _TOWER)
     fewer, share = row["times_fewer"], measured["provenance"]["share"]
     return (
         f"Where the vision tower costs most, drop inside it: with {share} of the tokens kept, "
         f"`{_TOWER}` needs {fewer[_METHOD]:.1f} times fewer FLOPs to the first token with "
         f"`{_METHOD}`, {fewer[_INSIDE]:.1f} times with `{_INSIDE}` ([predicted](docs/speed.md))."
+    )
+
+
+def under_load() -> str:
+    """What a server that many ask at once gains."""
+    measured = json.loads((BENCHMARKS / "serving.json").read_text())
+    row = next(one for one in measured["rows"] if one["concurrency"] == _AT_ONCE)
+    kept = measured["settings"]["fewer"]
+    return (
+        f"Served by vLLM to {_AT_ONCE} at once, {kept['budget']} of "
+        f"{measured['shape']['image_tokens']} tokens (`{kept['method']}`, random weights) let it "
+        f"answer {row['throughput_ratio']:.1f} times as many requests a second "
+        "([load](docs/serving.md))."
     )
 
 

@@ -25,6 +25,7 @@ class ComputedAttention(CutContext):
     """For layers whose norm, projections and rotary function have the usual names."""
 
     _heads: dict[tuple[str, Of, bool], Tensor] = field(default_factory=dict)
+    _sources: dict[Of, tuple[Any, Tensor]] = field(default_factory=dict)
 
     def rows(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:
         q = self.heads(of, "q", (row, queries), rope)[0]
@@ -54,10 +55,12 @@ class ComputedAttention(CutContext):
 
     def source(self, of: Of) -> tuple[Any, Tensor]:
         """The layer whose weights are used and the hidden states it is applied to."""
-        number = self.number(of)
-        layer, ran = self.layers[number], number < self.layer
-        hidden = self.stages.earlier.inputs[number][0] if ran else self.hidden
-        return layer, hidden.to(device_of(layer, hidden.device))
+        if of not in self._sources:
+            number = self.number(of)
+            layer, ran = self.layers[number], number < self.layer
+            hidden = self.stages.earlier.inputs[number][0] if ran else self.hidden
+            self._sources[of] = layer, hidden.to(device_of(layer, hidden.device))
+        return self._sources[of]
 
     def heads(self, of: Of, name: str, rows: tuple[int, Tensor] | None, rope: bool) -> Tensor:
         """Queries or keys [B, heads, R, hd] of all chunk tokens, or of some in one row."""
@@ -120,7 +123,7 @@ class ComputedAttention(CutContext):
 
     def scaling(self, of: Of) -> float:
         """What products of queries and keys are multiplied with."""
-        found: float = self.source(of)[0].self_attn.scaling
+        found: float = self.layers[self.number(of)].self_attn.scaling
         return found
 
     def _seen(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vlmcompress.budget.budget import Budget
 from vlmcompress.errors import BudgetError
 from vlmcompress.methods.composition.pipeline import ImagePlan, Pipeline
 from vlmcompress.methods.composition.shares import each, steps
 from vlmcompress.tokens import Grid, Layout
+
+_REMEMBERED = 256
+"""Layouts whose plans are kept; a server of pictures of any size meets more."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,12 @@ class Planner:
     layers: int
     reason: str | None = None
     """Why this pipeline was chosen, where the user left it open."""
+    _known: dict[Layout | Grid, ImagePlan] = field(default_factory=dict, compare=False, repr=False)
+    """Plans of layouts that came before: a schedule is a search."""
 
     def at(self, share: float) -> Planner:
         """This planner with a budget of `share` percent of the tokens."""
-        return replace(self, budget=Budget(share, "percent"))
+        return replace(self, budget=Budget(share, "percent"), _known={})
 
     def plan(
         self,
@@ -40,15 +45,22 @@ class Planner:
         Raises:
             BudgetError: the budget is out of the method's reach.
         """
-        budget = self.budget
         left = [None] * len(layouts) if left is None else left
-        pairs = zip(layouts, left, strict=True)
-        if budget is None:
-            return [self.pipeline.plan(one, self.layers, None, left=grids) for one, grids in pairs]
-        return [
-            self.pipeline.plan(one, self.layers, budget.tokens(one), budget.per_frame, grids)
-            for one, grids in pairs
-        ]
+        return [self._plan(*pair) for pair in zip(layouts, left, strict=True)]
+
+    def _plan(self, layout: Layout | Grid, left: Sequence[Grid] | None) -> ImagePlan:
+        if left is None and layout in self._known:
+            return self._known[layout]
+        budget = self.budget
+        tokens, split = (
+            (None, False) if budget is None else (budget.tokens(layout), budget.per_frame)
+        )
+        plan = self.pipeline.plan(layout, self.layers, tokens, split, left)
+        if left is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[layout] = plan
+        return plan
 
     def upstream(self, tile: Grid, whole: Layout | Grid | None) -> int:
         """Tokens that a method before the projector leaves of a tile, known before it is encoded.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmcompress.api import compress
+from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.patches.decoder.between_layers import BetweenLayers
 
@@ -166,16 +168,17 @@ def test_adaptive_methods_may_keep_other_counts():
     assert image.cuts == {2: [0, 5]}
 
 
-def test_images_without_a_cut_at_a_layer_stay_whole():
-    @dataclass(frozen=True)
-    class Second(Keeping):
-        def schedule(self, layers: int, tokens: int, budget: float | None) -> dict[int, int]:
-            self.asked.append((0, 0, 0))
-            return {2: 3} if len(self.asked) % 2 else {4: 5}
+def test_images_without_a_cut_at_a_layer_stay_whole(monkeypatch):
+    planned = Planner.plan
 
+    def plan(self: Planner, *given: Any) -> list[ImagePlan]:
+        pairs = zip(planned(self, *given), [{2: 3}, {4: 5}], strict=False)
+        return [replace(one, schedule=schedule) for one, schedule in pairs]
+
+    monkeypatch.setattr(Planner, "plan", plan)
     subject = SUBJECTS["random llava"]()
-    with compress(subject.model, method := Second()) as c:
+    with compress(subject.model, method := Keeping()) as c:
         last_logits(subject, subject.batch(subject.prompt(2, 3)))
     lines = sorted(image.per_layer for image in c.report().images)
     assert lines == [[36, 36, 3, 3, 3, 3], [36, 36, 36, 36, 5, 5]]
-    assert sorted(set(method.asked)) == [(0, 0, 0), (2, 3, 36), (4, 5, 36)]
+    assert sorted(set(method.asked)) == [(2, 3, 36), (4, 5, 36)]
