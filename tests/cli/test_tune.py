@@ -38,7 +38,7 @@ def tune(cli, loaded, photos, tmp_path):
 
 
 def test_a_profile_is_written_and_used(tune, cli, photos, tmp_path, loaded):
-    result = tune("--budget", "25%,50%", "--plot", tmp_path / "mine.png")
+    result = tune("--budget", "25%,50%", "--plot", tmp_path / "mine.png", "--quiet")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "mine.png"]
