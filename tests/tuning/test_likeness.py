@@ -96,6 +96,13 @@ def test_the_whole_model_is_like_itself(asked):
     assert min(blind.kl) > 0.01
     assert not all(blind.agrees)
     assert blind.mean == [0.0] * 4
+    with compress(model, "text-only") as handle:
+        other = forced(handle, inputs, whole.ids).log_probs
+    for kl, p, q in zip(blind.kl, whole.log_probs, other, strict=True):
+        by_hand = sum(
+            a.exp() * (a - b) for a, b in zip(p.flatten(), q[: len(p)].flatten(), strict=True)
+        )
+        assert kl == pytest.approx(float(by_hand) / len(p), rel=1e-3)
 
 
 @pytest.mark.parametrize("budget", ["50%", "6.25%"])
