@@ -37,6 +37,11 @@ SETTINGS := $(SETTINGS),scope+pyramiddrop,mmtok+pyramiddrop,cdpruner(negate=Fals
 SETTINGS := $(SETTINGS),mctf(stage='projector')+fastv,mctf(stage='projector')+pyramiddrop
 SETTINGS := $(SETTINGS),scope+adaptinfer,pitome+divprune+adaptinfer,unit-drop+divprune
 INSIDE = divprune,unit-drop+divprune,unit-drop(whole_tower=True)+divprune
+# What `restore` goes around in docs/eval/restore, and methods that are in no other table yet.
+SELECTORS = stride divprune hiprune todre-select token-correlation vispruner holov cdpruner scope
+SELECTORS := $(SELECTORS) mmtok
+REPAIRED := $(SELECTORS) $(patsubst %,restore(%),$(SELECTORS))
+REPAIRED := $(REPAIRED) flashvid vscan priortr hawk priortr(k=1) fastv(k=1)
 # Two processes with a thread each get more out of two cores than one process with two.
 MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes 2 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no --module vlmcompress eval \
@@ -167,6 +172,10 @@ accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour
 	for model in tiny-llava tiny-qwen; do \
 		$(MEASURE) --model $$model --tasks pictures --limit 600 --seed 7 --methods "$(INSIDE)" \
 			--out docs/eval/inside-the-tower/$$model || exit; \
+	done
+	for model in tiny-llava tiny-qwen; do \
+		$(MEASURE) --model $$model --tasks pictures --limit 192 --budgets 25%,12.5% \
+			--methods "$$(echo '$(REPAIRED)' | tr ' ' ,)" --out docs/eval/restore/$$model || exit; \
 	done
 	$(BIN)/python -m dev.pages.auto_table --out vlmcompress/methods/data/auto.json
 

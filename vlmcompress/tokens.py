@@ -144,6 +144,9 @@ class VisualTokens:
     """ViT layer, 0-based -> [N, Dk] keys as in `keys`, of the layers that the method asks for."""
     layer_cls_attention: Mapping[int, Tensor] | None = None
     """ViT layer, 0-based -> [N] as in `cls_attention`, of the layers that the method asks for."""
+    question_logits: Tensor | None = None
+    """[N, H] float32, per head of the first decoder layer: the scaled product of the token's key
+    and the instruction's queries (mean over its tokens), before rotary embedding and softmax."""
     vocabulary: Tensor | None = None
     """[V, D] input embeddings of all words, in the model's dtype."""
     projection: Projection | None = None
@@ -163,7 +166,7 @@ class Reduction:
     """New visual tokens and their provenance.
 
     Output token k stands for the input tokens `members[offsets[k]:offsets[k + 1]]` and is placed
-    at the smallest of them; tokens are ordered by that place.
+    at the smallest of them, or where `places` says; tokens are ordered by that place.
     """
 
     features: Tensor
@@ -172,6 +175,8 @@ class Reduction:
     """[M] int64 raster indices, ascending inside a group."""
     offsets: Tensor
     """[K + 1] int64."""
+    places: Tensor | None = None
+    """[K] int64, ascending: one of the members of each; None for the smallest."""
 
     @classmethod
     def from_groups(cls, features: Tensor, groups: Sequence[Tensor]) -> Reduction:
@@ -198,16 +203,23 @@ class Reduction:
         offsets = [
             part.offsets[1:] + before for part, before in zip(parts, [0, *ends], strict=False)
         ]
+        places = [part.anchors + start for part, start in zip(parts, starts, strict=True)]
         return cls(
             torch.cat([part.features for part in parts]),
             torch.cat(members),
             torch.cat([parts[0].offsets[:1], *offsets]),
+            torch.cat(places) if any(part.places is not None for part in parts) else None,
         )
 
     @property
     def anchors(self) -> Tensor:
-        """[K] int64, ascending: the place (smallest member) of each output token."""
-        return self.members[self.offsets[:-1]]
+        """[K] int64, ascending: the place of each output token."""
+        return self.members[self.offsets[:-1]] if self.places is None else self.places
+
+    def named(self, tokens: Tensor) -> Reduction:
+        """The same groups of tokens that are numbered `tokens` [N] elsewhere, in the same order."""
+        places = None if self.places is None else tokens[self.places]
+        return Reduction(self.features, tokens[self.members], self.offsets, places)
 
     def groups(self) -> list[list[int]]:
         """The members of each output token as Python lists."""

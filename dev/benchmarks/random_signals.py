@@ -39,6 +39,8 @@ class Widths:
     """Words of the vocabulary."""
     question: int = 5
     """Words of the question."""
+    heads: int = 4
+    """Of the first decoder layer."""
 
 
 def methods(
@@ -94,6 +96,7 @@ def tokens(
         relevance=randn(count).tanh(),
         layer_keys={layer: randn(count, widths.tower) for layer in range(LAYERS)},
         layer_cls_attention={layer: spread(count) for layer in range(LAYERS)},
+        question_logits=randn(count, widths.heads),
         vocabulary=randn(widths.words, widths.hidden),
         projection=Projection(
             randn(count, 1, widths.entering),
@@ -111,6 +114,7 @@ def asked_of(method: ProjectorMethod, shown: VisualTokens) -> VisualTokens:
     wanted = {need.split("|")[0] for need in method.asks} - {""}
     fields = {"encoder_attention", "cls_attention", "keys", "text", "relevance"}
     fields |= {"layer_keys", "layer_cls_attention", "vocabulary", "projection"}
+    fields |= {"question_logits"}
     left_out: dict[str, Any] = dict.fromkeys(fields - wanted)
     shown = replace(shown, **left_out)
     layers = sorted(method.encoder_layers(LAYERS, range(LAYERS)))
@@ -166,14 +170,14 @@ class PlainLayer:
 
     def attention(
         self,
-        rows: Literal["last", "text"] = "last",
+        rows: Literal["last", "text", "after"] = "last",
         keys: Literal["all", "visual"] = "all",
         *,
         rope: bool = True,
         of: Literal["this", "next", "previous"] = "this",
     ) -> Tensor:
         """[H, R, n], or [H, R, V]: what the rows attend to."""
-        picked = self.text[-1:] if rows == "last" else self.text
+        picked = {"last": self.text[-1:], "text": self.text, "after": self.text[:1]}[rows]
         if keys == "visual":
             return attention_rows(self.queries[:, picked], self.cached[:, self.visual], self._scale)
         seen = torch.arange(self.queries.shape[1]) <= picked[:, None]

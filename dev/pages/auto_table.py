@@ -23,10 +23,10 @@ from vlmcompress.files import write_json
 from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.before_projector import TowerDropper
-from vlmcompress.methods.contracts.method import Stage
+from vlmcompress.methods.contracts.method import OF_THE_QUESTION, Stage
 from vlmcompress.patches.families.registry import FAMILIES
 
-LEFT_OUT = frozenset({"text", "relevance", "projection"})
+LEFT_OUT = OF_THE_QUESTION | {"projection"}
 """Signals of the question, for what is kept for it may be wrong for the next one, and probing the
 projector, which takes longer than it saves."""
 PLACES: dict[str, Sequence[Stage]] = {

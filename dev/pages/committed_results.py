@@ -17,6 +17,9 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "eval"
 RESULTS = "results.json"
 INSIDE = FOLDER / "inside-the-tower"
 """The same of pipelines that drop inside the tower, and what they are compared with."""
+RESTORE = FOLDER / "restore"
+"""The same of methods with and without RESTORE around them, and of methods that `make accuracy` has
+not measured yet."""
 FAMILIES = {"tiny-llava": "llava", "tiny-qwen": "qwen2_5_vl"}
 """Model -> its family."""
 
@@ -26,7 +29,7 @@ def results(model: str, folder: Path | None = None) -> dict[str, Any]:
 
     Args:
         model: one of `FAMILIES`.
-        folder: `FOLDER` by default, or `INSIDE`.
+        folder: `FOLDER` by default, `INSIDE` or `RESTORE`.
 
     Raises:
         VLMCompressError: there is no such file, or it is no JSON.

@@ -15,6 +15,7 @@ from typing import Any
 
 from dev.pages import committed_results as committed
 from dev.pages.generated import ROOT, keep_up, paper_link
+from dev.pages.methods_repaired import repaired
 from dev.pages.results import SPEED
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.report.markdown import as_table
@@ -23,6 +24,7 @@ from vlmcompress.eval.results.standings import claim
 from vlmcompress.eval.run.cases import FULL, ONE_FRAME, RANDOM
 from vlmcompress.methods import Method, MethodInfo, list_methods
 from vlmcompress.methods.composition.spec import parse
+from vlmcompress.methods.contracts.method import OF_THE_QUESTION
 from vlmcompress.methods.registry import COMPOSITIONS, METHODS
 
 PAGE = ROOT / "docs" / "methods.md"
@@ -54,6 +56,7 @@ _NOTES = """
 - *The question* is read by {asks}: give `compress(...,
   processor=processor)`, and for CLIP's image-text similarity `text_tower=` (a `LongText` reads
   beyond CLIP's 77 tokens).
+- *Around another method*: `"restore(divprune)"`, `"restore(divprune(ratio=0.1), distance=False)"`.
 - *Before the projector*: `tome`, `pitome` and `mctf` merge inside towers with one token a patch,
   `unit-drop` leaves out, from a layer on, what becomes one token; `downsample` and `pixelprune`
   save the work of the whole encoder. The prompt keeps its placeholders; tokens that were merged or
@@ -81,7 +84,11 @@ def pages() -> dict[Path, str]:
     """Every file and its content: the overview, and a page for each method."""
     built_in = [info for info in list_methods() if info.package is None]
     results = committed.all_results()
-    each = {FOLDER / f"{info.name}.md": method_page(info, results) for info in built_in}
+    newer = committed.all_results(committed.RESTORE)
+    each = {
+        FOLDER / f"{info.name}.md": method_page(info, results if measured(info, results) else newer)
+        for info in built_in
+    }
     return {PAGE: overview(built_in), **each}
 
 
@@ -99,7 +106,7 @@ def overview(infos: list[MethodInfo]) -> str:
             for info in infos
         ),
     )
-    reads = [f"`{info.name}`" for info in infos if _asks(info) & {"text", "relevance"}]
+    reads = [f"`{info.name}`" for info in infos if _asks(info) & OF_THE_QUESTION]
     notes = _NOTES.format(asks=f"{', '.join(reads[:-1])} and {reads[-1]}")
     reports = ", ".join(f"[{name}](eval/{name}/report.md)" for name in committed.FAMILIES)
     reading = _READING.format(reports=reports)
@@ -122,6 +129,8 @@ def method_page(info: MethodInfo, results: Mapping[str, Any]) -> str:
     facts |= {"Options": options, "Signals": needs}
     lines = "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact != "-")
     figures = "\n".join(_figures(info.name, results))
+    if METHODS.get(info.name).wraps:
+        figures += repaired()
     return f"# `{info.name}`\n\n{lines}\n\n{_prose(METHODS.get(info.name))}\n{figures}"
 
 
@@ -133,6 +142,18 @@ def _asks(info: MethodInfo) -> set[str]:
     return {choice for need in info.needs for choice in need.split("|")}
 
 
+def measured(info: MethodInfo, results: Mapping[str, Any]) -> bool:
+    """Whether results have a row of a method."""
+    tasks = (task for content in results.values() for task in content["tasks"].values())
+    return any(_of(info.name, row["method"]) for task in tasks for row in task["cases"])
+
+
+def _of(name: str, spec: str) -> bool:
+    """Whether a row is shown on the page of a method: it alone, or the paper that it begins."""
+    names = names_in(spec)
+    return names == [name] or (spec in COMPOSITIONS and names[:1] == [name])
+
+
 def _figures(name: str, results: Mapping[str, Any]) -> Iterator[str]:
     """What was measured of a method alone, with each setting of its options."""
     head = "\n## Right answers"
@@ -140,7 +161,7 @@ def _figures(name: str, results: Mapping[str, Any]) -> Iterator[str]:
         model = content["provenance"]["model"]
         for task_name, task in content["tasks"].items():
             shown = [one for one in (RANDOM_NAME, FULL) if one != name]
-            own = [row for row in task["cases"] if names_in(row["method"]) == [name]]
+            own = [row for row in task["cases"] if _of(name, row["method"])]
             rows = [row for row in task["cases"] if row["method"] in shown] + own
             if any("cannot" not in row for row in own):
                 title = f"### `{model}`, {task['scored']} questions of `{task_name}`"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlmcompress.budget.planner import Planner
@@ -10,6 +10,7 @@ from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.patches.call.shared import Shared
 from vlmcompress.patches.cost.budget_solver import Solver
 from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.patches.sequence.attention_bias import check_bias
 from vlmcompress.patches.sequence.attention_masks import LayerKinds, layer_kinds
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.signals.signals import Signals
@@ -61,11 +62,16 @@ class Installed(ModelParts):
         """Of the decoder's layers; users may change the attention implementation at any time.
 
         Raises:
-            UnsupportedModelError: the attention implementation is unknown.
+            UnsupportedModelError: the attention implementation is unknown, or takes no bias that
+                the method wants.
         """
         config: Any = self.lm.config
         attention = config._attn_implementation
         if attention not in self._kinds:
             found = layer_kinds(self.lm, len(self.layers), self.family.masks_in_base)
+            pipeline = self.planner.pipeline
+            if pipeline.attention_bias is not None:
+                check_bias(self.lm, found, pipeline.attention_bias.distance, pipeline.name)
+                found = replace(found, masks_made_here=True)
             self._kinds[attention] = found
         return self._kinds[attention]

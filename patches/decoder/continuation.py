@@ -51,10 +51,12 @@ def lay_out(installed: Installed, kwargs: dict[str, Any], past: int, columns: Sl
     mask = two_dimensional(kwargs.get("attention_mask"))
     config: Any = installed.lm.config
     ends = getattr(config, "eos_token_id", None)
+    state = state_of(cache_of(kwargs))
     return StageLayout(
         batch=len(columns.index),
         past=past,
-        state=state_of(cache_of(kwargs)),
+        state=state,
+        bias=None if state is None else state.bias,
         columns=columns,
         virtual_width=kwargs["inputs_embeds"].shape[1],
         kinds=installed.kinds,

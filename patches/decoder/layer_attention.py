@@ -18,6 +18,7 @@ from vlmcompress.ops.score import attention_rows, propagate
 from vlmcompress.patches.decoder.cut_context import CutContext, Of
 from vlmcompress.patches.hooks.arguments import device_of
 from vlmcompress.patches.sequence.attention_masks import VisibleKeys
+from vlmcompress.patches.sequence.layer_heads import unrotated_heads
 
 
 @dataclass
@@ -73,15 +74,11 @@ class ComputedAttention(CutContext):
                 x.expand(len(self.hidden), -1, -1)[row : row + 1, slots.to(x.device)]
                 for x in (cos, sin)
             )
-        attention = layer.self_attn
-        flat = getattr(attention, f"{name}_proj")(layer.input_layernorm(hidden))
-        heads: Tensor = flat.view(*flat.shape[:2], -1, attention.head_dim)
-        norm = getattr(attention, f"{name}_norm", None)
-        heads = (heads if norm is None else norm(heads)).transpose(1, 2)
+        heads = unrotated_heads(layer, name, hidden)
         if not rope:
             return heads.to(self.hidden.device)
         # The family's own rotary function, found where its attention class was written.
-        rotate: Any = sys.modules[type(attention).__module__]
+        rotate: Any = sys.modules[type(layer.self_attn).__module__]
         cos, sin = cos.to(heads.device), sin.to(heads.device)
         rotated: Tensor = rotate.apply_rotary_pos_emb(heads, heads, cos, sin)[0]
         return rotated.to(self.hidden.device)
@@ -123,7 +120,8 @@ class ComputedAttention(CutContext):
 
     def scaling(self, of: Of) -> float:
         """What products of queries and keys are multiplied with."""
-        found: float = self.layers[self.number(of)].self_attn.scaling
+        layer: Any = self.layers[self.number(of)]
+        found: float = layer.self_attn.scaling
         return found
 
     def _seen(self, of: Of, rope: bool, row: int, queries: Tensor) -> Tensor:

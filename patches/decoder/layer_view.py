@@ -50,13 +50,19 @@ class DecoderLayerView:
     def text(self) -> Tensor:
         return self._there(self.context.stages.text[self.span.row])
 
+    @property
+    def _after(self) -> Tensor:
+        """[1] the slot behind the image; one follows, for no prompt that is cut ends with one."""
+        placeholders = torch.cat([self.span.slots, self.span.separators.at])
+        return self._there(placeholders.amax(keepdim=True) + 1)
+
     def _there(self, slots: Tensor) -> Tensor:
         """Where the layer computes; the layout of the forward stays where the decoder begins."""
         return slots.to(self.context.hidden.device)
 
     def attention(
         self,
-        rows: Literal["last", "text"] = "last",
+        rows: Literal["last", "text", "after"] = "last",
         keys: Literal["all", "visual"] = "all",
         *,
         rope: bool = True,
@@ -64,7 +70,11 @@ class DecoderLayerView:
     ) -> Tensor:
         row, context = self.span.row, self.context
         assert context.stages.last is not None
-        queries = context.stages.last[row : row + 1] if rows == "last" else self.text
+        queries = {
+            "last": context.stages.last[row : row + 1],
+            "text": self.text,
+            "after": self._after,
+        }[rows]
         self._say_where(of)
         if keys == "visual":
             return context.rows_among(of, rope, row, queries, self.visual)

@@ -18,6 +18,7 @@ from vlmcompress.ops.questions import Asking, abreast, answered
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.decoder import prompt_rows
 from vlmcompress.patches.decoder.continuation import lay_out
+from vlmcompress.patches.decoder.prompt_bias import bias_of
 from vlmcompress.patches.decoder.selection import Chosen, choose, some_of
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
@@ -120,7 +121,10 @@ class Prefill:
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
         follow = self.kwargs, self.images, reductions, self.chunk, self.stages.placeholders
-        changed = self._inputs(embeds) | added(*follow) | follow_in_loop(*follow)
+        changed = self._inputs(embeds)
+        told = list(zip(self.images, kept, reductions, self.survivors, strict=True))
+        self.stages.bias = bias_of(self.installed, self.stages, told, changed["position_ids"])
+        changed |= added(*follow) | follow_in_loop(*follow)
         return kept_of(self.kwargs, self.chunk.index) | changed
 
     def _select(self) -> tuple[list[Tensor], list[Reduction | None]]:
@@ -159,10 +163,8 @@ class Prefill:
         found = yield from choose(
             method, plan, tokens, grids, may_keep_fewer, method_order, self.checks
         )
-        kept, merged = alive[found.kept.to(device)], found.merged
-        if merged is not None:
-            merged = replace(merged, members=alive[merged.members.to(device)])
-        return Chosen(kept, found.counts, merged)
+        merged = None if found.merged is None else found.merged.named(alive)
+        return Chosen(alive[found.kept.to(device)], found.counts, merged)
 
     def _tokens(self, image: Located) -> VisualTokens:
         """What a method may look at: no token that is gone already, none that is masked."""
@@ -177,8 +179,10 @@ class Prefill:
             if isinstance(self.planner.pipeline.upstream, TowerDropper):
                 tokens = some_of(tokens, left)  # signals are of all tokens, too
             else:
-                features = tokens.features[left.to(self.embeds.device)]
-                tokens = replace(tokens, features=features, sizes=sizes)
+                own = left.to(self.embeds.device)
+                logits = None if tokens.question_logits is None else tokens.question_logits[own]
+                tokens = replace(tokens, features=tokens.features[own], sizes=sizes)
+                tokens = replace(tokens, question_logits=logits)
         if image.unmasked is None:
             return tokens
         return some_of(tokens, torch.isin(left, image.unmasked).nonzero()[:, 0])

@@ -12,13 +12,8 @@ from torch import Tensor
 
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.answers import check_count, indices, wrong
-from vlmcompress.methods.contracts.method import (
-    AskingReducer,
-    AskingSelector,
-    ProjectorMethod,
-    Reducer,
-    Selector,
-)
+from vlmcompress.methods.contracts.asking import reducing, selecting
+from vlmcompress.methods.contracts.method import ProjectorMethod, Reducer, Selector
 from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.questions import Asking, abreast
 from vlmcompress.patches.signals.projector import used_by
@@ -98,10 +93,8 @@ def _selected(
         return torch.arange(count, device=tokens.features.device)
     if method_order:
         found = method.pick(tokens, count)
-    elif isinstance(method, AskingSelector) and _is_newer(method, "selecting", "select"):
-        found = yield from method.selecting(tokens, count)
     else:
-        found = method.select(tokens, count)
+        found = yield from selecting(method, tokens, count)
     return indices(
         method.name,
         found,
@@ -119,15 +112,16 @@ def _reduced(
     total, features = len(tokens.grid), tokens.features
     if not _asks(count, total, may_keep_fewer):
         return Reduction.identity(features[:count])
-    if isinstance(method, AskingReducer) and _is_newer(method, "reducing", "reduce"):
-        found = yield from method.reducing(tokens, count)
-    else:
-        found = method.reduce(tokens, count)
+    found = yield from reducing(method, tokens, count)
     if not isinstance(found, Reduction):
         raise wrong(method.name, "no Reduction")
     members, offsets = found.members, found.offsets
     if members.dtype != torch.int64 or offsets.dtype != torch.int64:
         raise wrong(method.name, "members or offsets that are not int64")
+    if found.places is not None and (
+        found.places.dtype != torch.int64 or found.places.shape != (len(offsets) - 1,)
+    ):
+        raise wrong(method.name, f"places that are not int64, one for each of {len(offsets) - 1}")
     check_count(method.name, len(offsets) - 1, count, may_keep_fewer)
     if found.features.shape != (len(offsets) - 1, features.shape[1]):
         raise wrong(
@@ -138,31 +132,27 @@ def _reduced(
     error = wrong(
         method.name,
         f"groups that are not each non-empty, ascending, from 0 to {total - 1} and ordered by "
-        "their smallest member",
+        "their smallest member, or by the places given",
     )
     if not len(members):
         raise error
-    good = _grouped(members, offsets, total)
+    good = _grouped(found, total)
     checks.expect(good, lambda: error)
-    return replace(found, members=members.where(good, 0), offsets=offsets.where(good, 0))
+    places = None if found.places is None else found.places.where(good, 0)
+    members, offsets = members.where(good, 0), offsets.where(good, 0)
+    return replace(found, members=members, offsets=offsets, places=places)
 
 
-def _grouped(members: Tensor, offsets: Tensor, total: int) -> Tensor:
+def _grouped(found: Reduction, total: int) -> Tensor:
     """[] bool: whether groups are what `Reduction` says; there is at least one member."""
+    members, offsets = found.members, found.offsets
     fits = (offsets[0] == 0) & (offsets[-1] == len(members)) & (offsets.diff() > 0).all()
     starts = offsets[:-1].where(fits, 0)
     first = torch.zeros_like(members, dtype=torch.bool).index_fill(0, starts, True)
     ascending = ((members.diff() > 0) | first[1:]).all()
-    ordered = (members[starts].diff() > 0).all()
+    places = members[starts] if found.places is None else found.places
+    ordered = (places.diff() > 0).all() & (places[0] >= 0) & (places[-1] < total)
     return fits & ordered & ascending & ((members >= 0) & (members < total)).all()
-
-
-def _is_newer(method: ProjectorMethod, asking: str, plain: str) -> bool:
-    """Whether no subclass has replaced `plain` alone, of which `asking` would know nothing."""
-    for kind in type(method).__mro__:
-        if asking in vars(kind) or plain in vars(kind):
-            return asking in vars(kind)
-    return False
 
 
 def _asks(count: int, total: int, may_keep_fewer: bool) -> bool:
@@ -170,7 +160,15 @@ def _asks(count: int, total: int, may_keep_fewer: bool) -> bool:
     return count > 0 and (count < total or may_keep_fewer)
 
 
-_PER_TOKEN = ("features", "relevance", "projection", "sizes", *AT_FEATURE, *PER_LAYER)
+_PER_TOKEN = (
+    "features",
+    "relevance",
+    "question_logits",
+    "projection",
+    "sizes",
+    *AT_FEATURE,
+    *PER_LAYER,
+)
 """Fields of `VisualTokens` that have a value for each token."""
 
 

@@ -11,7 +11,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.registry import FAMILIES, RETRIEVERS
-from vlmcompress.patches.families.table import BROKEN, CLIPS, OUT_OF_SCOPE, TESTED, row_of
+from vlmcompress.patches.families.table import (
+    BROKEN,
+    CLIPS,
+    OUT_OF_SCOPE,
+    TESTED,
+    UNSCORED,
+    row_of,
+)
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.version import NEWEST_TRANSFORMERS
 
@@ -82,4 +89,6 @@ def _of_type(name: str, class_name: str) -> TypeFacts:
         return TypeFacts(class_name, (), False, False, frozenset(), OUT_OF_SCOPE[name])
     row = row_of(name)
     signals = (row.like or Encoder()).signals
+    if name not in TESTED - UNSCORED:
+        signals -= {"question_logits"}
     return TypeFacts(class_name, row.stages, True, name in CLIPS, signals, row.no_costs)

@@ -39,7 +39,7 @@ _SIDES = (
 def signals_of(*tower: str) -> frozenset[str]:
     """All signals of a family whose tower gives some: what one layer gives, others do, too."""
     layers = {f"layer_{name}" for name in tower if name in ("keys", "cls_attention")}
-    return frozenset({"text", "vocabulary", *tower, *layers})
+    return frozenset({"text", "vocabulary", "question_logits", *tower, *layers})
 
 
 class Encoder:

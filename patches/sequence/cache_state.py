@@ -7,7 +7,6 @@ is really in the cache. Decoder layers form stages: every layer of a stage holds
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.patches.sequence.attention_bias import TokenBias
 from vlmcompress.patches.sequence.packing import join
 
 
@@ -59,6 +59,8 @@ class CacheState:
     """First decoder layer of the stage -> slots; ascending, layer 0 first."""
     tail: int = 0
     """Tokens appended since, which every stage keeps."""
+    bias: TokenBias | None = None
+    """What the tokens up to `length` stand for; None where each stands for itself."""
 
     @property
     def virtual(self) -> int:
@@ -92,9 +94,11 @@ class CacheState:
     def _first(self, layer: int) -> int:
         return max(start for start in self.stages if start <= layer)
 
-    def map(self, change: Callable[[Slots], Slots]) -> CacheState:
-        """The same state with every stage changed."""
-        return replace(self, stages={layer: change(s) for layer, s in self.stages.items()})
+    def rows(self, rows: Tensor) -> CacheState:
+        """The same state of the batch rows `rows`, for beams."""
+        stages = {layer: slots.rows(rows) for layer, slots in self.stages.items()}
+        bias = None if self.bias is None else self.bias.rows(rows)
+        return replace(self, stages=stages, bias=bias)
 
 
 class _VirtualLength:
@@ -123,17 +127,17 @@ class _VirtualLength:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._vlmcompress = self._vlmcompress.map(lambda slots: slots.rows(beam_idx))
+        self._vlmcompress = self._vlmcompress.rows(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)  # type: ignore[misc]
-        self._vlmcompress = self._vlmcompress.map(lambda slots: slots.rows(indices))
+        self._vlmcompress = self._vlmcompress.rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         size = len(self._vlmcompress.stages[0].index)
         rows = torch.arange(size).repeat_interleave(repeats)
-        self._vlmcompress = self._vlmcompress.map(lambda slots: slots.rows(rows))
+        self._vlmcompress = self._vlmcompress.rows(rows)
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]

@@ -26,7 +26,7 @@ class LayerArguments:
 
     def __init__(self, stages: StageLayout) -> None:
         self._stages = stages
-        self._made: dict[tuple[int, str, bool], dict[str, Any]] = {}
+        self._made: dict[tuple[int, str, bool, bool], dict[str, Any]] = {}
         self.embeddings: dict[str, Any] = {}
         """Kind of layer -> rotary embeddings of the chunk's tokens at the current stage, as far as
         seen: cos and sin, or whatever else the model makes; None for layers without."""
@@ -34,7 +34,8 @@ class LayerArguments:
     def of(self, layer: int, given: dict[str, Any], hidden: Tensor) -> dict[str, Any] | None:
         """The keyword arguments of `layer` at the current stage, or None to leave them alone."""
         kind, rotary = self._stages.kinds.names[layer], given.get("position_embeddings")
-        key = self._stages.current, kind, rotary is None
+        first = layer == 0 and self._stages.bias is not None
+        key = self._stages.current, kind, rotary is None, first
         if key not in self._made:
             self._made[key] = self._make(layer, given, hidden)
         made = self._made[key]
@@ -93,17 +94,23 @@ class LayerArguments:
             return hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if found is None else found
         reach = kinds.reach_of(kind)
         # A window that is wider than the whole sequence is none: plain causal attention is faster.
-        masks = stages.given_masks
-        return build(
-            stages.counted(kind, stages.past_seen(layer)),
-            stages.counted(kind, stages.chunk_seen()),
+        masks, bias = stages.given_masks, stages.bias
+        past, chunk = stages.past_seen(layer), stages.chunk_seen()
+        mask = build(
+            stages.counted(kind, past),
+            stages.counted(kind, chunk),
             masks.get(kind) if isinstance(masks, Mapping) else masks,
             stages.past,
             reach if reach is not None and reach.size < end else None,
-            hidden.dtype if kinds.eager else None,
-            always=picks,
+            hidden.dtype if kinds.eager or bias is not None else None,
+            always=picks or bias is not None,
             both_ways=kinds.both_ways,
         )
+        if bias is None or mask is None:
+            return mask
+        columns = torch.cat([past.columns, chunk.columns], dim=1)
+        added = bias.of(layer, kind, columns, stages.rows(stages.current).index)
+        return mask + added.to(mask.device, mask.dtype)
 
     def _padding(self, hidden: Tensor) -> Tensor | None:
         """[B, Q] bool: which slots are tokens; None where all are, as in a decode step."""

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 
 from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.gather import take, take_all
+from vlmcompress.patches.sequence.attention_bias import TokenBias
 from vlmcompress.patches.sequence.attention_masks import Given, LayerKinds, VisibleKeys
 from vlmcompress.patches.sequence.cache_state import CacheState, Slots
 from vlmcompress.patches.sequence.earlier_inputs import EarlierInputs
@@ -54,6 +55,8 @@ class StageLayout:
     """Computes (cos, sin) of a kind of layer from hidden states and positions, to renumber."""
     end_of_text: int | None = None
     """A token id that separates texts."""
+    bias: TokenBias | None = None
+    """What is added to attention logits."""
     counts: list[int] = field(default_factory=list)
     """Valid chunk tokens of each row at the current stage."""
     spans: list[Span] = field(default_factory=list)
@@ -268,4 +271,5 @@ class StageLayout:
             valid = None if slots.valid is None else slots.valid[:, :end]
             prompt[start] = Slots(slots.index[:, :end], valid)
         length = self.past + self.virtual_width - self.generated
-        return CacheState(length, prompt, self.generated)
+        bias = None if self.bias is None else self.bias.until(length)
+        return CacheState(length, prompt, self.generated, bias)

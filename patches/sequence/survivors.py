@@ -114,4 +114,4 @@ class Survivors:
         keys = (group * size + by_leader[starts[each] + inside]).sort().values
         ends = group.bincount(minlength=len(reduction.offsets) - 1).cumsum(0)
         offsets = torch.cat([ends.new_zeros(1), ends])
-        return Reduction(reduction.features, keys % size, offsets)
+        return Reduction(reduction.features, keys % size, offsets, reduction.places)

@@ -14,9 +14,10 @@ from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.patches.signals.projector import parts_of
+from vlmcompress.patches.signals.question_logits import SIGNAL
 from vlmcompress.patches.signals.tower_hooks import PER_LAYER
 
-_ANYWHERE = frozenset({"text", "vocabulary"})
+_ANYWHERE = frozenset({"text", "vocabulary", SIGNAL})
 """Signals that do not come from the vision tower."""
 
 
@@ -26,6 +27,8 @@ def given_by(family: Family, base: nn.Module) -> frozenset[str]:
     given = encoder.gives(base)
     if "projection" in given and parts_of(base.get_submodule(encoder.projector)) is None:
         given -= {"projection"}
+    if family.no_scores is not None:
+        given -= {SIGNAL}
     return given if not vocabulary_of(base).is_meta else given - {"vocabulary"}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.composition.pipeline import Pipeline
-from vlmcompress.methods.contracts.method import resolve
+from vlmcompress.methods.contracts.method import OF_THE_QUESTION, resolve
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import width
@@ -25,6 +25,7 @@ from vlmcompress.patches.signals.availability import defined, given_by, vocabula
 from vlmcompress.patches.signals.instruction import Instruction
 from vlmcompress.patches.signals.known_features import known_of
 from vlmcompress.patches.signals.projector import join_projections
+from vlmcompress.patches.signals.question_logits import SIGNAL, question_logits
 from vlmcompress.patches.signals.text_tower import TextTower
 from vlmcompress.patches.signals.tower_hooks import WHILE_ENCODING, Record, TowerHooks
 from vlmcompress.tokens import Layout, Projection, VisualTokens
@@ -94,7 +95,7 @@ class Signals:
         self.mark = object()
         encoding = self.collected & WHILE_ENCODING
         self._tower = TowerHooks(parts, pipeline, given, encoding) if encoding else None
-        if self.collected & {"text", "relevance"}:
+        if self.collected & OF_THE_QUESTION:
             self._instruction = Instruction.of(processor, named_tokens(parts.model, family))
         if found is not None:
             assert self._tower is not None
@@ -119,7 +120,7 @@ class Signals:
                 f"{self._name} compared the image with the embedded words of the question, not in "
                 f"CLIP's space: {why}"
             )
-        if processor is None and "text" in self.collected:
+        if processor is None and self.collected & {"text", SIGNAL}:
             notes.append(
                 "no processor= was given, so the question is all text after the last picture, "
                 "words of the chat template among it"
@@ -249,15 +250,18 @@ class Signals:
         fields = {name: _join([piece[name] for piece in pieces], embeds) for name in names}
         if "vocabulary" in self.collected:
             fields["vocabulary"] = vocabulary_of(self._parts.base)
-        if self.collected & {"text", "relevance"}:
+        if self.collected & OF_THE_QUESTION:
             columns, words = self._words(image.row, chunk)
             if "relevance" in self.collected:
                 looked = fields["relevance"]
                 text = self._text_tower.read(self._instruction.text(words))
                 with torch.autocast(looked.device.type, enabled=False):
                     fields["relevance"] = looked.float() @ text.to(looked.device, torch.float32)
+            asked = embeds[image.row, torch.tensor(columns, device=embeds.device)]
             if "text" in self.collected:
-                fields["text"] = embeds[image.row, torch.tensor(columns, device=embeds.device)]
+                fields["text"] = asked
+            if SIGNAL in self.collected:
+                fields[SIGNAL] = question_logits(self._parts.layers[0], asked, features)
         return VisualTokens(features, image.layout.grid, index=image.ordinal, **fields)
 
     def _words(self, row: int, chunk: ChunkIds) -> tuple[list[int], list[int]]:

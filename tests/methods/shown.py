@@ -62,7 +62,7 @@ class Layer:
         seen = torch.ones(n, n, dtype=torch.bool).tril()
         logits = self.logits if rope else self.logits * 0.5
         logits = logits.masked_fill(~seen, float("-inf"))
-        picked = self.text[-1:] if rows == "last" else self.text
+        picked = {"last": self.text[-1:], "text": self.text, "after": self.text[:1]}[rows]
         if keys == "visual":
             return logits[:, picked][..., self.visual].softmax(-1)
         return logits[:, picked].softmax(-1)

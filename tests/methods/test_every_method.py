@@ -41,8 +41,9 @@ def check_reduction(reduction, shown, count):
     assert features.shape == (count, shown.features.shape[1])
     assert features.dtype == shown.features.dtype
     assert features.isfinite().all()
-    firsts = [group[0] for group in groups]
-    assert firsts == sorted(firsts)
+    places = reduction.anchors.tolist()
+    assert places == sorted(set(places))
+    assert all(place in group for place, group in zip(places, groups, strict=True))
     assert all(group == sorted(set(group)) and group for group in groups)
     assert {i for group in groups for i in group} <= set(range(len(shown.grid)))
 
@@ -171,7 +172,7 @@ def test_what_is_not_finite_is_one_clear_error(method, bad):
     shown = asked_of(method, tokens(grid))
     broken = {
         name: value.clone().index_fill_(0, torch.tensor([3]), bad)
-        for name in ("features", "cls_attention", "keys", "relevance")
+        for name in ("features", "cls_attention", "keys", "relevance", "question_logits")
         if (value := getattr(shown, name)) is not None
     }
     for name in ("encoder_attention", "layer_keys", "layer_cls_attention"):

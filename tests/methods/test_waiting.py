@@ -14,8 +14,9 @@ from vlmcompress.tokens import Grid
 
 WAITS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten._unique2}
 INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
-MOST = {"fastvid": 17}
-"""It deals counts out on the CPU, where nothing waits. Others: a check of each signal and round."""
+MOST = {"fastvid": 17, "flashvid-merge": 14}
+"""They deal counts out on the CPU, where nothing waits. Others: a check of each signal and
+round."""
 
 
 class Waiting(TorchDispatchMode):

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from plain import cosine
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops.density import absorb, density_peaks
+from vlmcompress.ops.density import absorb, density_peaks, distinctive
 
 
 def normal(*shape, seed=0):
@@ -112,3 +113,41 @@ def test_rows_whose_distances_are_too_large_are_refused():
     rows[0, 0], rows[1, 1] = 2e19, 2e19  # each squared is a number, their sum is none
     with pytest.raises(VLMCompressError, match="too large"):
         density_peaks(rows)
+
+
+def distinct(rows, denser):
+    likeness = [[cosine(a, b) for b in rows] for a in rows]
+    density = [sum(line) for line in likeness]
+    found = []
+    for i, own in enumerate(density):
+        other = [
+            likeness[i][j]
+            for j, value in enumerate(density)
+            if (value > own + 1e-6 if denser else value < own - 1e-6)
+        ]
+        found.append(own * (1 - max(other, default=0)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("denser", [False, True])
+@pytest.mark.parametrize("block", [1, 10**6])
+def test_distinctive_by_definition(seed, denser, block):
+    rows = torch.randn(15, 4, generator=torch.Generator().manual_seed(seed))
+    expected = distinct(rows.tolist(), denser)
+    assert distinctive(rows, denser, max_bytes=block).tolist() == pytest.approx(expected, abs=1e-4)
+    assert expected != pytest.approx(distinct(rows.tolist(), not denser), abs=1e-2)
+
+
+def test_distinctive_hand_example():
+    """Densities 1.4, 2.56, 2.76, 2.4, -1.4."""
+    rows = torch.tensor([[1.0, 0], [0.8, 0.6], [0.6, 0.8], [0, 1], [-1, 0]])
+    less = [2.8, 0.512, 0.1104, 2.4, -1.4]
+    more = [0.28, 0.1024, 2.76, 0.48, -1.4]
+    assert distinctive(rows).tolist() == pytest.approx(less, abs=1e-5)
+    assert distinctive(rows, denser=True).tolist() == pytest.approx(more, abs=1e-5)
+
+
+def test_distinctive_of_rows_that_are_all_alike():
+    assert distinctive(torch.ones(4, 3)).tolist() == pytest.approx([4.0] * 4)
+    assert distinctive(torch.zeros(4, 3)).tolist() == [0] * 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops.groups import Groups, halvings, reduce, segment_sum
+from vlmcompress.ops.groups import Groups, at_medians, grouped, halvings, reduce, segment_sum
 from vlmcompress.ops.merge import bipartite, ranked_bipartite
 
 SEEDS = range(25)
@@ -106,3 +106,29 @@ def test_sums_of_segments_in_float32():
     weighted = segment_sum(values, members, offsets, weights)
     assert weighted.flatten().tolist() == [258, 0, 527]
     assert segment_sum(values, members[:0], offsets[:1]).shape == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_at_the_lower_median_of_their_members(seed):
+    into = torch.randint(4, (13,), generator=torch.Generator().manual_seed(seed)) * 3
+    features = randn(13, 2, seed=seed)
+    found = grouped(features, into, len(into.unique()), 13)
+    moved = at_medians(found)
+    expected = sorted(
+        (group[(len(group) - 1) // 2], group, row)
+        for group, row in zip(found.groups(), found.features.tolist(), strict=True)
+    )
+    assert moved.anchors.tolist() == [place for place, _, _ in expected]
+    assert moved.groups() == [group for _, group, _ in expected]
+    assert moved.features.tolist() == [row for _, _, row in expected]
+    assert moved.anchors.tolist() != found.anchors.tolist()
+
+
+def test_hand_example_of_a_median():
+    """Of 4, 7, 9 and 12 the second; the group of 5 alone is then the first."""
+    into = torch.full((13,), -1)
+    into[[4, 7, 9, 12]], into[5] = 4, 5
+    found = at_medians(grouped(torch.arange(13.0)[:, None], into, 2, 5))
+    assert found.anchors.tolist() == [5, 7]
+    assert found.groups() == [[5], [4, 7, 9, 12]]
+    assert found.features.flatten().tolist() == [5, 4]

@@ -61,8 +61,8 @@ def embed(report: Any, subject: Any, inputs: dict[str, torch.Tensor]) -> torch.T
     for image, feature in zip(report.images, features, strict=True):
         if image.groups is not None:
             original = feature[places]
-            for group in image.groups:
-                feature[places[min(group)]] = original[group].mean(0)
+            for place, group in zip(image.kept, image.groups, strict=True):
+                feature[places[place]] = original[group].mean(0)
     mask = (inputs["input_ids"] == subject.image_token)[..., None].expand_as(embeds)
     return embeds.masked_scatter(mask, features)
 
@@ -112,8 +112,12 @@ def masked(
     inputs: dict[str, torch.Tensor],
     present: list[torch.Tensor],
     attention: str,
+    bias: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """[B, L, D]: what the bare decoder gives, every layer seeing the columns that are `present`."""
+    """[B, L, D]: what the bare decoder gives, every layer seeing the columns that are `present`.
+
+    `bias` is added to the attention logits, [B, L, L] for each layer.
+    """
     positions = inputs.get("position_ids")
     positions = subject.positions(inputs) if positions is None else positions
     lm, handles = subject.lm, []
@@ -121,6 +125,7 @@ def masked(
         allowed = (subject.allowed(inputs, number) & keys[:, None, :])[:, None]
         mask = torch.zeros(allowed.shape, dtype=lm.dtype)
         mask = mask.masked_fill(~allowed, torch.finfo(lm.dtype).min)
+        mask = mask if bias is None else mask + bias[number][:, None].to(lm.dtype)
 
         def closed(_: Any, args: Any, kwargs: Any, mask: torch.Tensor = mask) -> Any:
             return args, {**kwargs, "attention_mask": mask}
@@ -133,7 +138,10 @@ def masked(
             inputs_embeds=embed(report, subject, inputs),
             position_ids=positions,
             attention_mask=inputs["attention_mask"],
-            **subject.lm_inputs(inputs, [image.groups for image in report.images]),
+            **subject.lm_inputs(
+                inputs,
+                [dict(zip(i.kept, i.groups or [], strict=False)) for i in report.images],
+            ),
         ).last_hidden_state
     finally:
         for handle in handles:

@@ -127,9 +127,9 @@ class Subject:
         return torch.ones(length, length, dtype=torch.bool).tril()
 
     def lm_inputs(
-        self, inputs: dict[str, torch.Tensor], groups: list[list[list[int]] | None]
+        self, inputs: dict[str, torch.Tensor], groups: list[dict[int, list[int]]]
     ) -> dict[str, Any]:
-        """Further inputs of the bare decoder, with tokens merged as in `groups` of each image."""
+        """Further inputs of the bare decoder, `groups` of each image merged at their places."""
         return {}
 
     def positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -211,7 +211,7 @@ class DeepStackSubject(QwenSubject):
         )
 
     def lm_inputs(
-        self, inputs: dict[str, torch.Tensor], groups: list[list[list[int]] | None]
+        self, inputs: dict[str, torch.Tensor], groups: list[dict[int, list[int]]]
     ) -> dict[str, Any]:
         if not groups:
             return {}
@@ -219,8 +219,8 @@ class DeepStackSubject(QwenSubject):
         for features in added:
             for image, mine in zip(features.split(self.tokens_per_image), groups, strict=True):
                 before = image.clone()
-                for group in mine or []:
-                    image[min(group)] = before[group].mean(0)
+                for place, group in mine.items():
+                    image[place] = before[group].mean(0)
         visual = inputs["input_ids"] == self.image_token
         return {"visual_pos_masks": visual, "deepstack_visual_embeds": added}
 

@@ -15,6 +15,7 @@ from vlmcompress.methods.aim_prune import AimPrune
 from vlmcompress.methods.corematching import CoreMatching
 from vlmcompress.methods.dart import DART
 from vlmcompress.methods.feather import Feather
+from vlmcompress.methods.priortr import PriorTR
 from vlmcompress.methods.todre_exit import TodreExit
 from vlmcompress.methods.var import VAR
 from vlmcompress.ops.elbow import elbow
@@ -139,3 +140,26 @@ def test_aim_prune_drops_what_powers_of_eager_attention_say():
         dropped = [place for place in range(9) if place not in image.cuts[2]]
         assert len(dropped) == 2
         assert scores[dropped].max() < scores[image.cuts[2]].min()
+
+
+@pytest.mark.parametrize("name", ["random llava", "random llava-next", "random qwen2.5-vl"])
+@torch.no_grad()
+def test_priortr_compares_the_question_with_the_token_after_each_image(name):
+    subject = SUBJECTS[name]()
+    inputs = subject.batch(subject.prompt(1, 3, text=4), subject.prompt(2, 4, text=9))
+    with compress(subject.model, PriorTR(k=2), budget="60%") as c:
+        last_logits(subject, inputs)
+    report = c.report()
+    attention, others = oracle(report, subject, inputs, 1), 0
+    for image in report.images:
+        spans = subject.columns(inputs["input_ids"][image.row])
+        first = next(i.index for i in report.images if i.row == image.row)
+        span, mean = spans[image.index - first], attention[image.row].mean(0)
+        columns, behind = subject.visual(span), int(span[-1]) + 1
+        p, q = mean[int(spans[-1][-1]) + 1 :, columns].mean(0), mean[behind, columns]
+        for prior, kept in ((q, True), (p.flip(0), False)):
+            scores = p / p.sum() * (p / p.sum() / (prior / prior.sum())).log()
+            best = scores.topk(len(image.cuts[2])).indices.sort().values.tolist()
+            assert (best == image.cuts[2]) == kept
+        others += len(spans) > 1
+    assert others == 2

@@ -95,7 +95,8 @@ def test_no_decoder_method_of_known_counts_waits(
 ):
     subject = random_subject
     inputs = subject.batch(subject.prompt(1, 1), subject.prompt(2, 2))
-    with compress(subject.model, method, "60%", **told(method, tmp_path_factory)) as c:
+    budget = "80%" if method == "flashvid-prune" else "60%"  # it cuts late
+    with compress(subject.model, method, budget, **told(method, tmp_path_factory)) as c:
         assert waits(subject, inputs, monkeypatch) == []
         assert any(image.cuts for image in c.report().images)
 

@@ -26,7 +26,8 @@ LITERALS = st.one_of(
 def printed(method: Method) -> str:
     options = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
     inside = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    return f"{method.name}({inside})" if inside else method.name
+    name = type(method).name  # that of a method around another shows the other
+    return f"{name}({inside})" if inside else name
 
 
 @st.composite

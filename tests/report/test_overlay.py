@@ -102,6 +102,8 @@ def test_survival_of_merged_tokens_covers_their_members():
     expected = np.zeros(16)
     expected[[0, 1, 4]], expected[[2, 3]] = 0.5, 1
     assert (survival(merged).ravel() == expected).all()
+    inside = report(kept=[1, 3], cuts={2: [3]}, groups=[[0, 1, 4], [2, 3]])
+    assert (survival(inside).ravel() == expected).all(), "a group need not stand at its first"
 
 
 def cell(page, box, row, column, scale, grid=4):

@@ -40,6 +40,7 @@ def test_a_plan_travels_as_bytes(layout):
     [
         (Settings("fastv", "25%"), "fastv cannot be served: fastv drops tokens between decoder"),
         (Settings("divprune+fastv", "25%"), r"divprune\+fastv cannot be served"),
+        (Settings("restore(divprune)", "25%"), r"restore\(divprune\) cannot be served: it adds a"),
         (Settings("tome", "25%"), r"tome\(stage='projector'\)"),
         (Settings("pixelprune", "25%"), "pixelprune acts at the pixels stage"),
         (Settings("text-only"), "keeps no token"),

@@ -129,7 +129,7 @@ def servable() -> list[str]:
     """Specs of all methods that keep some tokens between projector and decoder."""
     own = [name for name in METHODS.names() if issubclass(METHODS.get(name), ProjectorMethod)]
     merging = [f"{name}(stage='projector')" for name in ("tome", "pitome", "mctf", "downsample")]
-    whole = {"full", "text-only", "zoo-prune", "embedlens", "downsample"}
+    whole = {"full", "text-only", "zoo-prune", "embedlens", "downsample", "hawk", "restore"}
     return sorted(
         {*own, *merging, "embedlens(table={model!r})"} - whole - {"tome", "pitome", "mctf"}
     )

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from vlmcompress.methods.contracts.method import AskingReducer
 from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.shared.clip_segments import cuts
 from vlmcompress.methods.shared.saliency import NEED, saliency
 from vlmcompress.ops.apportion import apportion, even
 from vlmcompress.ops.density import absorb, density_peaks
@@ -17,8 +17,6 @@ from vlmcompress.ops.finite import check_finite
 from vlmcompress.ops.groups import grouped
 from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.ranking import best, marked
-from vlmcompress.ops.select import top_k
-from vlmcompress.ops.similarity import unit_rows
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 
@@ -88,7 +86,7 @@ class FastVID(AskingReducer):
         check_finite(rows)
         frame = grid.h * grid.w
         attention = saliency(tokens)
-        cut = yield self._cuts(rows.view(grid.t, frame, -1))
+        cut = yield cuts(rows.view(grid.t, frame, -1), self.threshold, self.segments)
         ends = [*(cut.nonzero()[:, 0] + 1).tolist(), grid.t]
         merged, salient = self._shares(ends, grid, max(0, min(count, len(grid))))
         # The token that each one goes into: itself, an anchor, or nothing.
@@ -114,16 +112,6 @@ class FastVID(AskingReducer):
                 made[anchor] = absorbed.to(made.dtype)
                 members += len(rest)
         return grouped(made, into, sum(merged) + sum(salient), members)
-
-    def _cuts(self, frames: Tensor) -> Tensor:
-        """[T - 1] bool: whether a segment of `frames` [T, F, D] ends before each but the first."""
-        means = unit_rows(frames.float().mean(dim=1))
-        likeness = (means[1:] * means[:-1]).sum(dim=-1)
-        cut = likeness < self.threshold
-        least = min(self.segments - 1, len(likeness))
-        if least:
-            cut[top_k(-likeness, least)] = True
-        return cut
 
     def _shares(self, ends: list[int], grid: Grid, count: int) -> tuple[list[int], list[int]]:
         """How many merged and how many salient tokens each frame has."""

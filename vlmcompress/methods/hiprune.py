@@ -13,7 +13,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.method import Selector
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.per_frame import select_by_frame
-from vlmcompress.methods.shared.saliency import check_signal
+from vlmcompress.methods.shared.saliency import received
 from vlmcompress.ops.finite import check_finite
 from vlmcompress.ops.ranking import best, marked, ranks
 from vlmcompress.tokens import Grid, VisualTokens
@@ -94,13 +94,8 @@ class HiPrune(Selector):
     def _keeper(self, tokens: VisualTokens) -> Callable[[slice, int], Tensor]:
         """(tokens of a frame, its quota) -> [h * w] bool: those kept."""
         check_finite(tokens.features)
-        received = tokens.encoder_attention
-        if not received:
-            raise VLMCompressError(f"{self.name} needs encoder_attention, these tokens have none")
-        middle, deep = (
-            check_signal("encoder_attention", received[layer], tokens)
-            for layer in (min(received), max(received))
-        )
+        found = received(self.name, tokens)
+        middle, deep = found[min(found)], found[max(found)]
 
         def keep(own: slice, quota: int) -> Tensor:
             anchors = min(quota, round(quota * self.alpha / 5))

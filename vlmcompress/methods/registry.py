@@ -9,6 +9,8 @@ from vlmcompress.registry import Registry
 COMPOSITIONS = {
     "aim": "aim-merge+aim-prune",
     "todre": "todre-select+todre-exit",
+    "flashvid": "flashvid-merge+flashvid-prune",
+    "vscan": "vscan-merge+vscan-prune",
 }
 """Papers of several stages: their name stands for the methods that they are made of."""
 
@@ -43,16 +45,23 @@ for _name, _entry in {
     "cdpruner": "cdpruner:CDPruner",
     "scope": "scope:Scope",
     "mmtok": "mmtok:MMTok",
+    "hawk": "hawk:Hawk",
     "evs": "evs:EVS",
     "vidcom2": "vidcom2:VidCom2",
     "fastvid": "fastvid:FastVID",
+    "flashvid-merge": "flashvid_merge:FlashVIDMerge",
     "visionzip": "visionzip:VisionZip",
+    "vscan-merge": "vscan_merge:VScanMerge",
     "aim-merge": "aim_merge:AimMerge",
     "expedit": "expedit:Expedit",
+    "restore": "restore:Restore",
     "ppllava": "ppllava:PPLLaVA",
     "pllava": "pllava:PLLaVA",
     "m3": "m3:M3",
     "fastv": "fastv:FastV",
+    "priortr": "priortr:PriorTR",
+    "vscan-prune": "vscan_prune:VScanPrune",
+    "flashvid-prune": "flashvid_prune:FlashVIDPrune",
     "pyramiddrop": "pyramiddrop:PyramidDrop",
     "adaptinfer": "adaptinfer:AdaptInfer",
     "feather": "feather:Feather",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,11 @@ def apportion(quotas: Tensor, total: int, most: Tensor, *, least: int = 0) -> Te
     below = below.masked_fill(places < least, torch.inf)
     below = below.masked_fill(places >= most[:, None], -torch.inf)
     return torch.bincount(top_k(below.flatten(), total) // len(places), minlength=parts)
+
+
+def rounded_up(value: float) -> int:
+    """The next whole number, where rounding in floating point does not count: 7 of 0.7 * 10."""
+    return math.ceil(value - 1e-9)
 
 
 def even(total: int, parts: int) -> Tensor:

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.anchors import BLOCK_BYTES, means, nearest_anchor, nearest_centre
 from vlmcompress.ops.deferred_checks import expect
-from vlmcompress.ops.ranking import ranks
+from vlmcompress.ops.ranking import best, ranks
 from vlmcompress.ops.similarity import unit_rows
 
 _DUPLICATE = 1e-5
@@ -60,6 +61,27 @@ def density_peaks(rows: Tensor, neighbours: int = 4) -> Tensor:
     return log_rho + (delta / width).sqrt().log()
 
 
+def peak_clusters(rows: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row joins the nearest of the `count` highest density peaks.
+
+    Args:
+        rows: [n, D] any dtype, compared and averaged in float32.
+        count: from 1 to n.
+        neighbours: as for `density_peaks`.
+
+    Returns:
+        [count] int64, ascending: the rows that are centres.
+        [n] int64 places in them.
+        [count, D] float32 means.
+
+    Raises:
+        VLMCompressError: a row is NaN, infinite or too large for float32.
+    """
+    centres = best(density_peaks(rows, neighbours), count)
+    nearest = nearest_centre(rows, centres)
+    return centres, nearest, means(rows, nearest, count)
+
+
 def absorb(rows: Tensor, anchors: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Merge each row into the anchor of the highest cosine; of equals into the first.
 
@@ -81,11 +103,42 @@ def absorb(rows: Tensor, anchors: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """
     rows = rows.detach().float()
     with torch.autocast(rows.device.type, enabled=False):
-        unit = unit_rows(rows)
-        nearest = (unit @ unit[anchors].T).argmax(dim=-1)
-        nearest[anchors] = torch.arange(len(anchors), device=rows.device)
+        nearest = nearest_anchor(rows, anchors)
         own = one_hot(nearest, len(anchors)).float()
         sizes = own.sum(dim=0)[:, None]
         weight = (1 / (sizes + 1)).clamp(min=beta)
         # A product, as sums by index are not deterministic on a GPU.
         return nearest, weight * rows[anchors] + (1 - weight) * (own.T @ rows / sizes)
+
+
+def distinctive(rows: Tensor, denser: bool = False, *, max_bytes: int = BLOCK_BYTES) -> Tensor:
+    """How much each row is like many and unlike those that are like fewer.
+
+    density * delta: density = sum of the cosines with all rows, itself among them; delta = 1 - the
+    highest cosine with a row of a lower density, 1 for the lowest of all.
+
+    Args:
+        rows: [n, D] any dtype, compared in float32 (also under autocast).
+        denser: delta looks at rows of a higher density instead, as density peaks do.
+        max_bytes: working memory for a block of rows; a block has at least one.
+
+    Returns:
+        [n] float32; a row of zeros has 0.
+
+    Raises:
+        VLMCompressError: a row is NaN, infinite or too large for float32.
+
+    Source: RESTORE, arXiv 2606.01711, distinctive anchors.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        unit = unit_rows(rows)
+        density = unit @ unit.sum(dim=0)
+        nearest = []
+        step = max(1, max_bytes // (4 * max(1, len(unit))))
+        for start in range(0, len(unit), step):
+            own = slice(start, start + step)
+            cosines, mine = unit[own] @ unit.T, density[own, None]
+            other = density > mine if denser else density < mine
+            nearest.append(cosines.masked_fill_(~other, -torch.inf).amax(dim=-1))
+        near = torch.cat(nearest)
+    return density * torch.where(near.isfinite(), 1 - near, 1.0)

@@ -167,6 +167,18 @@ def halvings(tokens: int, keep: int) -> list[int]:
     return counts
 
 
+def at_medians(reduction: Reduction) -> Reduction:
+    """The same groups, each placed at the lower median of its members and ordered by it."""
+    members, sizes = reduction.members, reduction.offsets.diff()
+    count = len(sizes)
+    places = members[reduction.offsets[:-1] + (sizes - 1) // 2]
+    order = places.argsort()
+    groups = torch.arange(count, device=members.device)
+    slot = order.argsort()[groups.repeat_interleave(sizes, output_size=len(members))]
+    moved, offsets = segments(slot, count)
+    return Reduction(reduction.features[order], members[moved], offsets, places[order])
+
+
 def alone(x: Tensor) -> Tensor:
     """[B, n] int64: every token of `x` [B, n, ...] its own leader."""
     return torch.arange(x.shape[1], device=x.device).repeat(len(x), 1)

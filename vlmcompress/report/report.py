@@ -37,7 +37,8 @@ class ImageReport:
     after: int
     """Tokens that enter the decoder."""
     kept: list[int]
-    """The tokens that enter the decoder; for merged tokens the smallest member of each group."""
+    """The tokens that enter the decoder; for merged tokens where each group stands, mostly at its
+    smallest member."""
     groups: list[list[int]] | None
     """For mergers and poolers: the tokens that each output token stands for."""
     cuts: dict[int, list[int]]

@@ -33,6 +33,11 @@ def pipeline_of(method: str) -> Pipeline:
             "decoder layers, and vLLM has laid out the KV cache of all layers by then; methods "
             "between projector and decoder can be served (vlmcompress ls methods)"
         )
+    if pipeline.attention_bias is not None:
+        raise CompositionError(
+            f"{pipeline.name} cannot be served: it adds a bias to the attention logits of the "
+            "decoder, and the attention of vLLM takes none"
+        )
     return pipeline.for_stages("vLLM", _STAGES)
 
 

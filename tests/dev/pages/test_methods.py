@@ -2,6 +2,7 @@
 
 from dev.pages import committed_results as committed
 from dev.pages import methods as methods_page
+from dev.pages import methods_repaired
 from vlmcompress.methods import list_methods
 
 
@@ -54,3 +55,46 @@ def test_the_page_tells_who_is_better_or_worse_than_random(task):
     assert methods_page.losers(some, "stride") == "- **Lose to `stride`**: `a` (at 50%, 25%)."
     none = {"budgets": [{"budget": "50%", "worse_than_random": []}]}
     assert methods_page.losers(none, "random") == "- No method is shown to lose to `random`."
+
+
+def scored(method, scores, budget="25%"):
+    right = sum(map(int, scores)) / len(scores)
+    return {"method": method, "budget": budget, "accuracy": right, "scores": scores}
+
+
+def test_what_a_modifier_does_is_told_pair_by_pair(monkeypatch):
+    """15 : 1 of 20 is p = .0005, and .0016 of three pairs; 2 : 1 and 0 : 4 are chance."""
+    plain = "1" + "0" * 15 + "1111"
+    cases = [
+        scored("divprune", plain),
+        scored("restore(divprune)", "0" + "1" * 15 + "1111"),
+        scored("restore(divprune, merge=False)", "0" + "11" + "0" * 13 + "1111"),
+        scored("scope", plain),
+        scored("restore(scope)", "1" + "0" * 15 + "0000"),
+        scored("restore(stride)", plain),
+        scored("restore(divprune)", plain, None),
+        {"method": "restore(scope)", "budget": "12.5%", "cannot": "too few"},
+    ]
+    task = {"cases": cases, "budgets": [{"budget": "25%"}, {"budget": "12.5%"}], "scored": 20}
+    results = {"tiny-qwen": {"tasks": {"pictures": task}}}
+    monkeypatch.setattr(committed, "all_results", lambda folder: results)
+    text = methods_repaired.repaired()
+    assert "Of 3 pairs\n1 are better and 0 worse." in text
+    assert "### `tiny-qwen`, 20 questions of `pictures`" in text
+    assert text.strip().splitlines()[-5:] == [
+        "| method | 25% | 12.5% |",
+        "| --- | --- | --- |",
+        "| `restore(divprune)` | 25.0 → **95.0** (15 : 1) | - |",
+        "| `restore(divprune, merge=False)` | 25.0 → 30.0 (2 : 1) | - |",
+        "| `restore(scope)` | 25.0 → 5.0 (0 : 4) | - |",
+    ]
+    cases[1]["scores"], cases[0]["scores"] = cases[0]["scores"], cases[1]["scores"]
+    cases[1]["accuracy"], cases[0]["accuracy"] = cases[0]["accuracy"], cases[1]["accuracy"]
+    assert "| `restore(divprune)` | 95.0 → *25.0* ↓ (1 : 15) | - |" in methods_repaired.repaired()
+
+
+def test_the_paper_of_several_stages_is_on_the_page_of_its_first():
+    assert methods_page._of("vscan-merge", "vscan")
+    assert not methods_page._of("vscan-prune", "vscan")
+    assert methods_page._of("vscan-prune", "vscan-prune(k=3)")
+    assert not methods_page._of("vscan-merge", "vscan-merge+fastv")

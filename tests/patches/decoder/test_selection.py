@@ -178,11 +178,12 @@ def test_with_a_budget_an_adaptive_method_keeps_exactly_that(llava):
         last_logits(llava, llava.batch(llava.prompt(1, 1)))
 
 
-def reduction(features=None, members=range(36), sizes=(4,) * 9):
+def reduction(features=None, members=range(36), sizes=(4,) * 9, places=None):
     def make(tokens, count):
         offsets = torch.tensor([0, *sizes]).cumsum(0)
         rows = tokens.features[:count] if features is None else features
-        return Reduction(rows, torch.tensor(list(members)), offsets)
+        where = None if places is None else torch.tensor(list(places))
+        return Reduction(rows, torch.tensor(list(members)), offsets, where)
 
     return make
 
@@ -205,6 +206,10 @@ MISMADE = {
         reduction(members=[*range(4, 8), *range(4), *range(8, 36)]),
         "ordered by their smallest member",
     ),
+    "unsorted places": (reduction(places=[5, 1, *range(8, 36, 4)]), "or by the places given"),
+    "places outside": (reduction(places=range(4, 40, 4)), "from 0 to 35"),
+    "too few places": (reduction(places=range(0, 32, 4)), "places that are not int64, one for"),
+    "float places": (reduction(places=[0.5] * 9), "places that are not int64"),
     "floats": (reduction(members=[0.5] * 36), "that are not int64"),
 }
 

@@ -126,7 +126,8 @@ def test_every_family_tells_which_signals_it_gives():
     found = {model.name: set(model.signals) for model in list_models()}
     tower = {"encoder_attention", "keys", "layer_keys"}
     cls = {"cls_attention", "layer_cls_attention"}
-    assert found["mistral3"] == {"text", "vocabulary"}
+    assert found["mistral3"] == {"text", "vocabulary", "question_logits"}
+    assert found["gemma4"] & {"text", "question_logits"} == {"text"}, "its layers are watched"
     assert found["gemma3"] == found["mistral3"] | tower
     assert found["qwen2_5_vl"] == found["gemma3"] | {"projection"}
     assert found["internvl"] == found["qwen2_5_vl"] | cls
@@ -143,7 +144,9 @@ def test_a_tower_without_cls_gives_none(need):
 def test_an_unknown_tower_gives_only_what_the_decoder_has():
     tower = {"model_type": "pixtral", "hidden_size": 32, "num_hidden_layers": 1}
     model = build("Llava", vision_config=tower, text_config=LLAMA, image_token_index=IMAGE)
-    with pytest.raises(UnsupportedModelError, match=r"does not give \(it gives text, vocab"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"does not give \(it gives question_logits, text, vocab"
+    ):
         compress(model, looker("keys")[0], budget=4)
 
 

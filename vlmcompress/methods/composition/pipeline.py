@@ -16,6 +16,7 @@ from vlmcompress.methods.contracts.before_projector import (
     let_in,
 )
 from vlmcompress.methods.contracts.method import (
+    AttentionBias,
     DecoderMethod,
     Method,
     ProjectorMethod,
@@ -149,6 +150,11 @@ class Pipeline:
     def needs(self) -> frozenset[str]:
         """Signals that have to be collected, as methods name them (`Method.asks`)."""
         return frozenset().union(*(method.asks for method in self.methods))
+
+    @property
+    def attention_bias(self) -> AttentionBias | None:
+        """What is added to the decoder's attention logits."""
+        return None if self.projector is None else self.projector.attention_bias
 
     def for_stages(self, family: str, stages: Collection[Stage], merges: bool = True) -> Pipeline:
         """The pipeline as it acts in a model that lets methods in at `stages`.

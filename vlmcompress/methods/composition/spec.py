@@ -29,7 +29,8 @@ def parse(spec: str | Method | Sequence[Method], /, **options: Any) -> Pipeline:
 
     Args:
         spec: a text such as "divprune", "divprune+fastv" or "divprune(ratio=0.1)+fastv(k=3)" with
-            Python literals as values; a method; or several. The order does not matter.
+            Python literals as values, "restore(divprune)" for a method around another; a method; or
+            several. The order does not matter.
         options: each goes to the one method that has a field of this name.
 
     Raises:
@@ -73,8 +74,7 @@ def _give(parts: Sequence[_Part], options: Mapping[str, Any]) -> None:
     """Hand each option to the one method that has it."""
     for option, value in options.items():
         part = _owner(parts, option)
-        if option in part.options:
-            raise CompositionError(f"{part.method.name}: {option} is given twice")
+        _check_once(part.method.name, option, part.options)
         part.options[option] = value
 
 
@@ -117,7 +117,11 @@ def split(text: str, separator: str) -> list[str]:
 
 def _read(text: str) -> list[_Part]:
     """A part such as "fastv(k=3)"; several for the name of a composition."""
+    text, inner = _unwrapped(text)
     called, options = read_call(text)
+    if inner is not None:
+        _check_once(called, "of", options)
+        options["of"] = inner
     if called in COMPOSITIONS:
         parts = [part for name in split(COMPOSITIONS[called], "+") for part in _read(name)]
         _give(parts, options)
@@ -138,6 +142,22 @@ def _read(text: str) -> list[_Part]:
         if option not in _options(method):
             raise _no_option([method.name], option, _options(method))
     return [_Part(method, options)]
+
+
+def _unwrapped(text: str) -> tuple[str, str | None]:
+    """A call of a method that goes around another: without that one's spec, and the spec."""
+    match = _PART.fullmatch(text)
+    if match is None or match[1] not in METHODS or not METHODS.get(match[1]).wraps:
+        return text, None
+    first, *rest = split(match[2] or "", ",")
+    if not first.strip() or "=" in first.partition("(")[0]:
+        return text, None
+    return f"{match[1]}({','.join(rest)})", first.strip()
+
+
+def _check_once(name: str, option: str, given: Mapping[str, Any]) -> None:
+    if option in given:
+        raise CompositionError(f"{name}: {option} is given twice")
 
 
 def read_call(

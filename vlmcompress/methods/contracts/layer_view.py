@@ -54,7 +54,7 @@ class LayerView(Protocol):
 
     def attention(
         self,
-        rows: Literal["last", "text"] = "last",
+        rows: Literal["last", "text", "after"] = "last",
         keys: Literal["all", "visual"] = "all",
         *,
         rope: bool = True,
@@ -63,7 +63,8 @@ class LayerView(Protocol):
         """Softmax attention of the query rows, float32, per head.
 
         Args:
-            rows: the last token, or the text after the last visual token.
+            rows: the last token, the text after the last visual token, or the first token after
+                the image.
             keys: softmax over all keys the row may see, or over the image's visual tokens only.
             rope: with or without rotary embedding of queries and keys.
             of: the layer whose weights are used: "this" is `layer`, about to run, on its own input;

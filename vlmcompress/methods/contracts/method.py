@@ -23,6 +23,8 @@ from vlmcompress.ops.select import top_k
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 Stage = Literal["pixels", "encoder", "projector", "decoder"]
+OF_THE_QUESTION = frozenset({"text", "relevance", "question_logits"})
+"""Signals that read the instruction."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Method(ABC):
     beforehand are then upper bounds."""
     across_parts: ClassVar[bool] = False
     """Whether the method needs all grids of an image at once, rather than one after the other."""
+    wraps: ClassVar[bool] = False
+    """Whether it goes around another method, whose spec comes first in its parentheses and is the
+    option `of`."""
     on_grid: ClassVar[bool] = False
     """Whether it needs the neighbours of tokens on their grid, which an encoder-stage method breaks
     up."""
@@ -89,10 +94,26 @@ class Method(ABC):
 
 
 @dataclass(frozen=True)
+class AttentionBias:
+    """What a method adds to the attention logits of all decoder layers, for what it has dropped."""
+
+    sizes: bool
+    """ln of the tokens that each one stands for; in layer 0 the same for all of an image."""
+    distance: bool
+    """ln(2 - c(d)) for tokens d positions apart, c the mean of cos(d * w) over the rotary
+    frequencies w; among the tokens of a prompt that has lost any, not while answers are written."""
+
+
+@dataclass(frozen=True)
 class ProjectorMethod(Method):
     """Acts once on the features that the projector made."""
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"projector"})
+
+    @property
+    def attention_bias(self) -> AttentionBias | None:
+        """What it wants to be added to attention logits; mostly nothing."""
+        return None
 
     def keep_count(self, grid: Grid, budget: float | None) -> int:
         """How many tokens of an image are kept; from the grid alone, so it is known beforehand.

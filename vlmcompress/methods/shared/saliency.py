@@ -31,6 +31,24 @@ def saliency(tokens: VisualTokens) -> Tensor:
     return check_signal("encoder_attention", received[max(received)], tokens)
 
 
+def received(name: str, tokens: VisualTokens) -> dict[int, Tensor]:
+    """ViT layer -> [N] float32 attention received, of the layers that were collected.
+
+    Args:
+        name: of the method, for messages.
+        tokens: whose values they are.
+
+    Raises:
+        VLMCompressError: none were collected, or one of the values is NaN or infinite.
+    """
+    if not tokens.encoder_attention:
+        raise VLMCompressError(f"{name} needs encoder_attention, these tokens have none")
+    return {
+        layer: check_signal("encoder_attention", values, tokens)
+        for layer, values in tokens.encoder_attention.items()
+    }
+
+
 def check_signal(name: str, values: Tensor, tokens: VisualTokens) -> Tensor:
     """`values` as float32, one finite number per token and on the device of the features.
 

@@ -50,8 +50,8 @@ def survival(report: ImageReport, layer: int | None = None) -> npt.NDArray[np.fl
                 f"there is no decoder layer {layer}: give 0 to {len(report.per_layer) - 1}"
             )
         reached[_entering(report, layer)] = 1
-    for members in report.groups or []:
-        reached[members] = reached[min(members)]
+    for place, members in zip(report.kept, report.groups or [], strict=False):
+        reached[members] = reached[place]
     return reached.reshape(report.grid)
 
 
@@ -73,7 +73,7 @@ def _of_report(report: ImageReport, layer: int | None) -> list[Step]:
     if report.groups is None:
         anchors = []
     else:
-        anchors = [min(members) for members in report.groups if reached[min(members)] > 0]
+        anchors = [place for place in report.kept if reached[place] > 0]
     kept = report.kept if layer is None else inside
     steps, start = [], 0
     for frames, rows, columns in report.parts:
@@ -96,7 +96,7 @@ def _labels(report: ImageReport, reached: npt.NDArray[np.float64]) -> npt.NDArra
     if report.groups is None:
         return np.where(reached > 0, 0, -1)
     labels = np.full(reached.size, -1)
-    for number, members in enumerate(report.groups):
-        if reached[min(members)] > 0:
+    for number, (place, members) in enumerate(zip(report.kept, report.groups, strict=True)):
+        if reached[place] > 0:
             labels[members] = number
     return labels

@@ -14,8 +14,8 @@ from vlmcompress.serving.counts import check_stage, plan, signals_of
 from vlmcompress.serving.settings import Settings
 from vlmcompress.tokens import Layout
 
-_NOT_HERE = frozenset({"relevance", "projection"})
-"""Signals that take a text tower, or a projector that can be run by itself."""
+_NOT_HERE = frozenset({"relevance", "projection", "question_logits"})
+"""Signals that take a text tower, a projector that can be run by itself, or a decoder layer."""
 
 
 class Family:
