@@ -21,7 +21,6 @@ from vlmcompress.eval.results.standings import BEST, claim
 from vlmcompress.eval.results.statistics import SIGNIFICANT
 from vlmcompress.eval.run.cases import FULL
 from vlmcompress.methods.composition.spec import parse
-from vlmcompress.methods.contracts.method import OF_THE_QUESTION
 
 PAGE = ROOT / "docs" / "which.md"
 DOCUMENTS = "reading"

@@ -66,6 +66,7 @@ SPECS = [
     ("cdpruner(negate=False)", "25%"),
     ("pyramiddrop", "50%"),
     ("scope+fastv", "25%"),
+    ("restore(divprune)", "25%"),
     ("mctf(stage='projector')+pyramiddrop", "25%"),
 ]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.composition.spec import parse
-from vlmcompress.methods.registry import METHODS
+from vlmcompress.methods.registry import COMPOSITIONS, METHODS
 
 OPTIONS = (
     "tome(stage='projector')",
@@ -20,9 +20,10 @@ OPTIONS = (
 )
 """Options that change what a method keeps: its stage, how a paper is read, which rows rank."""
 
-COMPOSITIONS = (
-    "aim",
-    "todre",
+MODIFIED = ("restore(divprune)", "restore(scope)")
+"""Selectors with a modifier around them."""
+
+COMPOSED = (
     "divprune+fastv",
     "scope+fastv",
     "mmtok+fastv",
@@ -40,8 +41,8 @@ COMPOSITIONS = (
 
 
 def candidates(question_blind: bool = False) -> list[str]:
-    """Every registered method that meets budgets, other packages' too, then `OPTIONS`,
-    `COMPOSITIONS`.
+    """Every registered method that meets budgets, other packages' too, then papers of several
+    stages, `OPTIONS`, `MODIFIED` and `COMPOSED`.
 
     A model runs not all of them; what it refuses leaves the race at its first batch.
 
@@ -65,5 +66,7 @@ def takes_budget(spec: str) -> bool:
 
 def _every() -> Iterator[str]:
     yield from METHODS.names()
-    yield from OPTIONS
     yield from COMPOSITIONS
+    yield from OPTIONS
+    yield from MODIFIED
+    yield from COMPOSED

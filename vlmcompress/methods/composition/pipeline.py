@@ -16,6 +16,7 @@ from vlmcompress.methods.contracts.before_projector import (
     let_in,
 )
 from vlmcompress.methods.contracts.method import (
+    OF_THE_QUESTION,
     AttentionBias,
     DecoderMethod,
     Method,
@@ -34,8 +35,6 @@ _CLASSES: dict[Stage, tuple[type[Method], ...]] = {
     "decoder": (DecoderMethod,),
 }
 """In the order in which an image meets them; what a method must be to act at each."""
-_OF_THE_QUESTION = frozenset({"text", "relevance"})
-"""Signals that depend on the question."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class Pipeline:
         What it drops may then be what a later question about the same pictures asks for.
         """
         asks = {choice for need in self.needs for choice in need.split("|")}
-        return bool(asks & _OF_THE_QUESTION) or self.decoder is not None
+        return bool(asks & OF_THE_QUESTION) or self.decoder is not None
 
     @property
     def needs(self) -> frozenset[str]:
