@@ -105,7 +105,8 @@ class Projection:
     inputs: Tensor
     """[M, P, D]: the P patches that became each of M projected features."""
     body: Callable[[Tensor], Tensor]
-    """[M, P, D] -> [M, K]: all but the last linear layer. Computes in the dtype it is given."""
+    """[M, P, D] -> [M, K]: all but the last linear layer. Computes in the dtype it is given. A
+    `vlmcompress.ops.projector.Body` where there is one linear layer more and an activation."""
     last: Tensor
     """[C, K]: weight of the last linear layer."""
     to_tokens: Callable[[Tensor], Tensor]

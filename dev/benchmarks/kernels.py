@@ -6,10 +6,7 @@ On a machine without CUDA only the torch paths are timed; bytes and operations s
 """
 
 import argparse
-import os
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from dev.benchmarks.kernel_case import KernelCase
 from vlmcompress.budget.clock import elapsed
 from vlmcompress.eval.run.provenance import machine
 from vlmcompress.files import write_json
-from vlmcompress.ops.backend import VARIABLE
+from vlmcompress.ops.backend import forced
 
 CARDS = {
     "H100": (3.35e12, 67e12, 989e12),
@@ -41,20 +38,6 @@ def cases() -> list[KernelCase]:
     return [*SELECT, *SCORE, *MERGE]
 
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Let every op run as `name` says, in this process and for a while."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = name
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
-
-
 def floor(case: KernelCase, card: str) -> float | None:
     """Milliseconds that the memory and the arithmetic of a known card take at least."""
     for name, (bandwidth, single, half) in CARDS.items():
@@ -71,7 +54,7 @@ def measure(case: KernelCase, device: torch.device, rounds: int) -> dict[str, An
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
         for name in names:
-            with backend(name):
+            with forced(name):
                 spent = elapsed(run, device)
             if number:  # the first one compiles
                 times[name].append(spent)
@@ -87,7 +70,7 @@ def measure(case: KernelCase, device: torch.device, rounds: int) -> dict[str, An
 
 
 def paying(rows: list[dict[str, Any]]) -> list[str]:
-    """Ops whose kernel is the faster one at every shape: what belongs into `backend.PAYS`."""
+    """Ops whose kernel is the faster one at every shape."""
     slowest: dict[str, float] = {}
     for row in rows:
         if "times_as_fast" in row:

@@ -16,6 +16,7 @@ from torch.nn.functional import gelu
 
 from vlmcompress.methods import Method, ProjectorMethod, get_method
 from vlmcompress.methods.registry import METHODS
+from vlmcompress.ops.projector import Body
 from vlmcompress.ops.score import attention_rows, propagate
 from vlmcompress.tokens import Grid, Projection, VisualTokens
 
@@ -100,7 +101,7 @@ def tokens(
         vocabulary=randn(widths.words, widths.hidden),
         projection=Projection(
             randn(count, 1, widths.entering),
-            lambda x: gelu(x.flatten(1) @ first.to(x)),
+            Body(first.T.contiguous(), None, gelu),
             last,
             lambda values: values,
         ),
@@ -184,9 +185,14 @@ class PlainLayer:
         return attention_rows(self.queries[:, picked], self.cached, self._scale, seen)
 
     def propagate(
-        self, mass: Tensor, *, temperature: float = 1.0, of: Literal["this", "previous"] = "this"
+        self,
+        mass: Tensor,
+        *,
+        temperature: float = 1.0,
+        steps: int = 1,
+        of: Literal["this", "previous"] = "this",
     ) -> Tensor:
-        """[H, n]: one step of mass over the attention graph."""
+        """[H, n]: steps of mass over the attention graph."""
         columns = torch.arange(self.queries.shape[1])
         return propagate(
             self.queries,
@@ -195,6 +201,7 @@ class PlainLayer:
             mass,
             lambda start, stop: columns <= columns[start:stop, None],
             temperature=temperature,
+            steps=steps,
         )
 
     def keys(

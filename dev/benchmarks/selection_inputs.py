@@ -53,6 +53,8 @@ class Model:
     rotary: type[torch.nn.Module]
     config: PretrainedConfig
     widths: Widths
+    limit: float = 0.01
+    """Share of the full prefill above which a choice is marked."""
 
 
 MODELS = {
@@ -73,6 +75,7 @@ MODELS = {
             num_key_value_heads=2,
         ),
         Widths(hidden=896, tower=1152, entering=1152, inner=896, words=151936, question=TEXT),
+        limit=0.02,
     ),
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -5,11 +5,13 @@ python -m dev.pages.speed --check    # exit 1 if that would change anything
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any
 
 from dev.pages.generated import ROOT, keep_up
+from dev.pages.provenance import marked, source, threads
+from dev.pages.speed_selection import costs, farthest, named, together
 from dev.pages.speed_tower import stages, towers
 from vlmcompress.eval.report.markdown import as_table
 
@@ -43,6 +45,7 @@ def real() -> str:
         parts.append(
             f"### {case}\n\n{_made_on(measured['cases'][case])}\n\n{_methods(list(rows))}\n"
         )
+    parts.append(named(measured["rows"]))
     return "\n".join(parts)
 
 
@@ -66,7 +69,7 @@ def _methods(rows: list[Row]) -> str:
                 f"{row['tokens'][1]:g} of {row['tokens'][0]}",
                 f"{row['ttft_ms'][0]:.0f} ({row['ttft_ms'][1]:.0f} to {row['ttft_ms'][2]:.0f})",
                 *(_share(row[name]) for name in ("achieved", "predicted", "of_bound")),
-                _marked(row["selector_overhead"]),
+                marked(row["selector_overhead"]),
             ]
             for row in done
         ),
@@ -77,69 +80,6 @@ def _methods(rows: list[Row]) -> str:
         if "skipped" in row
     )
     return f"{table}\n{left_out and chr(10) + 'Not measured:' + chr(10) + left_out + chr(10)}"
-
-
-def selectors() -> str:
-    """The work of every method beside a prefill."""
-    measured = json.loads((RESULTS / "selection_cost.json").read_text())
-    source = measured["provenance"]
-    table = as_table(
-        ["model", "picture", "method", "stage", "kept", "ms", "prefill, ms", "share"],
-        (
-            [
-                *(str(row[name]) for name in ("model", "picture")),
-                f"`{row['method']}`",
-                row["stage"],
-                str(row["keep"] or "-"),
-                f"{row['ms']:.4g}",
-                f"{row['prefill_ms']:.0f}",
-                _marked(row["share"]),
-            ]
-            for row in measured["rows"]
-        ),
-    )
-    return (
-        "## What the methods themselves cost\n\nThe work of each method alone, on random features, "
-        f"beside a full prefill ({source['prefill']}). **Bold** above 1 %.\n\n"
-        f"{_source(source)}\n\n{table}\n"
-    )
-
-
-def selection() -> str:
-    """Farthest-point selection beside the published loop."""
-    measured = json.loads((RESULTS / "farthest_point.json").read_text())
-    table = as_table(
-        [
-            "features",
-            "tokens",
-            "picks",
-            "width",
-            "one product, s",
-            "published loop, s",
-            "ours, s",
-            "times as fast",
-            "same picks",
-        ],
-        (
-            [
-                row["features"],
-                *(str(row[name]) for name in ("tokens", "picks", "width")),
-                f"{row['product_s']:.3g}",
-                f"{row['published_s']['median']:.3g}",
-                f"{row['ours_s']['median']:.3g}",
-                f"{row['ratio']['median']:.2f} "
-                f"({row['ratio']['low']:.2f} to {row['ratio']['high']:.2f})",
-                "yes" if row["identical"] else f"{row['common']} of {row['picks']}",
-            ]
-            for row in measured["rows"]
-        ),
-    )
-    return (
-        "## Farthest-point selection (DivPrune)\n\nThe published loop computes all cosines by one "
-        "product and gathers the rows of all picks in every step. Features are independent "
-        "(nothing is alike: the hardest case) or smooth over the picture, as an encoder's are.\n\n"
-        f"{_source(measured['provenance'])}\n\n{table}\n"
-    )
 
 
 def decoding() -> str:
@@ -161,7 +101,7 @@ def decoding() -> str:
     return (
         "## A decode step\n\nBoth continue a cache of the same length in every layer; medians of "
         "interleaved pairs, 8 steps each.\n\n"
-        f"{_source(measured['provenance'])}\n\n{table}\n"
+        f"{source(measured['provenance'])}\n\n{table}\n"
     )
 
 
@@ -185,7 +125,7 @@ def gpu() -> str:
             for row in measured["rows"]
         ),
     )
-    return f"## Kernels on a GPU\n\n{_source(measured['provenance'])}\n\n{table}\n"
+    return f"## Kernels on a GPU\n\n{source(measured['provenance'])}\n\n{table}\n"
 
 
 def tower() -> str:
@@ -193,7 +133,12 @@ def tower() -> str:
     return towers(RESULTS) + "\n" + stages()
 
 
-PARTS: tuple[Callable[[], str], ...] = (real, tower, selectors, selection, decoding, gpu)
+def selection() -> str:
+    """What the choices themselves cost."""
+    return "\n".join([costs(RESULTS), farthest(RESULTS), together(RESULTS)])
+
+
+PARTS: tuple[Callable[[], str], ...] = (real, tower, selection, decoding, gpu)
 
 
 def page() -> str:
@@ -201,30 +146,13 @@ def page() -> str:
     return _HEAD + "\n".join(part() for part in PARTS)
 
 
-def _source(source: Row) -> str:
-    return f"{source['device']}, {_threads(source)}; `{source['command']}`."
-
-
-def _made_on(source: Row) -> str:
-    device = source["cpu"] if source["device"] == "cpu" else source["device"]
-    return f"{device}, {_threads(source)}, {source['dtype']}, {source['rounds']} rounds."
-
-
-def _threads(source: Row) -> str:
-    versions: Iterable[tuple[str, str]] = source["versions"].items()
-    known = ", ".join(
-        f"{name} {number}" for name, number in versions if name in ("torch", "transformers")
-    )
-    return f"{source['threads']} threads, {known}, {source['date']}"
+def _made_on(made: Row) -> str:
+    device = made["cpu"] if made["device"] == "cpu" else made["device"]
+    return f"{device}, {threads(made)}, {made['dtype']}, {made['rounds']} rounds."
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
-
-
-def _marked(share: float) -> str:
-    text = f"{100 * share:.2f} %"
-    return f"**{text}**" if share > 0.01 else text
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.budget.search import different_shares, largest_share
 from vlmcompress.flops.exact import Costs, Load, first_token
 from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.ops.proving.decision import spent
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.sequence.call_trace import Solved, Trace
@@ -57,7 +58,12 @@ class Solver:
         if self.by_time:
             if solved.share < 100:
                 key = self._selection(solved.prompt)
-                memory_of(self._model).last = key, lambda: trace.milliseconds()["selection"]
+                # Kernels that were judged meanwhile are judged once, and not by every call.
+                judged = spent() - solved.judged
+                memory_of(self._model).last = (
+                    key,
+                    lambda: max(0.0, trace.milliseconds()["selection"] - judged),
+                )
             return
         plans = [image.executed_plan for image in solved.images]
         full = self._load(solved.prompt, self._whole(solved.prompt))

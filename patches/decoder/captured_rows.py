@@ -42,7 +42,15 @@ class CapturedAttention(CutContext):
             weights = attended.weights(row, queries, only, masked=False)[..., slots]
         return _share(weights).to(self.hidden.device)  # what a sink takes is not there either
 
-    def spread(self, of: Of, row: int, mass: Tensor, temperature: float) -> Tensor:
+    def spread(
+        self, of: Of, row: int, mass: Tensor, known: Tensor, temperature: float, steps: int
+    ) -> Tensor:
+        for _ in range(steps):
+            mass = self._handed_on(of, row, mass * known, temperature)
+        return mass
+
+    def _handed_on(self, of: Of, row: int, mass: Tensor, temperature: float) -> Tensor:
+        """[H, Q]: one step."""
         slots = torch.arange(self.hidden.shape[1], device=self.hidden.device)
         attended = self.attended(of, True)
         width = attended.keys.shape[2] * attended.queries.shape[1]

@@ -39,8 +39,13 @@ class CutContext(ABC):
         """[H, R, V] float32: the same to some slots [V] alone, as if nothing else were there."""
 
     @abstractmethod
-    def spread(self, of: Of, row: int, mass: Tensor, temperature: float) -> Tensor:
-        """[H, Q] float32: one step of `mass` [Q] or [H, Q] over the attention graph."""
+    def spread(
+        self, of: Of, row: int, mass: Tensor, known: Tensor, temperature: float, steps: int
+    ) -> Tensor:
+        """[H, Q] float32: `mass` [Q], [H, Q] or [1] after some steps over the attention graph.
+
+        Only tokens that are `known` [Q] bool hand on what they have.
+        """
 
     @abstractmethod
     def chunk_keys(self, of: Of, rope: bool) -> Tensor:

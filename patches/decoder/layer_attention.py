@@ -38,11 +38,13 @@ class ComputedAttention(CutContext):
         q = self.heads(of, "q", (row, queries), rope)[0]
         return attention_rows(q, self.chunk_keys(of, rope)[row][:, slots], self.scaling(of))
 
-    def spread(self, of: Of, row: int, mass: Tensor, temperature: float) -> Tensor:
+    def spread(
+        self, of: Of, row: int, mass: Tensor, known: Tensor, temperature: float, steps: int
+    ) -> Tensor:
         slots = torch.arange(self.hidden.shape[1], device=self.hidden.device)
 
         def seen(start: int, stop: int) -> Tensor:
-            return self._seen(of, True, row, slots[start:stop])
+            return self._seen(of, True, row, slots[start:stop]) & known[start:stop, None]
 
         found = propagate(
             self.chunk_queries(of)[row],
@@ -51,6 +53,7 @@ class ComputedAttention(CutContext):
             mass,
             seen,
             temperature=temperature,
+            steps=steps,
         )
         return found[..., -len(slots) :]
 

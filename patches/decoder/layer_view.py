@@ -82,7 +82,12 @@ class DecoderLayerView:
         return context.rows(of, rope, row, queries)
 
     def propagate(
-        self, mass: Tensor, *, temperature: float = 1.0, of: Literal["this", "previous"] = "this"
+        self,
+        mass: Tensor,
+        *,
+        temperature: float = 1.0,
+        steps: int = 1,
+        of: Literal["this", "previous"] = "this",
     ) -> Tensor:
         self._say_where(of)
         self._look(of)
@@ -91,8 +96,8 @@ class DecoderLayerView:
         assert last is not None
         slots = torch.arange(context.hidden.shape[1], device=context.hidden.device)
         # Answers so far hand nothing on: with a cache, the prefill does not know them.
-        mass = mass.to(slots.device) * (slots <= self._there(last[row]))
-        return context.spread(of, row, mass, temperature)
+        known = slots <= self._there(last[row])
+        return context.spread(of, row, mass.to(slots.device), known, temperature, steps)
 
     def _say_where(self, of: Of) -> None:
         """Tell the report where the layer that the method means has no attention."""

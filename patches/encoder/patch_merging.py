@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import (
@@ -29,7 +29,7 @@ from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import Encoded
-from vlmcompress.patches.signals.tower_attention import AttentionCall
+from vlmcompress.patches.signals.tower_attention import QUERIES_AND_KEYS, AttentionCall
 from vlmcompress.tokens import Grid, Layout
 
 _MASKED = ("eager", "sdpa")
@@ -99,6 +99,9 @@ class PatchMerging:
                 attached.before(layer, functools.partial(self._enter, number))
                 attached.before(attention, functools.partial(self._look, number))
                 attached.change(layer, functools.partial(self._leave, number))
+                for name in QUERIES_AND_KEYS:
+                    if (projection := getattr(attention, name, None)) is not None:
+                        attached.look(projection, functools.partial(self._keep, number, name))
 
     def layouts(self, modality: str, call: Mapping[str, Any]) -> Sequence[Layout]:
         return layouts_of(self._parts, modality, call, self._tile, self._budget)
@@ -216,6 +219,11 @@ class PatchMerging:
         run = self._run()
         if run is not None and number in run.counts:
             run.seen = AttentionCall(module, args[0] if args else kwargs["hidden_states"], kwargs)
+
+    def _keep(self, number: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        run = self._run()
+        if run is not None and run.seen is not None and number in run.counts:
+            run.seen.projected[name] = output.detach()
 
     def _leave(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         run = self._run()

@@ -13,6 +13,7 @@ from vlmcompress.budget.clock import Mark, mark, milliseconds
 from vlmcompress.budget.planner import Planner
 from vlmcompress.methods.composition.pipeline import ImagePlan
 from vlmcompress.methods.contracts.method import tokens_per_layer
+from vlmcompress.ops.proving.decision import spent
 from vlmcompress.patches.sequence.placeholders import Prompt
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.report.report import ImageReport
@@ -156,3 +157,5 @@ class Solved:
     measured: float | None = None
     images: list[ImageTrace] = field(default_factory=list)
     """What was done with the images of the prompt."""
+    judged: float = field(default_factory=spent)
+    """Milliseconds that kernels had been judged for before."""

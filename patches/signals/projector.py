@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear, rms_norm
 
+from vlmcompress.ops.projector import Body, Norm
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.tokens import Projection
 
@@ -23,44 +24,56 @@ _FORMS = (
 """Norm, linear layer, activation and last linear layer as projectors name them."""
 
 
+_Weights = tuple[tuple[Tensor, int, torch.dtype, torch.device], ...]
+_kept: WeakKeyDictionary[nn.Module, tuple[_Weights, dict[str, Tensor]]] = WeakKeyDictionary()
+"""What was worked out from the weights of a projector, and from which."""
+
+
 @dataclass(frozen=True)
 class Parts:
-    """The layers of a projector, in order. Called with [M, P, D], it is all but the last."""
+    """A projector: all but its last layer, and that."""
 
-    norm: Any
-    """Over each of the P patches or over all of them, or None."""
-    first: nn.Linear
-    act: Any
+    body: Body
     last: nn.Linear
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """[M, K], computed in the dtype of `inputs`. The modules are not called: they have hooks,
-        and weights of another dtype."""
-        rows = inputs.flatten(1)
-        if self.norm is not None:
-            weight = self.norm.weight.to(rows.dtype)
-            grouped, shape = rows.unflatten(1, (-1, len(weight))), weight.shape  # type: ignore[no-untyped-call]
-            if isinstance(self.norm, nn.LayerNorm):
-                grouped = layer_norm(
-                    grouped, shape, weight, _like(self.norm.bias, rows), self.norm.eps
-                )
-            else:
-                grouped = rms_norm(grouped, shape, weight, self.norm.variance_epsilon)
-            rows = grouped.flatten(1)
-        first = linear(rows, self.first.weight.to(rows.dtype), _like(self.first.bias, rows))
-        acted: Tensor = self.act(first)
-        return acted
 
 
 def parts_of(projector: nn.Module) -> Parts | None:
-    """The parts of a projector, None where it has another form or weights that are no matrices."""
+    """The parts of a projector, None where it has another form or weights that are no matrices.
+
+    The modules are not called: they have hooks, and weights of another dtype.
+    """
     children = {name for name, _ in projector.named_children()}
     for names in _FORMS:
         if children == {name.partition(".")[0] for name in names if name}:
             norm, first, act, last = (projector.get_submodule(n) if n else None for n in names)
             if _plain(first) and _plain(last) and _known(norm):
-                return Parts(norm, first, act, last)
+                scale: list[Any] = [] if norm is None else [norm.weight]
+                kept = _kept_of(projector, [first.weight, last.weight, *scale])
+                body = Body(first.weight.detach(), first.bias, act, _norm(norm), kept)  # type: ignore[arg-type]
+                return Parts(body, last)
     return None
+
+
+def _kept_of(projector: nn.Module, weights: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Empty unless the weights are the same as before."""
+    now = tuple(
+        (one, 0 if one.is_inference() else one._version, one.dtype, one.device) for one in weights
+    )
+    known = _kept.get(projector)
+    if known is None or any(
+        one[0] is not other[0] or one[1:] != other[1:]
+        for one, other in zip(known[0], now, strict=True)
+    ):
+        known = _kept[projector] = now, {}
+    return known[1]
+
+
+def _norm(norm: Any) -> Norm | None:
+    if norm is None:
+        return None
+    if isinstance(norm, nn.LayerNorm):
+        return Norm(norm.weight.detach(), norm.bias, norm.eps, centred=True)
+    return Norm(norm.weight.detach(), None, norm.variance_epsilon, centred=False)
 
 
 def projections(
@@ -90,7 +103,7 @@ def projections(
             return encoder.packed(base, modality, grid, call, number)[:, 0]
 
         rows = own.reshape(-1, patches, own.shape[-1] // patches)
-        return Projection(rows, parts, parts.last.weight.detach(), to_tokens)
+        return Projection(rows, parts.body, parts.last.weight.detach(), to_tokens)
 
     return [piece(*one) for one in enumerate(encoder.pieces(base, modality, inputs, call))]
 
@@ -147,7 +160,3 @@ def _plain(layer: nn.Module | None) -> TypeGuard[nn.Linear]:
 
 def _known(norm: nn.Module | None) -> bool:
     return norm is None or isinstance(norm, nn.LayerNorm) or hasattr(norm, "variance_epsilon")
-
-
-def _like(bias: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if bias is None else bias.to(rows.dtype)

@@ -20,6 +20,9 @@ from vlmcompress.ops.score import attention_received, attention_received_packed,
 from vlmcompress.patches.hooks.arguments import on_host
 from vlmcompress.patches.sequence.attended import Attended
 
+QUERIES_AND_KEYS = ("qkv", "q_proj", "k_proj", "q", "k")
+"""Projections that give them, as attention modules name them."""
+
 
 @dataclass(frozen=True)
 class AttentionCall:

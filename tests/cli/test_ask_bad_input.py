@@ -159,6 +159,7 @@ def test_exception_inside_generate_restores_the_model(
     cli, loaded, picture, tiny_llava, monkeypatch
 ):
     model, _ = tiny_llava
+    cli("ask", picture, "what ?")  # at its first call transformers hooks its towers for good
     hooks = [
         len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()
     ]

@@ -13,8 +13,14 @@ import torch
 GUARD = Path(__file__).with_name("guard.cpp")
 
 
+@pytest.fixture(autouse=True)
+def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing that a kernel could run on; `test_proving` has stand-ins."""
+    monkeypatch.setenv("VLMCOMPRESS_OPS", "torch")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _guard(tmp_path_factory: pytest.TempPathFactory) -> None:
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if torch.cuda.is_available():
         pytest.skip("there is a real CUDA device, and one cannot be pretended beside it")
     compiler = shutil.which("g++")
@@ -28,3 +34,4 @@ def _guard(tmp_path_factory: pytest.TempPathFactory) -> None:
     if done.returncode:
         pytest.skip(f"g++ cannot build the guard of a pretended device: {done.stderr[-300:]}")
     ctypes.CDLL(str(built))
+    return built

@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch._dynamo  # which cannot be imported while `torch.Generator` is another
 from places import own_place, place
 from stand_ins import FakeEvent, Seeds, generator_class, tensor_constructor
 from torch import Tensor, nn
@@ -142,6 +143,7 @@ class Pretended(TorchDispatchMode):
             "current_device": lambda: 0,
             "get_device_capability": lambda *_: (8, 0),
             "get_device_name": lambda *_: "pretended",
+            "is_current_stream_capturing": lambda: False,
         }.items():
             self._stack.enter_context(mock.patch.object(torch.cuda, name, value))
         made = {

@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-CARDS = {80: 163 * 1024, 90: 227 * 1024}
+CARDS = {75: 64 * 1024, 80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 """Compute capability -> bytes of shared memory that one program can have."""
 
 for path in map(Path, sys.argv[1:]):

@@ -67,11 +67,13 @@ class Layer:
             return logits[:, picked][..., self.visual].softmax(-1)
         return logits[:, picked].softmax(-1)
 
-    def propagate(self, mass, *, temperature=1.0, of="this"):
+    def propagate(self, mass, *, temperature=1.0, steps=1, of="this"):
         n = self.logits.shape[-1]
         seen = torch.ones(n, n, dtype=torch.bool).tril()
         graph = (self.logits.masked_fill(~seen, float("-inf")) / temperature).softmax(-1)
-        return torch.einsum("hn,hnm->hm", mass.expand(len(graph), n), graph)
+        for _ in range(steps):
+            mass = torch.einsum("hn,hnm->hm", mass.expand(len(graph), n), graph)
+        return mass
 
     def keys(self, *, rope=True, of="this"):
         return self.hidden.view(len(self.hidden), 2, -1).transpose(0, 1)

@@ -78,12 +78,12 @@ def test_importance_is_of_the_layer_that_just_ran():
     asked = []
 
     class Listening(Layer):
-        def propagate(self, mass, *, temperature=1.0, of="this"):
-            asked.append((temperature, of))
-            return super().propagate(mass, temperature=temperature, of=of)
+        def propagate(self, mass, *, temperature=1.0, steps=1, of="this"):
+            asked.append((temperature, steps, of))
+            return super().propagate(mass, temperature=temperature, steps=steps, of=of)
 
     AimPrune().score(Listening(Grid(1, 2, 2)))
-    assert asked == [(0.1, "previous")] * 5
+    assert asked == [(0.1, 5, "previous")]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.cdpruner import CDPruner
 from vlmcompress.methods.mmtok import MMTok
 from vlmcompress.methods.scope import Scope
+from vlmcompress.ops.coverage import facility_location
+from vlmcompress.ops.similarity import cosines
 from vlmcompress.tokens import Grid, VisualTokens
 
 METHODS = [CDPruner(), CDPruner(negate=False), Scope(), Scope(alpha=0.5), MMTok(), MMTok(alpha=2.0)]
@@ -189,6 +191,53 @@ def test_mmtok_hand_example():
     assert MMTok().pick(replace(shown, text=torch.tensor([[2.0, 0]])), 2).tolist() == [0, 3]
     # A word that says nothing leaves it to the image.
     assert MMTok().pick(replace(shown, text=torch.tensor([[1.0, 1]])), 2).tolist() == [0, 3]
+
+
+LARGE = pytest.mark.parametrize("size", [Grid(1, 6, 6), Grid(1, 40, 40)], ids=str)
+"""Small enough that all gains are worked out for every pick, and not."""
+
+
+@LARGE
+def test_covering_beyond_the_memory_for_a_matrix_picks_the_same(size, monkeypatch):
+    shown, methods = image(size, 8), (Scope(), MMTok())
+    whole = [method.pick(shown, 30) for method in methods]
+    for module in ("scope", "mmtok"):
+        monkeypatch.setattr(f"vlmcompress.methods.{module}.MATRIX_BYTES", 1)
+        monkeypatch.setattr(f"vlmcompress.methods.{module}.self_cosines", None, raising=False)
+    monkeypatch.setattr("vlmcompress.methods.mmtok._ROWS", 100)
+    for method, expected in zip(methods, whole, strict=True):
+        assert torch.equal(method.pick(shown, 30), expected)
+        assert not torch.equal(expected, expected.sort().values)
+
+
+@LARGE
+def test_one_matrix_picks_what_copies_of_it_picked(size):
+    """As these methods did it before: whole cosines, a softmax, both parts put together."""
+    shown = image(size, 9)
+    whole = cosines(shown.features, shown.features)
+    weights = shown.cls_attention / shown.cls_attention.max()
+    expected = facility_location(whole, 30, weights, order="picked")
+    assert torch.equal(Scope().pick(shown, 30), expected)
+    words = cosines(shown.text, shown.features)
+    both = [(words / 0.02).softmax(-1) / len(words), (whole / 0.2).softmax(-1) * (0.5 / len(whole))]
+    expected = facility_location(torch.cat(both), 30, order="picked")
+    assert torch.equal(MMTok().pick(shown, 30), expected)
+
+
+def test_covering_makes_one_matrix(monkeypatch):
+    shown, held = image(Grid(1, 40, 40), 8), []
+    for name in ("scope", "mmtok"):
+        module = f"vlmcompress.methods.{name}"
+        monkeypatch.setattr(
+            f"{module}.facility_location",
+            lambda x, *a, **k: held.append((x, k)) or facility_location(x, *a, **k),
+        )
+    Scope().pick(shown, 3), MMTok().pick(shown, 3)
+    (similar, options), (across, _) = held
+    assert options["symmetric"]
+    assert torch.equal(similar, similar.T)
+    assert across.T.is_contiguous()
+    assert across.T.contiguous().data_ptr() == across.data_ptr()
 
 
 def test_mmtok_temperatures_are_those_of_words_and_of_tokens():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.ops import backend
-from vlmcompress.ops.backend import VARIABLE, use_triton
+from vlmcompress.ops.backend import VARIABLE, forced, use_triton
+from vlmcompress.ops.proving import decision
 from vlmcompress.ops.select import farthest_point
 
 X = torch.ones(1)
@@ -16,23 +16,47 @@ X = torch.ones(1)
 class OnCard:
     is_cuda = True
 
+    def __init__(self, device="cuda:0"):
+        self.device = device
 
-def test_auto_takes_torch_until_a_card_showed_that_a_kernel_pays(monkeypatch):
+
+def test_auto_asks_what_is_known_of_the_kernel_on_that_card(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert not use_triton("take", OnCard())
-    monkeypatch.setattr(backend, "PAYS", frozenset({"take"}))
+    asked = []
+
+    def pays(op, like, sizes):
+        asked.append((op, like, sizes))
+        return op == "take"
+
+    monkeypatch.setattr(decision, "kernel_pays", pays)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert use_triton("take", OnCard())
-    assert not use_triton("pool", OnCard())
-    assert not use_triton("take", OnCard(), X)
+    here = OnCard()
+    assert use_triton("take", here, OnCard(), N=3)
+    assert not use_triton("pool", here)
+    assert asked == [("take", here, {"N": 3}), ("pool", here, {})]
+    assert not use_triton("take", here, X)
+    assert not use_triton("take", here, OnCard("cuda:1"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not use_triton("take", OnCard())
+    assert not use_triton("take", here)
+    assert len(asked) == 2
 
 
 def test_torch_is_never_triton(monkeypatch):
-    monkeypatch.setattr(backend, "PAYS", frozenset({"take"}))
+    monkeypatch.setattr(decision, "kernel_pays", lambda *_: pytest.fail("it was asked"))
     monkeypatch.setenv(VARIABLE, "torch")
     assert not use_triton("take", OnCard())
+
+
+def test_a_block_is_stronger_than_the_variable(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "torch")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with forced("triton"):
+        assert use_triton("take", X)
+        with forced("torch"):
+            assert not use_triton("take", X)
+        assert use_triton("take", X)
+    assert not use_triton("take", X)
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,21 @@ def test_misfits_are_refused():
         dpp_map(torch.eye(3), 1, torch.ones(2))
     with pytest.raises(VLMCompressError, match="weights must be 0 or more, got -1"):
         facility_location(torch.eye(2), 1, torch.tensor([1.0, -1]))
+
+
+@pytest.mark.parametrize("tokens", [30, 1100])
+def test_a_symmetric_matrix_is_not_copied(tokens, monkeypatch):
+    """Few tokens, of which all gains are worked out for every pick, and many."""
+    similarity = normal(tokens, tokens)
+    similarity = similarity + similarity.T
+    expected = facility_location(similarity, 9, order="picked")
+    copies = []
+    contiguous = torch.Tensor.contiguous
+    monkeypatch.setattr(
+        torch.Tensor, "contiguous", lambda x: copies.append(x.shape) or contiguous(x)
+    )
+    found = facility_location(similarity, 9, order="picked", symmetric=True)
+    assert torch.equal(found, expected)
+    assert (tokens, tokens) not in copies
+    facility_location(similarity, 9)
+    assert ((tokens, tokens) in copies) == (tokens > 1024)

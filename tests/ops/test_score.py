@@ -254,6 +254,45 @@ def test_propagate_never_holds_the_matrix():
     assert largest.values == 2 * 64 * 4
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+@pytest.mark.parametrize("max_bytes", [1, 700, 2**20])
+@pytest.mark.parametrize("kind", ["causal", "window", "padding", None])
+def test_several_steps_are_one_after_the_other(kind, max_bytes, temperature, monkeypatch):
+    """With keys of an earlier turn in front, which take mass and hand none on."""
+    q, _ = pair(4, 7, 3)
+    _, k = pair(2, 9, 3, seed=1)
+    allowed = torch.ones(7, 9, dtype=torch.bool).tril(2)
+    if kind == "window":
+        allowed = allowed.triu(1)
+    if kind == "padding":
+        allowed[[3, 6]] = False
+        allowed[:, 2] = False
+    seen = None if kind is None else (lambda start, stop: allowed[start:stop])
+    options = {"temperature": temperature, "max_bytes": max_bytes}
+    mass = torch.rand(4, 7, generator=torch.Generator().manual_seed(2))
+    expected = mass
+    for _ in range(3):
+        expected = propagate(q, k, SCALING, expected[:, -7:], seen, **options)
+    found = propagate(q, k, SCALING, mass, seen, steps=3, **options)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    twice = propagate(q, k, SCALING, mass, seen, steps=2, **options)
+    assert (found - twice).abs().max() > 0.01
+    monkeypatch.setattr(score, "GRAPH_BYTES", 7 * 9 * 4 - 1)
+    beyond = propagate(q, k, SCALING, mass, seen, steps=3, **options)
+    assert torch.equal(beyond, expected)
+
+
+def test_the_graph_of_one_head_is_held_at_a_time(monkeypatch):
+    q, k = pair(2, 64, 3)
+    with Largest() as largest:
+        propagate(q, k, SCALING, torch.ones(64), steps=2, max_bytes=2**11)
+    assert largest.values == 64 * 64
+    monkeypatch.setattr(score, "GRAPH_BYTES", 0)
+    with Largest() as largest:
+        propagate(q, k, SCALING, torch.ones(64), steps=2, max_bytes=2**11)
+    assert largest.values == 2 * 64 * 4
+
+
 def test_power_iteration_on_the_uniform_causal_graph_of_three():
     """The hand example of AIM: early tokens soak up what text and image hand on."""
     nothing, causal = torch.zeros(1, 3, 2), torch.ones(3, 3, dtype=torch.bool).tril()

@@ -61,14 +61,7 @@ def test_the_derivative_is_the_limit_of_differences(mode):
         assert torch.allclose(found, by_hand(INPUTS, 1e-6), rtol=1e-4)
 
 
-def test_the_sketch_keeps_norms_nearly():
-    exact = sensitivity(body, LAST, INPUTS, MOVES, step=1.0, probe="derivative")
-    found = sensitivity(body, LAST, INPUTS, MOVES, step=1.0, probe="sketch")
-    assert not torch.equal(found, exact)
-    assert (found / exact - 1).abs().max() < 0.15
-
-
-@pytest.mark.parametrize("probe", ["difference", "derivative", "sketch"])
+@pytest.mark.parametrize("probe", ["difference", "derivative"])
 def test_blocks_of_directions_change_nothing(probe, monkeypatch):
     whole = sensitivity(body, LAST, INPUTS, MOVES, step=0.1, probe=probe)
     monkeypatch.setattr("vlmcompress.ops.sensitivity._NUMBERS", 1)

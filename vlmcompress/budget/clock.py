@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from vlmcompress.ops.proving.decision import no_proofs
+
 Mark = float | torch.cuda.Event
 
 
@@ -29,7 +31,8 @@ def now(device: torch.device) -> float:
 def elapsed(run: Callable[[], object], device: torch.device) -> float:
     """Milliseconds of one call of `run`, with `device` idle before and after it."""
     start = now(device)
-    run()
+    with no_proofs():
+        run()
     return now(device) - start
 
 

@@ -23,12 +23,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 import transformers
-from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from vlmcompress.budget.clock import elapsed
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.files import write_json
+from vlmcompress.files import cache_folder, write_json
 from vlmcompress.files.untrusted import read_json
 from vlmcompress.version import __version__
 
@@ -203,7 +202,7 @@ def _conditions(lm: nn.Module, batch: int) -> str:
 
 
 def _folder() -> Path:
-    return user_cache_path("vlmcompress", appauthor=False) / "timing"
+    return cache_folder("timing")
 
 
 def _read(key: str) -> DecoderTimes | None:

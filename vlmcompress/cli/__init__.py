@@ -17,6 +17,7 @@ from vlmcompress.cli.chat import chat
 from vlmcompress.cli.check import check
 from vlmcompress.cli.demo import demo
 from vlmcompress.cli.evaluate import evaluate
+from vlmcompress.cli.kernels import kernels
 from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
 from vlmcompress.cli.serve import serve
@@ -38,6 +39,7 @@ app.command()(ls)
 app.command()(show)
 app.command()(demo)
 app.command()(check)
+app.command()(kernels)
 app.command()(calibrate)
 app.command()(tune)
 app.command()(profile)

@@ -9,7 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from vlmcompress.errors import VLMCompressError
+
+
+def cache_folder(kind: str) -> Path:
+    """Where this user keeps what was measured of one kind; it need not be there yet."""
+    return user_cache_path("vlmcompress", appauthor=False) / kind
 
 
 def at_home(path: str | Path) -> Path:

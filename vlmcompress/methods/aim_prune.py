@@ -82,9 +82,8 @@ class AimPrune(DecoderMethod):
 
     def score(self, view: LayerView) -> Tensor:
         """[V] importance in the graph of the layer that just ran."""
-        mass = torch.ones(1, device=view.visual.device)
-        for _ in range(self.steps):
-            mass = view.propagate(mass, temperature=self.temperature, of="previous")
+        even = torch.ones(1, device=view.visual.device)
+        mass = view.propagate(even, temperature=self.temperature, steps=self.steps, of="previous")
         return mass.square().mean(0).sqrt()[view.visual]
 
 

@@ -11,9 +11,12 @@ from torch import Tensor
 from vlmcompress.methods.contracts.method import Selector
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.text_similarity import text_cosine
-from vlmcompress.ops.coverage import facility_location
-from vlmcompress.ops.similarity import cosines
+from vlmcompress.ops.coverage import facility_location, facility_location_of
+from vlmcompress.ops.similarity import MATRIX_BYTES, cosines_of, unit_rows
 from vlmcompress.tokens import VisualTokens
+
+_ROWS = 512
+"""Rows of cosines that are added up at once where there are too many for all."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,34 @@ class MMTok(Selector):
 
     def pick(self, tokens: VisualTokens, count: int) -> Tensor:
         """[count] int64, the token that covers most first."""
-        words = text_cosine(self.name, tokens)
-        image = cosines(tokens.features, tokens.features)
-        similar = torch.cat(
-            [
-                (words / self.text_temperature).softmax(dim=-1) / len(words),
-                (image / self.vision_temperature).softmax(dim=-1) * (self.alpha / len(image)),
-            ]
-        )
-        # facility_location always gives one.
-        return facility_location(similar, count, order="picked")[:count]
+        words = text_cosine(self.name, tokens) / self.text_temperature
+        # Either always gives one.
+        return self._cover(words.softmax(-1) / len(words), unit_rows(tokens.features), count)[
+            :count
+        ]
+
+    def _cover(self, words: Tensor, unit: Tensor, count: int) -> Tensor:
+        """[count] picks; each column of words and image lies together, so none is copied.
+
+        The softmax of a row of cosines c is exp(c / t - log of the row's sum), and c is symmetric.
+        """
+        tokens, sharp = len(unit), 1 / self.vision_temperature
+        across = words.T.contiguous()
+        share = self.alpha / tokens
+        if 4 * tokens * (tokens + len(words)) <= MATRIX_BYTES:
+            whole = torch.cat([across, across.new_empty(tokens, tokens)], dim=1)
+            image = whole[:, len(words) :]
+            with torch.autocast(unit.device.type, enabled=False):
+                torch.mm(unit, unit.T, out=image)
+            sums = image.mul_(sharp).logsumexp(1)
+            image.sub_(sums).exp_().mul_(share)
+            return facility_location(whole.T, count, order="picked")
+        parts = torch.split(torch.arange(tokens, device=unit.device), _ROWS)
+        sums = torch.cat([(cosines_of(unit, some) * sharp).logsumexp(1) for some in parts])
+
+        def columns(index: Tensor) -> Tensor:
+            image = (cosines_of(unit, index) * sharp - sums).exp() * share
+            return torch.cat([across.index_select(0, index), image], dim=1)
+
+        device = unit.device
+        return facility_location_of(columns, tokens, count, device=device, order="picked")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.method import Selector
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.saliency import NEED, saliency
-from vlmcompress.ops.coverage import facility_location
+from vlmcompress.ops.coverage import facility_location, facility_location_of
 from vlmcompress.ops.deferred_checks import expect
-from vlmcompress.ops.similarity import cosines
+from vlmcompress.ops.similarity import MATRIX_BYTES, cosines_of, self_cosines, unit_rows
 from vlmcompress.tokens import VisualTokens
 
 
@@ -61,6 +63,17 @@ class Scope(Selector):
         )
         # Scaled to the largest, so that no power vanishes or overflows for all.
         weights = (salient / salient.max().clamp(min=1e-30)) ** self.alpha
-        similar = cosines(tokens.features, tokens.features)
-        # facility_location always gives one.
-        return facility_location(similar, count, weights, order="picked")[:count]
+        unit = unit_rows(tokens.features)
+        # Either always gives one.
+        return _cover(unit, max(1, count), weights.to(unit))[:count]
+
+
+def _cover(unit: Tensor, count: int, weights: Tensor) -> Tensor:
+    """[count] in the order of the picks; all cosines at once up to `MATRIX_BYTES`."""
+    tokens = len(unit)
+    if 4 * tokens**2 > MATRIX_BYTES:
+        columns = partial(cosines_of, unit)
+        return facility_location_of(columns, tokens, count, weights, order="picked")
+    with torch.autocast(unit.device.type, enabled=False):
+        similar = self_cosines(unit)
+    return facility_location(similar, count, weights, order="picked", symmetric=True)

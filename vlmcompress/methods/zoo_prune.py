@@ -33,7 +33,9 @@ class ZooPrune(Selector):
         Where several patches become one token (Qwen, InternVL), all move alike: ours.
         A part that reacts the same everywhere, but for rounding, has the sensitivity 1 everywhere.
         Picked tokens are masked.
-        `probe`: the exact derivative and its sketch are ours; see `sensitivity`.
+        `probe`: the exact derivative, and "expected", are ours; see `sensitivity`. "expected" is
+        what the mean of ever more directions comes to, but for the order of root and mean; it is
+        not to be had where each patch of a token is normalised by itself (the merger of Qwen).
     """
 
     name: ClassVar[str] = "zoo-prune"
@@ -44,7 +46,7 @@ class ZooPrune(Selector):
     ratio: float = 0.1112
     """Share kept when no budget is given; in (0, 1]. 64 of the 576 tokens of LLaVA-1.5."""
     directions: int = 64
-    """Random moves; m in the paper."""
+    """Random moves; m in the paper. Not for "expected"."""
     step: float = 0.01
     """Length of a move; h in the paper. Only for differences."""
     probe: Probe = "difference"

@@ -62,7 +62,8 @@ def dpp_map(
     count = _some(count, tokens, "dpp_map")
     with torch.autocast(features.device.type, enabled=False):
         worth = _per_row("quality", quality, features).abs()
-        if 4 * tokens**2 <= max_bytes and use_triton("dpp_map", features):
+        sizes = {"N": tokens, "D": features.shape[1], "K": count}
+        if 4 * tokens**2 <= max_bytes and use_triton("dpp_map", features, **sizes):
             from vlmcompress.ops._triton.coverage import dpp_map as kernel
 
             found = kernel(features.detach(), count, worth, _NOTHING)
@@ -100,6 +101,7 @@ def facility_location(
     weights: Tensor | None = None,
     *,
     order: Literal["picked", "raster"] = "raster",
+    symmetric: bool = False,
     max_bytes: int = _BYTES,
 ) -> Tensor:
     """Greedy facility location: columns that cover the rows best.
@@ -113,7 +115,8 @@ def facility_location(
         count: how many columns to pick, clamped to [1, N].
         weights: [N] finite, not negative, factor on the gain of each column. None is 1 for all.
         order: "picked", or "raster" for ascending indices.
-        max_bytes: working memory beside `similarity`.
+        symmetric: says that `similarity` equals its transpose, so that none is made.
+        max_bytes: working memory beside `similarity`, and beside its transpose on a CPU.
 
     Returns:
         [count] int64.
@@ -126,12 +129,12 @@ def facility_location(
     count = _some(count, tokens, "facility_location")
     similarity = similarity.detach().float()
     factors = _factors(weights, similarity.T)
-    if use_triton("facility_location", similarity):
+    if use_triton("facility_location", similarity, R=rows, N=tokens, K=count):
         from vlmcompress.ops._triton.coverage import facility_location as kernel
 
-        found = kernel(similarity, count, factors)
+        found = kernel(similarity.T if symmetric else similarity, count, factors)
     elif similarity.is_cpu and similarity.numel() > _SMALL:
-        across = similarity.T.contiguous()
+        across = similarity if symmetric else similarity.T.contiguous()
         found = _lazily(lambda index: across.index_select(0, index), count, factors, max_bytes)
     else:
         found = _step_by_step(similarity, count, factors, max_bytes)

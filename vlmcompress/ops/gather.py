@@ -33,7 +33,8 @@ def take_all(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
             has its own dtype, trailing axes and device.
         index: [B, K] int64 in 0..L-1.
     """
-    if use_triton("take", *tensors) and len({x.device for x in tensors}) == 1:
+    alike = len({x.device for x in tensors}) == 1
+    if use_triton("take", *tensors, **_sizes(tensors, index)) and alike:
         from vlmcompress.ops._triton.gather import take as kernel
 
         return kernel(tensors, index)
@@ -68,6 +69,14 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     if not _joins(x):
         return x[first, index]
     return x.flatten(0, 1).index_select(0, (first * x.shape[1] + index).flatten()).view(shape)
+
+
+def _sizes(tensors: Sequence[Tensor], index: Tensor) -> dict[str, int]:
+    """Tensors, rows, tokens before and after, and bytes of all numbers of a token."""
+    batch, kept = index.shape
+    length = tensors[0].shape[1] if tensors else 0
+    each = sum(x.shape[2:].numel() * x.element_size() for x in tensors)
+    return {"T": len(tensors), "B": batch, "L": length, "K": kept, "W": each}
 
 
 def _joins(x: Tensor) -> bool:

@@ -121,7 +121,9 @@ def segment_sum(
     Returns:
         [K, D] float32.
     """
-    if use_triton("segment_sum", values):
+    (rows, width), outputs = values.shape, len(offsets) - 1
+    sizes = {"N": rows, "M": len(members), "K": outputs, "D": width}
+    if use_triton("segment_sum", values, **sizes, weighted=weights is not None):
         from vlmcompress.ops._triton.merge import segment_sum as kernel
 
         return kernel(values, members, offsets, weights)

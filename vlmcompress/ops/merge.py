@@ -191,7 +191,10 @@ def best_match(
     Returns:
         [B, R] float32 weights and [B, R] int64 columns; ties go to the lowest.
     """
-    if use_triton("best_match", rows, columns):
+    (batch, count, width), others = rows.shape, columns.shape[1]
+    sizes = {"B": batch, "R": count, "C": others, "D": width}
+    sizes |= {"weighted": strengths is not None, "closed": closed is not None}
+    if use_triton("best_match", rows, columns, **sizes):
         from vlmcompress.ops._triton.merge import best_match as kernel
 
         return kernel(rows, columns, strengths, power, closed)

@@ -37,14 +37,22 @@ def nearest_rows(
         where = torch.zeros_like(best, dtype=torch.long)
         for start in range(0, len(table), block):
             some = unit_rows(table[start : start + block].to(unit.device), "the vocabulary")
+            values, ids = _best(unit @ some.T, count)
             # The best so far come first: they have the lower indices.
-            values = torch.cat([best, unit @ some.T], dim=1)
-            columns = torch.arange(start, start + len(some), device=unit.device)
-            ids = torch.cat([where, columns.expand(len(unit), -1)], dim=1)
-            picks = []
-            for _ in range(count):
-                picks.append(values.argmax(1, keepdim=True))
-                best[:, len(picks) - 1 : len(picks)] = values.gather(1, picks[-1])
-                values.scatter_(1, picks[-1], -torch.inf)
-            where = ids.gather(1, torch.cat(picks, dim=1))
+            best, picks = _best(torch.cat([best, values], dim=1), count)
+            where = torch.cat([where, ids + start], dim=1).gather(1, picks)
     return best, where
+
+
+def _best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` highest of each row, or all, and where they are; overwrites `values`."""
+    count = min(count, values.shape[1])
+    if values.shape[1] <= 4 * count:
+        ordered = values.sort(dim=1, descending=True, stable=True)
+        return ordered.values[:, :count], ordered.indices[:, :count]
+    found = []
+    for _ in range(count):
+        found.append(values.max(1, keepdim=True))
+        values.scatter_(1, found[-1].indices, -torch.inf)
+    high, places = zip(*found, strict=True)
+    return torch.cat(high, dim=1), torch.cat(places, dim=1)

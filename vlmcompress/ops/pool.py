@@ -143,7 +143,8 @@ def _pooled(
     """Windows of all axes with each other; with `scores` all are of one size."""
     x = finite(features)
     members, offsets = _groups(grid, spans)
-    if use_triton("pool", x):
+    sizes = {"N": len(x), "K": len(offsets) - 1, "D": x.shape[1]}
+    if use_triton("pool", features, **sizes, scored=scores is not None):
         from vlmcompress.ops._triton.pool import pool as kernel
 
         bounds = [torch.stack([axis.starts, axis.sizes], 1) for axis in spans]

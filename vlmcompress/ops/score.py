@@ -14,6 +14,9 @@ from vlmcompress.ops.backend import use_triton
 MAX_BYTES = 64 * 2**20
 """Working memory of `attention_received` and `propagate`: one block of attention rows."""
 
+GRAPH_BYTES = 256 * 2**20
+"""Memory of `propagate` for the attention graphs of a few heads."""
+
 _CACHED_BYTES = 4 * 2**20
 # A block that a CPU need not fetch back from main memory; larger ones take 2 to 4 times as long.
 
@@ -36,12 +39,14 @@ def attention_rows(
     """
     *batch, heads, rows, width = q.shape
     *_, shared, tokens, _ = k.shape
-    if use_triton("attention_rows", q, k):
+    count = math.prod(batch)
+    sizes = {"B": count, "H": heads, "S": shared, "R": rows, "N": tokens, "d": width}
+    if use_triton("attention_rows", q, k, **sizes, mean=mean, seen=seen is not None):
         from vlmcompress.ops._triton.score import attention_rows as kernel
 
         return kernel(q.detach(), k.detach(), scaling, seen, mean=mean)
     # The heads of a group side by side, so that their key head is not repeated.
-    count = math.prod(batch) * shared
+    count *= shared
     grouped = q.detach().reshape(count, heads // shared, rows, width)
     k = k.detach().reshape(count, tokens, width)
     found = q.new_empty(*grouped.shape[:-1], tokens, dtype=torch.float32)
@@ -81,7 +86,8 @@ def attention_received(
     q, k = (x.detach().reshape(-1, tokens, width) for x in (q, k))
     if valid is not None:
         valid = valid.reshape(-1, 1, tokens).expand(-1, heads, -1).reshape(len(q), tokens)
-    if use_triton("attention_received", q, k):
+    sizes = {"H": len(q), "S": 1, "N": tokens, "d": width}
+    if use_triton("attention_received", q, k, **sizes, valid=valid is not None):
         from vlmcompress.ops._triton.score import attention_received as kernel
 
         return kernel(q, k, scaling, [tokens], valid).view(*batch, heads, tokens).mean(-2)
@@ -129,7 +135,10 @@ def attention_received_packed(
     """
     if sum(lengths) != q.shape[1]:
         raise VLMCompressError(f"sequences of {sum(lengths)} tokens do not fit {q.shape[1]} keys")
-    if use_triton("attention_received", q, k):
+    heads, tokens, width = q.shape
+    longest = max(lengths, default=1)
+    sizes = {"H": heads, "S": max(1, tokens // longest), "N": longest, "d": width}
+    if use_triton("attention_received", q, k, **sizes, valid=False):
         from vlmcompress.ops._triton.score import attention_received as kernel
 
         return kernel(q.detach(), k.detach(), scaling, lengths, None).mean(0)
@@ -152,12 +161,14 @@ def propagate(
     seen: Callable[[int, int], Tensor] | None = None,
     *,
     temperature: float = 1.0,
+    steps: int = 1,
     max_bytes: int = MAX_BYTES,
 ) -> Tensor:
-    """One step of mass over the attention graph: mass @ softmax(logits / temperature).
+    """Steps of mass over the attention graph, each mass @ softmax(logits / temperature).
 
-    Rows are computed in blocks, so memory grows with N and not with R x N. A row that may attend to
-    nothing hands nothing on.
+    Rows are computed in blocks. One step never holds the graph, so memory grows with N and not with
+    R x N; of several the graph is made once, a few heads at a time, up to `GRAPH_BYTES` (8192
+    tokens), and anew for every step beyond. A row that may attend to nothing hands nothing on.
 
     Args:
         q: [H, R, d] queries, any floating dtype.
@@ -167,16 +178,35 @@ def propagate(
         seen: start, stop -> [stop - start, N] bool: what these rows may attend to; None for
             everything.
         temperature: above 0; the lower, the more goes to the largest logits.
+        steps: after each, what the last R columns received is the mass of the rows.
         max_bytes: working memory for a block of rows; a block has at least one.
 
     Returns:
         [H, N] float32.
     """
+    (heads, queries, _), tokens = q.shape, k.shape[1]
+    q, k, scaling = q.detach(), k.detach().float(), scaling / temperature
+    mass = mass.detach().float().expand(heads, queries)
+    if steps > 1 and 4 * queries * tokens <= GRAPH_BYTES:
+        return _over_graph(q, k, scaling, mass, seen, steps, _block(q, max_bytes))
+    for _ in range(steps):
+        received = _handed_on(q, k, scaling, mass, seen, _block(q, max_bytes))
+        mass = received[:, -queries:]
+    return received
+
+
+def _handed_on(
+    q: Tensor,
+    k: Tensor,
+    scaling: float,
+    mass: Tensor,
+    seen: Callable[[int, int], Tensor] | None,
+    block: int,
+) -> Tensor:
+    """[H, N]: one step, without the graph."""
     (heads, queries, width), (shared, tokens, _) = q.shape, k.shape
-    grouped = q.detach().view(shared, heads // shared, queries, width)
-    k = k.detach().float()
-    mass = mass.detach().float().expand(heads, queries).view(grouped.shape[:-1])
-    block = _block(q, max_bytes)
+    grouped = q.view(shared, heads // shared, queries, width)
+    mass = mass.view(grouped.shape[:-1])
     rows = max(1, min(queries, block // (4 * heads // shared * tokens)))
     step = max(1, block // (4 * heads // shared * tokens * rows))
     total = q.new_zeros(*grouped.shape[:2], tokens, dtype=torch.float32)
@@ -189,9 +219,56 @@ def propagate(
             some, allowed = some.masked_fill(blind, 0), allowed | blind[:, None]
         for first in range(0, shared, step):
             own = slice(first, first + step)
-            weights = _weights(grouped[own, :, start:stop], k[own], scaling / temperature, allowed)
+            weights = _weights(grouped[own, :, start:stop], k[own], scaling, allowed)
             total[own] += _product(some[own, :, None], weights)[:, :, 0]
     return total.flatten(0, 1)
+
+
+def _over_graph(
+    q: Tensor,
+    k: Tensor,
+    scaling: float,
+    mass: Tensor,
+    seen: Callable[[int, int], Tensor] | None,
+    steps: int,
+    block: int,
+) -> Tensor:
+    """[H, N]: several steps, the graph of a few heads at a time."""
+    (heads, queries, _), (shared, tokens, _) = q.shape, k.shape
+    # A CPU goes through one graph as long as it is near; a card is to have much to do at once.
+    step = 1 if q.is_cpu else min(heads, max(1, GRAPH_BYTES // (4 * queries * tokens)))
+    rows = max(1, min(queries, block // (4 * tokens * step)))
+    spans = [(start, min(start + rows, queries)) for start in range(0, queries, rows)]
+    blocks = [(span, *_open(None if seen is None else seen(*span), tokens)) for span in spans]
+    # What no row of a block may attend to stays 0.
+    graph = q.new_zeros(step, queries, tokens, dtype=torch.float32)
+    found = []
+    for first in range(0, heads, step):
+        own = range(first, min(first + step, heads))
+        some, keys = graph[: len(own)], k[[head // (heads // shared) for head in own]]
+        for (start, stop), (low, high), allowed, blind in blocks:
+            queried = q[own.start : own.stop, None, start:stop]
+            made = _weights(queried, keys[:, low:high], scaling, allowed)[:, 0]
+            some[:, start:stop, low:high] = made if blind is None else made.masked_fill_(blind, 0)
+        moved = mass[own.start : own.stop]
+        for _ in range(steps):
+            moved = _product(moved[:, None, -queries:], some)[:, 0]
+        found.append(moved)
+    return torch.cat(found)
+
+
+def _open(
+    allowed: Tensor | None, tokens: int
+) -> tuple[tuple[int, int], Tensor | None, Tensor | None]:
+    """The columns that a block of rows needs, what it may see of them, and [r, 1] which rows see
+    nothing. Only a CPU looks for the columns, as another device would be waited for."""
+    if allowed is None:
+        return (0, tokens), None, None
+    low, high, blind = 0, tokens, ~allowed.any(-1, keepdim=True)
+    if allowed.is_cpu:
+        columns = allowed.any(0).nonzero()[:, 0]
+        low, high = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
+    return (low, high), allowed[:, low:high] | blind, blind
 
 
 def _block(like: Tensor, max_bytes: int) -> int:

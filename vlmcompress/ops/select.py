@@ -98,7 +98,9 @@ def farthest_point(
     with torch.autocast(features.device.type, enabled=False):
         if len(images) == 0:
             found = torch.empty(0, count, dtype=torch.long, device=features.device)
-        elif together and use_triton("farthest_point", images):
+        elif together and use_triton(
+            "farthest_point", images, B=min(together, len(images)), N=tokens, D=width, K=count
+        ):
             from vlmcompress.ops._triton.select import farthest_point as kernel
 
             found = torch.cat([kernel(some, count) for some in torch.split(images, together)])
@@ -145,7 +147,8 @@ def max_sum(
         raise VLMCompressError(f"max_sum needs a pivot among its {tokens} rows, got {pivot}")
     count = _clamp(count, tokens)
     with torch.autocast(features.device.type, enabled=False):
-        if 4 * tokens**2 <= max_bytes and use_triton("max_sum", features):
+        sizes = {"N": tokens, "D": features.shape[1], "K": count}
+        if 4 * tokens**2 <= max_bytes and use_triton("max_sum", features, **sizes):
             from vlmcompress.ops._triton.select import max_sum as kernel
 
             found = kernel(features.detach(), count, int(pivot))
@@ -172,14 +175,19 @@ def _least_sum(features: Tensor, count: int, pivot: int | Tensor, max_bytes: int
 
 def _dense(images: Tensor, count: int) -> Tensor:
     """[B, count] picks of [B, N, D], from all distances; waits for the device once, at the end."""
-    # Image by image: batched norms and products may round differently.
-    units, norms = zip(*(directions(image) for image in images), strict=True)
-    cosines = torch.stack([self_cosines(unit) for unit in units])
-    norm = torch.stack(norms)
-    lost = norm[..., 0] == 0
-    hidden = torch.eye(cosines.shape[-1], dtype=torch.bool, device=images.device) | lost[:, None]
-    pick = cosines.masked_fill(hidden, -torch.inf).amax(-1).masked_fill_(lost, _LAST).argmin(-1)
-    near = torch.where(lost, _LAST, -torch.inf)
+    batch, tokens, _ = images.shape
+    cosines = images.new_empty(batch, tokens, tokens, dtype=torch.float32)
+    own = torch.eye(tokens, dtype=torch.bool, device=images.device)
+    norms, firsts = [], []
+    # Image by image: batched norms and products may round differently, and a CPU has each at hand.
+    for rows, made in zip(images, cosines, strict=True):
+        unit, norm = directions(rows)
+        lost = norm[:, 0] == 0
+        alike = self_cosines(unit, made).masked_fill(own | lost, -torch.inf).amax(-1)
+        firsts.append(alike.masked_fill_(lost, _LAST).argmin(-1))
+        norms.append(norm)
+    norm, pick = torch.stack(norms), torch.stack(firsts)
+    near = torch.where(norm[..., 0] == 0, _LAST, -torch.inf)
     image, picks = torch.arange(len(images), device=images.device), []
     for _ in range(count):
         picks.append(pick)

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.ops.deferred_checks import expect
+from vlmcompress.ops.projector import Body
 from vlmcompress.ops.similarity import unit_rows
 
-Probe = Literal["difference", "derivative", "sketch"]
-
-SKETCH_ROWS = 256
-"""Rows of the random sketch that replaces the last layer."""
+Probe = Literal["difference", "derivative", "expected"]
 
 _NUMBERS = 2**24
 """Numbers in one block of outputs of the body: 64 MiB in float32."""
@@ -33,43 +31,69 @@ def sensitivity(
     """Mean slope of x -> body(x) @ last.T along some directions.
 
     Args:
-        body: [M, P, D] -> [M, K], computes in the dtype that it is given.
+        body: [M, P, D] -> [M, K], computes in the dtype that it is given. A
+            `vlmcompress.ops.projector.Body` is moved with one product of its first layer for all
+            tokens and directions, any other is run for each.
         last: [C, K]; a constant that is added after it makes no difference.
         inputs: [M, P, D] any floating dtype.
         directions: [m, D] of length 1, moved along in all P patches at once.
         step: of the differences.
         probe: "difference": |f(x + step * u) - f(x - step * u)| / (2 * step); "derivative": |J u|,
-            exact; "sketch": |R J u| with R a fixed random matrix of 256 rows, which keeps norms to
-            about 4 %.
+            exact; "expected": the root of the mean of |J u|^2 over all directions that there are,
+            in closed form, which looks at no direction and needs a `Body`.
 
     Returns:
         [M] float32, the mean over directions.
 
     Raises:
-        VLMCompressError: a result is NaN or infinite.
+        VLMCompressError: a result is NaN or infinite, or "expected" is not to be had of the body.
 
     Source: ZOO-Prune, arXiv 2509.24837, section 3.2, for the differences.
     """
     with torch.autocast(inputs.device.type, enabled=False):
         x, last = inputs.detach().float(), last.detach().float()
-        directions = directions.to(x)
-        if probe == "sketch":
-            generator = torch.Generator().manual_seed(0)
-            sketch = torch.randn(SKETCH_ROWS, len(last), generator=generator) / SKETCH_ROWS**0.5
-            last = sketch.to(last) @ last
-        slopes = _differences if probe == "difference" else _derivatives
-        total = x.new_zeros(len(x))
-        block = max(1, _NUMBERS // max(1, len(x) * last.shape[1]))
-        for some in torch.split(directions, block):
-            # The last layer is linear: it is applied once to the slope of the body.
-            total += torch.linalg.vector_norm(slopes(body, x, some, step) @ last.T, dim=-1).sum(0)
+        if probe == "expected":
+            if not isinstance(body, Body):
+                raise VLMCompressError(
+                    "probe='expected' needs a projector of two linear layers, this one is another"
+                )
+            slopes = body.spread(x, last)
+        else:
+            slopes = _mean_slopes(body, last, x, directions.to(x), step, probe)
     expect(
-        total.isfinite().all(),
+        slopes.isfinite().all(),
         lambda: VLMCompressError(
             "the projector must react with finite numbers: "
-            f"{int((~total.isfinite()).sum())} of {len(total)} are not"
+            f"{int((~slopes.isfinite()).sum())} of {len(slopes)} are not"
         ),
     )
+    return slopes
+
+
+def _mean_slopes(
+    body: Callable[[Tensor], Tensor],
+    last: Tensor,
+    x: Tensor,
+    directions: Tensor,
+    step: float,
+    probe: Probe,
+) -> Tensor:
+    """[M]: over the directions, a block of them at a time."""
+    moves = body.moves(x, directions) if isinstance(body, Body) else None
+    total = x.new_zeros(len(x))
+    block = max(1, _NUMBERS // max(1, len(x) * last.shape[1]))
+    for start in range(0, len(directions), block):
+        some = slice(start, start + block)
+        if probe == "derivative":
+            slopes = _derivatives(body, x, directions[some])
+        elif moves is not None:
+            assert isinstance(body, Body)
+            slopes = body.act(moves(some, step)).sub_(body.act(moves(some, -step)))
+            slopes = slopes.div_(2 * step)
+        else:
+            slopes = _differences(body, x, directions[some], step)
+        # The last layer is linear: it is applied once to the slope of the body.
+        total += torch.linalg.vector_norm(slopes @ last.T, dim=-1).sum(0)
     return total / len(directions)
 
 
@@ -129,9 +153,7 @@ def _differences(
     return slopes.view(len(directions), len(x), -1)
 
 
-def _derivatives(
-    body: Callable[[Tensor], Tensor], x: Tensor, directions: Tensor, step: float
-) -> Tensor:
+def _derivatives(body: Callable[[Tensor], Tensor], x: Tensor, directions: Tensor) -> Tensor:
     """[m, M, K] directional derivatives of the body."""
 
     def along(direction: Tensor) -> Tensor:

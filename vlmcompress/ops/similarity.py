@@ -67,19 +67,20 @@ def unit_rows(rows: Tensor, name: str = "features") -> Tensor:
     return unit
 
 
-def self_cosines(unit: Tensor) -> Tensor:
+def self_cosines(unit: Tensor, out: Tensor | None = None) -> Tensor:
     """Cosine of each row with each other row, symmetric to the last bit.
 
     Only the blocks from the diagonal on are multiplied, the others are mirrored.
 
     Args:
         unit: [N, D] float32, rows at length 1 or 0.
+        out: [N, N] float32 to write to.
 
     Returns:
         [N, N] float32.
     """
     tokens = len(unit)
-    made = unit.new_empty(tokens, tokens)
+    made = unit.new_empty(tokens, tokens) if out is None else out
     for start in range(0, tokens, _BLOCK):
         stop = start + _BLOCK
         right = made[start:stop, start:]
@@ -89,6 +90,12 @@ def self_cosines(unit: Tensor) -> Tensor:
         square.copy_(square.triu() + square.triu(1).T)
         made[stop:, start:stop] = right[:, len(right) :].T
     return made
+
+
+def cosines_of(unit: Tensor, index: Tensor) -> Tensor:
+    """[B, N] cosines of some rows, [B] int64, of `unit` [N, D] with all; also under autocast."""
+    with torch.autocast(unit.device.type, enabled=False):
+        return unit.index_select(0, index) @ unit.T
 
 
 class Cosines:

@@ -17,6 +17,7 @@ from torch import nn
 
 from vlmcompress.arguments import check_count
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.ops.proving.decision import no_proofs
 from vlmcompress.profiler.machine import environment
 from vlmcompress.profiler.run import Prepare, RunFacts, Runner, RunTimes, Setting, Tokens, Wrap
 from vlmcompress.profiler.stopwatch import STAGES
@@ -170,7 +171,8 @@ def profile(
         progress(1, setting.label)
         return times
 
-    samples = interleaved(run, [setting for setting, _ in able], rounds)
+    with no_proofs():
+        samples = interleaved(run, [setting for setting, _ in able], rounds)
     measured = iter(_rows(able, [_times(s, output_tokens, runner.batch) for s in samples]))
     rows = [
         ProfileRow(setting.label, setting.budget, seen) if isinstance(seen, str) else next(measured)

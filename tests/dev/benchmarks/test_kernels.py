@@ -1,7 +1,6 @@
 """The table of kernels: what is timed, floors, and which kernels pay."""
 
 import json
-import os
 import sys
 
 import pytest
@@ -9,8 +8,7 @@ import torch
 
 from dev.benchmarks import kernels as kernel_speed
 from dev.benchmarks.kernel_case import KernelCase
-from dev.benchmarks.kernels import backend, cases, floor, measure, paying
-from vlmcompress.ops.backend import VARIABLE, use_triton
+from dev.benchmarks.kernels import cases, floor, measure, paying
 
 
 def case(op="take", shape="N=3 fp32", **sizes):
@@ -35,19 +33,6 @@ def test_an_op_pays_where_its_kernel_is_faster_at_every_shape():
     rows = [{"op": "a", "times_as_fast": 1.5}, {"op": "a", "times_as_fast": 0.9}]
     rows += [{"op": "b", "times_as_fast": 1.1}, {"op": "c"}]
     assert paying(rows) == ["b"]
-
-
-def test_the_variable_comes_back(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with backend("triton"):
-        assert os.environ[VARIABLE] == "triton"
-        assert use_triton("take", torch.ones(1))
-    assert VARIABLE not in os.environ
-    monkeypatch.setenv(VARIABLE, "torch")
-    with backend("auto"):
-        assert os.environ[VARIABLE] == "auto"
-    assert os.environ[VARIABLE] == "torch"
-    assert not use_triton("take", torch.ones(1))
 
 
 def test_without_a_gpu_only_torch_is_timed(monkeypatch, tmp_path):

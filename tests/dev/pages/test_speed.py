@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from dev.pages import speed as speed_page
+from dev.pages.speed_selection import costs, named
 
 
 def test_the_page_is_up_to_date():
@@ -19,3 +22,37 @@ def test_kernels_get_a_table_once_a_gpu_has_run_them(monkeypatch, tmp_path):
     content = {"provenance": made_on, "rows": [row]}
     (tmp_path / "kernels_gpu.json").write_text(json.dumps(content))
     assert "| `take` | s | 2 | 0.5 | - | 4.00 |" in speed_page.gpu()
+
+
+def row(method, share, model="m", limit=0.01):
+    made = {"model": model, "picture": "tiles", "method": method, "stage": "projector", "keep": 64}
+    made |= {"ms": 1.0, "prefill_ms": 9.0, "share": share, "limit": limit}
+    return made | {"above": share > limit}
+
+
+def test_a_method_above_the_limit_is_named_with_its_reason(tmp_path):
+    made_on = {"device": "CPU", "threads": 2, "date": "d", "command": "c", "prefill": "p"}
+    made_on["versions"] = {"torch": "2", "transformers": "5"}
+
+    def page(*rows):
+        content = {"provenance": made_on, "rows": rows}
+        (tmp_path / "selection_cost.json").write_text(json.dumps(content))
+        return costs(tmp_path)
+
+    shown = page(row("zoo-prune", 0.3), row("zoo-prune", 0.015, "small", 0.02), row("scope", 0.01))
+    assert "the limit: 1 % of m, 2 % of small" in shown
+    assert "- `zoo-prune` (30.0 % of m) runs the last layer" in shown
+    assert "**30.00 %**" in shown
+    assert "| 1.50 % |" in shown
+    assert "Above it" not in page(row("scope", 0.01))
+    with pytest.raises(KeyError, match="scope"):
+        page(row("scope", 0.02))
+
+
+def test_a_choice_that_takes_long_inside_a_model_is_named_with_its_reason():
+    rows = [{"method": "hiprune", "selector_overhead": share} for share in (0.01, 0.021, 0.03)]
+    rows.append({"method": "scope", "skipped": "it cannot"})
+    assert "- `hiprune` (up to 3.0 %) works out what every token receives" in named(rows)
+    assert named(rows[:1]) == ""
+    with pytest.raises(KeyError, match="pool"):
+        named([{"method": "pool", "selector_overhead": 0.5}])

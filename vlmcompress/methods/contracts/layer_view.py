@@ -77,15 +77,22 @@ class LayerView(Protocol):
         ...
 
     def propagate(
-        self, mass: Tensor, *, temperature: float = 1.0, of: Literal["this", "previous"] = "this"
+        self,
+        mass: Tensor,
+        *,
+        temperature: float = 1.0,
+        steps: int = 1,
+        of: Literal["this", "previous"] = "this",
     ) -> Tensor:
-        """One step over the attention graph of the n tokens: mass @ softmax(logits / temperature).
+        """Steps over the attention graph of the n tokens, mass @ softmax(logits / temperature).
 
-        Computed in blocks of rows; the matrix is never stored. Rows of padding carry no mass.
+        Computed in blocks of rows; for one step the matrix is never stored. Rows of padding carry
+        no mass.
 
         Args:
             mass: [n] or [H, n] float32, or one number for all tokens.
             temperature: of the softmax over all keys that a row may see.
+            steps: how many; several at once are several times cheaper than one after the other.
             of: the layer whose weights are used, as for `attention`.
 
         Returns:

@@ -86,7 +86,6 @@ def rows_partial_kernel(
         m_n = o_n < stop
         b_l = _logits(p_q, m_m, stride_qm, stride_qd, p_k + start * stride_kn, m_n, stride_kn,
                       stride_kd, scaling, D, BM, BN, BD)  # fmt: skip
-        # [BM, BN]
         m_l = m_m[:, None] & m_n[None, :]
         if SEEN:
             p_l = p_s[:, None] + o_n[None, :] * stride_sn
@@ -267,8 +266,7 @@ def attention_received(
     """
     heads, tokens, _ = q.shape
     q, k = _alike(q, k)
-    shape = heads, tokens
-    out, highest, total = (q.new_empty(shape, dtype=torch.float32) for _ in range(3))
+    out, highest, total = (q.new_empty(heads, tokens, dtype=torch.float32) for _ in range(3))
     ends = list(itertools.accumulate(lengths, initial=0))
     places = [(at, *ab) for ab in itertools.pairwise(ends) for at in range(*ab, block)]
     table = torch.tensor(places, device=q.device)
