@@ -89,7 +89,7 @@ def settings(budgets: Sequence[str], only: Sequence[str]) -> list[tuple[str, str
         if name in ("full", "text-only") or (only and name not in only):
             continue
         asked: list[str | None] = [*budgets] if method.takes_budget else [None]
-        own: list[str | None] = [None] if "decoder" in method.stages else []
+        own: list[str | None] = [None] if method.stages == {"decoder"} else []
         found += [(name, budget) for budget in dict.fromkeys([*asked, *own])]
     return found
 

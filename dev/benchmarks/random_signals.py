@@ -156,6 +156,11 @@ class PlainLayer:
         self.visual = torch.arange(start, end, device=self.index.device)
         self.text = torch.arange(end, self.queries.shape[1], device=self.index.device)
 
+    @property
+    def entered(self) -> Tensor:
+        """[n, D] float32: what entered the layer that ran, here half of what left it."""
+        return self.hidden / 2
+
     def without(self, layer: int, kept: Tensor) -> PlainLayer:
         """The view before a later layer, of the places `kept` [K] of the visual tokens."""
         left = torch.cat([torch.arange(self.before), self.visual[kept], self.text])

@@ -15,7 +15,14 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Rot
 
 from dev.benchmarks.random_signals import PlainLayer, PlainTower, Widths, asked_of, tokens
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods import DecoderMethod, Method, ProjectorMethod, Reducer, Selector
+from vlmcompress.methods import (
+    DecoderMethod,
+    DecoderReducer,
+    Method,
+    ProjectorMethod,
+    Reducer,
+    Selector,
+)
 from vlmcompress.methods.contracts.before_projector import (
     EncoderMethod,
     PixelSelector,
@@ -94,6 +101,8 @@ def works(
     try:
         if isinstance(method, DecoderMethod):
             return _decoder(method, plain_layer(model, tuple(grids), dtype), count)
+        if isinstance(method, DecoderReducer) and method.acts_at == "decoder":
+            return _between(method, plain_layer(model, tuple(grids), dtype), count)
         if isinstance(method, PixelSelector | Resizer) and method.acts_at == "pixels":
             return _pixels(method, grids, count)
         if isinstance(method, EncoderMethod) and method.acts_at == "encoder":
@@ -145,6 +154,19 @@ def _decoder(method: DecoderMethod, view: PlainLayer, count: int | None) -> Call
         method.schedule(view.depth, total, count)
         for before, kept in views:
             method.keep(before, kept)
+
+    return work
+
+
+def _between(method: DecoderReducer, view: PlainLayer, count: int | None) -> Callable[[], object]:
+    grids, total = view.parts, len(view.grid)
+    schedule = method.schedule_on(grids, view.depth, total, count)
+    alive = tokens_per_layer(view.depth, total, schedule)
+
+    def work() -> None:
+        method.schedule_on(grids, view.depth, total, count)
+        for layer, kept in schedule.items():
+            method.merge(view.hidden[view.visual[: alive[layer - 1]]], grids, kept)
 
     return work
 

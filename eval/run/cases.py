@@ -66,7 +66,10 @@ def _of(method: str, budgets: Sequence[str]) -> list[Case]:
         return [case for seed in RANDOM for case in _of(seed, budgets)]
     if method == AUTO:
         return [Case(method, budget) for budget in budgets]
-    return _at(method, [type(part) for part in parse(method).methods], budgets)
+    pipeline = parse(method)
+    if pipeline.has_threshold:
+        return [Case(method, None)]
+    return _at(method, [type(part) for part in pipeline.methods], budgets)
 
 
 def _registered(name: str, budgets: Sequence[str]) -> list[Case]:

@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlmcompress.methods.contracts.method import DecoderMethod, DecoderReducer
 from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.decoder.captured_rows import CapturedAttention
 from vlmcompress.patches.decoder.cut_context import CutContext
 from vlmcompress.patches.decoder.layer_attention import ComputedAttention
+from vlmcompress.patches.decoder.merging import merged
 from vlmcompress.patches.decoder.ranking import ranked
 from vlmcompress.patches.hooks.arguments import device_of, named_after_first
 from vlmcompress.patches.sequence.deepstack import follow
@@ -37,6 +39,8 @@ class BetweenLayers:
             hidden = self._cut(number, hidden, kwargs)
         if stages.starts_stage(number):
             stages.start_stage(number)
+        if number + 1 in stages.cuts:
+            stages.entered = hidden
         changed = stages.arguments.of(number, kwargs, hidden)
         followed = stages.arguments.follow(kwargs)
         if stages.earlier.wants(number):
@@ -76,4 +80,7 @@ class BetweenLayers:
             context = CapturedAttention(number, on.layers, stages, hidden, on.now, arguments)
         # Nothing waits for the device in the middle of a prefill.
         with on.trace.timed("selection", hidden.device), collected(stages.checks):
+            if isinstance(decoder, DecoderReducer):
+                return stages.cut(number, *merged(context, decoder))
+            assert isinstance(decoder, DecoderMethod)
             return stages.cut(number, ranked(context, decoder), hidden)

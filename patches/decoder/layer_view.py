@@ -128,7 +128,17 @@ class DecoderLayerView:
 
     @property
     def hidden(self) -> Tensor:
-        hidden = self.context.hidden[self.span.row].detach().float()
+        return self._states(self.context.hidden)
+
+    @property
+    def entered(self) -> Tensor:
+        entered = self.context.stages.entered
+        assert entered is not None  # the layers before cuts are hooked
+        return self._there(self._states(entered))
+
+    def _states(self, hidden: Tensor) -> Tensor:
+        """[n, D] float32 of the row."""
+        hidden = hidden[self.span.row].detach().float()
         # Some decoders keep several streams, which are one again only behind the last layer.
         return hidden if hidden.dim() == 2 else hidden.flatten(1, -2).mean(1)
 

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from vlmcompress.errors import UnsupportedModelError
-from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.method import InDecoder
 from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.patches.hooks.attachments import Attachments
 
 
 def watch(
-    method: DecoderMethod | None,
+    method: InDecoder | None,
     layers: Iterable[nn.Module],
     now: CallState,
     attached: Attachments,

@@ -74,6 +74,10 @@ class Prefill:
             [image.open_layout for image in self.images],
             self._surviving_grids(),
         )
+        decoder = self.planner.pipeline.decoder
+        for image, plan in zip(self.images, self.plans, strict=True):
+            if decoder is not None and plan.schedule:
+                prompt_rows.check_grid(decoder, image, plan)
 
     def _surviving_grids(self) -> list[tuple[Grid, ...] | None]:
         return [None if one is None else one.grids for one in self.survivors]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.composition.pipeline import ImagePlan
-from vlmcompress.methods.contracts.method import ProjectorMethod
+from vlmcompress.methods.contracts.method import Method
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import Encoded
@@ -66,7 +66,7 @@ def check_rows(counts: Sequence[int], unmasked: Tensor) -> None:
             )
 
 
-def check_grid(method: ProjectorMethod, image: Located, plan: ImagePlan) -> None:
+def check_grid(method: Method, image: Located, plan: ImagePlan) -> None:
     """A method that asks for neighbours cannot do with parts of a frame.
 
     Raises:

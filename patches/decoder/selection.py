@@ -61,10 +61,12 @@ def choose(
     """
     starts = [0, *accumulate(len(grid) for grid, _ in plan.parts)][:-1]
     asking: list[Asking[Tensor | Reduction]] = []
+    shown: list[Tensor] = []
     for part, ((grid, count), start) in enumerate(zip(plan.parts, starts, strict=True)):
         tokens = part_of(whole, grid, start, part)
         if method.across_parts:
             tokens = replace(tokens, parts=parts if len(plan.parts) == 1 else (grid,))
+        shown.append(tokens.features)
         if isinstance(method, Reducer):
             asking.append(_reduced(method, tokens, count, may_keep_fewer, checks))
         else:
@@ -76,6 +78,10 @@ def choose(
         kept = [one + start for one, start in zip(chosen, starts, strict=True)]
         return Chosen(torch.cat(kept), tuple(map(len, kept)))
     reductions = [one for one in found if isinstance(one, Reduction)]
+    if all(made.features is given for made, given in zip(reductions, shown, strict=True)):
+        # Nothing repeated: as if there were no method.
+        alive = torch.arange(len(whole.features), device=whole.features.device)
+        return Chosen(alive, tuple(len(grid) for grid, _ in plan.parts))
     joined = Reduction.join(reductions, starts)
     return Chosen(joined.anchors, tuple(len(r.offsets) - 1 for r in reductions), joined)
 
@@ -113,24 +119,50 @@ def _reduced(
     if not _asks(count, total, may_keep_fewer):
         return Reduction.identity(features[:count])
     found = yield from reducing(method, tokens, count)
+    return checked_reduction(method.name, found, features, total, count, checks, may_keep_fewer)
+
+
+def checked_reduction(
+    name: str,
+    found: object,
+    features: Tensor,
+    total: int,
+    count: int,
+    checks: Checks,
+    may_keep_fewer: bool = False,
+) -> Reduction:
+    """What a method made of tokens, checked; groups of token 0 where `checks` will raise later.
+
+    Args:
+        name: of the method.
+        found: what it returned.
+        features: [total, D] that it was given.
+        total: how many those are.
+        count: how many it was asked for.
+        checks: takes the checks that need values from the device.
+        may_keep_fewer: whether it may make fewer.
+
+    Raises:
+        VLMCompressError: it returned another kind of object, or another number of tokens.
+    """
     if not isinstance(found, Reduction):
-        raise wrong(method.name, "no Reduction")
+        raise wrong(name, "no Reduction")
     members, offsets = found.members, found.offsets
     if members.dtype != torch.int64 or offsets.dtype != torch.int64:
-        raise wrong(method.name, "members or offsets that are not int64")
+        raise wrong(name, "members or offsets that are not int64")
     if found.places is not None and (
         found.places.dtype != torch.int64 or found.places.shape != (len(offsets) - 1,)
     ):
-        raise wrong(method.name, f"places that are not int64, one for each of {len(offsets) - 1}")
-    check_count(method.name, len(offsets) - 1, count, may_keep_fewer)
+        raise wrong(name, f"places that are not int64, one for each of {len(offsets) - 1}")
+    check_count(name, len(offsets) - 1, count, may_keep_fewer)
     if found.features.shape != (len(offsets) - 1, features.shape[1]):
         raise wrong(
-            method.name,
+            name,
             f"features of shape {tuple(found.features.shape)} for {len(offsets) - 1} groups of "
             f"tokens with {features.shape[1]} numbers",
         )
     error = wrong(
-        method.name,
+        name,
         f"groups that are not each non-empty, ascending, from 0 to {total - 1} and ordered by "
         "their smallest member, or by the places given",
     )

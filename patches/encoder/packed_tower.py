@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import BudgetError, UnsupportedModelError
-from vlmcompress.methods.contracts.answers import rows_of_indices
+from vlmcompress.methods.contracts.answers import indices, rows_of_indices
 from vlmcompress.methods.contracts.before_projector import TokenPatches
 from vlmcompress.ops.deferred_checks import Checks, collected
+from vlmcompress.ops.questions import Asking, abreast, answered
 from vlmcompress.patches.encoder.patch_dropping import PackedRun, PatchDropping
 from vlmcompress.patches.encoder.qwen_patches import QwenPatches
 from vlmcompress.patches.families.parts import ModelParts
@@ -33,8 +34,13 @@ class _Run(PackedRun):
     order: Sequence[Tensor] = ()
     """Of each [N] int64: the number of each token's block in the tower."""
 
+    open_ended: bool = False
+    """Whether the counts are upper bounds: content decides."""
+
     @property
     def idle(self) -> bool:
+        if self.open_ended:
+            return super().idle
         return all(map(int.__eq__, map(len, self.grids), self.counts))
 
 
@@ -43,6 +49,7 @@ class PackedTowerDropping(PatchDropping):
 
     def __init__(self, parts: ModelParts, planner: Planner) -> None:
         super().__init__(parts, planner)
+        self._by_content = planner.budget is None and self._method.adaptive
         layers = [attention_layers(tower) for tower in parts.towers]
         depth = min(map(len, layers))
         self._first = self._method.before(depth)
@@ -66,6 +73,7 @@ class PackedTowerDropping(PatchDropping):
             raise BudgetError(f"{self._method.name} leaves at least 1 token of a picture")
         order = self._order(modality, call, patches)
         done = _Run(patches.layouts, side=patches.side, grids=grids, counts=counts, order=order)
+        done.open_ended = self._by_content
         if done.idle:
             self._settle(done, [torch.arange(len(grid)) for grid in grids], order)
         return self._through(run, done), done
@@ -87,17 +95,22 @@ class PackedTowerDropping(PatchDropping):
         blocks, checks = hidden.view(-1, run.side**2, hidden.shape[-1]), Checks()
         images = zip(run.grids, run.counts, run.order, strict=True)
         with collected(checks):
-            found = [self._choose(blocks, *image, checks) for image in images]
+            choices = abreast([self._choose(blocks, *image, checks) for image in images])
+            found = answered(choices, checks)
         checks.settle()
         kept = torch.split(torch.cat(found).cpu(), [len(one) for one in found])
         self._settle(run, kept, run.order)
 
     def _choose(
         self, blocks: Tensor, grid: Grid, count: int, order: Tensor, checks: Checks
-    ) -> Tensor:
-        """[count] int64: the tokens of an image or clip that stay."""
-        if count == len(grid):
+    ) -> Asking[Tensor]:
+        """[count] int64: the tokens of an image or clip that stay; fewer by a threshold."""
+        if count == len(grid) and not self._by_content:
             return torch.arange(count, device=blocks.device)
         tokens = TokenPatches(blocks[order.to(blocks.device)][None], grid)
+        name = self._method.name
+        if self._by_content:
+            found = yield from self._method.selecting(tokens, count)
+            return indices(name, found[0], len(grid), count, checks, may_keep_fewer=True)
         found = self._method.select(tokens, count)
-        return rows_of_indices(self._method.name, found, (1, count), len(grid), checks)[0]
+        return rows_of_indices(name, found, (1, count), len(grid), checks)[0]

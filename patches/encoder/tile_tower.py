@@ -64,6 +64,12 @@ class TileTowerDropping:
         self._encoder, self._ahead = parts.family.encoder, ahead
         self._parts, self._budget = parts, planner.budget
         self._method = cast(TowerDropper, planner.pipeline.upstream)
+        if planner.budget is None and self._method.adaptive:
+            raise UnsupportedModelError(
+                f"{self._method.name}: the vision tower of this {parts.family.name} model encodes "
+                'tiles together, which keep equally many tokens: give a budget such as "25%" '
+                "instead of a threshold"
+            )
         self._alone = planner.pipeline.projector is None
         self._thread = PerThread()
         self._layers = [attention_layers(tower) for tower in parts.towers]

@@ -42,6 +42,8 @@ class ImageTrace:
     survivors: Survivors | None = None
     """What a method before the projector left."""
     cuts: dict[int, Tensor] = field(default_factory=dict)
+    merges: dict[int, Reduction] = field(default_factory=dict)
+    """Decoder layer -> the groups that enter it, by raster indices; of methods that merge there."""
     separators: dict[int, int] = field(default_factory=dict)
     """Decoder layer -> separators that enter it and the layers after it."""
     masked: int = 0
@@ -69,6 +71,7 @@ class ImageTrace:
             kept=self.kept.tolist(),
             groups=self._groups(),
             cuts={layer: kept.tolist() for layer, kept in self.cuts.items()},
+            merges={layer: found.groups() for layer, found in self.merges.items()},
             per_layer=per_layer,
             mean=sum(per_layer) / self.layers,
             separators=tokens_per_layer(self.layers, len(self.layout.separators), self.separators),

@@ -76,6 +76,8 @@ class StageLayout:
     nothing. `last_cut` says what of the chunk is kept, `current` whose keys and masks are right."""
     fired: Tensor | None = None
     """[B, Q, I]: what the neurons of the layer before a cut gave, where the method watches them."""
+    entered: Tensor | None = None
+    """[B, Q, D]: what entered the layer before a cut."""
     _rows: dict[int, Slots] = field(default_factory=dict)
 
     @cached_property
@@ -222,7 +224,7 @@ class StageLayout:
         self._rows[layer] = Slots(entered, valid)
         self.move(slot_of(keep, size), kept)
         self.earlier.cut(layer, index)
-        self.fired = None  # it is of slots that have moved
+        self.fired = self.entered = None  # they are of slots that have moved
         for span in self.spans:
             span.trace.cuts[layer] = span.index
             span.trace.separators[layer] = len(span.separators)

@@ -116,6 +116,15 @@ def test_a_method_without_a_budget_takes_its_own_setting(cli, loaded, sample):
     assert ask(cli, sample, QUESTION, "--method", "text-only")["report"]["images"][0]["after"] == 0
 
 
+def test_a_method_with_a_threshold_takes_no_budget(cli, loaded, sample):
+    counts = []
+    for threshold in (0, 0.02, 0.3):
+        document = ask(cli, sample, QUESTION, "--method", f"divprune(threshold={threshold})")
+        assert document["budget"] is None
+        counts.append(document["report"]["images"][0]["after"])
+    assert counts[0] > counts[1] > counts[2] > 0
+
+
 def test_ways_to_name_images_and_question(cli, loaded, sample, picture):
     both = [str(sample), str(picture)]
     for arguments in (

@@ -115,6 +115,10 @@ def test_budget_that_cannot_be_met(fails, loaded, picture):
     fails("above the 144 visual tokens", picture, "what ?", "--budget", 145)
     fails("fastv.* 48", picture, "what ?", "--method", "fastv", "--budget", 10)
     fails("takes no budget", picture, "what ?", "--method", "full", "--budget", 10)
+    fails(
+        r"divprune: with threshold=0\.1 the content decides .*got 25%\) or the threshold",
+        *(picture, "what ?", "--method", "divprune(threshold=0.1)", "--budget", "25%"),
+    )
 
 
 def test_overlay_that_cannot_be_written(fails, unloadable, picture, tmp_path):

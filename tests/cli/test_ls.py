@@ -58,7 +58,7 @@ def test_a_narrow_terminal_gets_all_of_it_below_each_other(cli, monkeypatch, wha
     for word in ("divprune", "fastv") if what == "methods" else ("llava_next", "gemma3"):
         assert any(line.startswith(f"{word}  (") for line in narrow.splitlines())
     if what == "methods":
-        assert "options: ratio=0.098" in narrow
+        assert "options: threshold=None, ratio=0.098" in narrow
         assert "paper: arXiv 2503.02175" in narrow
 
 

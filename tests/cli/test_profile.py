@@ -166,6 +166,7 @@ def test_mistakes(refused, tmp_path, picture):
     refused("cannot read the method ''", "--method", "divprune,")
     refused("budget '0' must be above zero", "--budgets", "36,0")
     refused("budget '' is not understood", "--budgets", "36,")
+    refused("threshold=0.1", "--method", "divprune(threshold=0.1)", "--budget", "36")
     refused("--budget and --budgets", "--budgets", "36", "--budget", "36")
     refused("unknown model", "--model", "tiny-lava")
     refused("unknown shape", "--random-weights", "llava-7b")

@@ -48,9 +48,10 @@ class Layer:
         self.logits = torch.randn(3, n, n, generator=g)
         self.hidden = torch.randn(n, Widths().hidden, generator=g)
         self.gates = torch.randn(n, Widths().inner, generator=g)
+        self.entered = self.hidden + torch.randn(self.hidden.shape, generator=g)
         if self.constant:
-            self.logits, self.hidden, self.gates = (
-                torch.ones_like(x) for x in (self.logits, self.hidden, self.gates)
+            self.logits, self.hidden, self.gates, self.entered = (
+                torch.ones_like(x) for x in (self.logits, self.hidden, self.gates, self.entered)
             )
         if self.nan:
             self.logits[..., self.visual[-1]] = torch.nan

@@ -103,7 +103,7 @@ def check(reduction, expected):
 )
 def test_by_definition(grid, options, seed):
     shown = clip(grid, seed)
-    names = ("segments", "threshold", "merged", "interval", "beta")
+    names = ("segments", "border", "merged", "interval", "beta")
     method = FastVID(**dict(zip(names, options, strict=False)))
     for count in {0, 1, 2, 3, len(grid) // 2, len(grid) - 2, len(grid)} & {*range(len(grid) + 1)}:
         result = method.reduce(shown, count)
@@ -144,11 +144,11 @@ def test_cuts_at_the_least_similar_transitions_and_below_the_threshold():
         return method.reduce(shown, sum(1 for _ in segments(shown, *options.values()))).groups()
 
     # Cosines .985, .766, .996, .985.
-    assert groups(segments=1, threshold=0.9) == [[0, 1], [2, 3, 4]]
-    assert groups(segments=1, threshold=0.7) == [[0, 1, 2, 3, 4]]
-    assert groups(segments=2, threshold=0.7) == [[0, 1], [2, 3, 4]]
-    assert groups(segments=1, threshold=0.99) == [[0], [1], [2, 3], [4]]
-    assert groups(segments=9, threshold=0.7) == [[0], [1], [2], [3], [4]]
+    assert groups(segments=1, border=0.9) == [[0, 1], [2, 3, 4]]
+    assert groups(segments=1, border=0.7) == [[0, 1, 2, 3, 4]]
+    assert groups(segments=2, border=0.7) == [[0, 1], [2, 3, 4]]
+    assert groups(segments=1, border=0.99) == [[0], [1], [2, 3], [4]]
+    assert groups(segments=9, border=0.7) == [[0], [1], [2], [3], [4]]
 
 
 def test_of_an_image_is_salient_tokens_and_merged_peaks():
@@ -208,7 +208,7 @@ def test_looks_at_attention_and_at_features():
         ({"interval": 1.5}, "interval must be an integer, got 1.5"),
         ({"merged": 1.1}, "fastvid: merged must be from 0 to 1, got 1.1"),
         ({"beta": -0.1}, "fastvid: beta must be from 0 to 1, got -0.1"),
-        ({"threshold": math.nan}, "fastvid: threshold must be from -1 to 1, got nan"),
+        ({"border": math.nan}, "fastvid: border must be from -1 to 1, got nan"),
     ],
 )
 def test_options_are_checked(options, message):

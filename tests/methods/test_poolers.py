@@ -1,5 +1,6 @@
 """Methods whose output is a smaller grid."""
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 
 from vlmcompress.errors import BudgetError, VLMCompressError
+from vlmcompress.methods.contracts.method import mean_tokens
 from vlmcompress.methods.expedit import Expedit
 from vlmcompress.methods.m3 import M3
 from vlmcompress.methods.pllava import PLLaVA
 from vlmcompress.methods.pool import Pool
 from vlmcompress.methods.ppllava import PPLLaVA
-from vlmcompress.methods.shared.grid_shapes import near_square
+from vlmcompress.methods.shared.grid_shapes import coarser, coarser_of, near_square
 from vlmcompress.ops.pool import window
 from vlmcompress.tokens import Grid, VisualTokens
 
@@ -253,3 +255,100 @@ def test_options_out_of_range_are_one_clear_line(make, words):
     with pytest.raises(VLMCompressError, match=words) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_similar_tokens_weigh_more():
+    """One window of three: two tokens alike and one across; the mean points along (2, 1)."""
+    features = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
+    tokens = VisualTokens(features, Grid(1, 1, 3))
+    found = Pool(weights="similar", temperature=0.5).reduce(tokens, 1)
+    near, far = math.exp(2 / 5**0.5 / 0.5), math.exp(1 / 5**0.5 / 0.5)
+    weights = torch.tensor([near, near, far]) / (2 * near + far)
+    assert torch.allclose(found.features[0], weights @ features)
+    plain = Pool().reduce(tokens, 1)
+    assert torch.allclose(plain.features[0], torch.tensor([2 / 3, 1 / 3]))
+    assert found.groups() == plain.groups() == [[0, 1, 2]]
+    even = Pool(weights="similar", temperature=1e6).reduce(tokens, 1)
+    assert torch.allclose(even.features, plain.features, atol=1e-5)
+
+
+@on_grids
+def test_similar_weights_by_definition(grid):
+    tokens = image(grid, seed=2)
+    count = Pool().keep_count(grid, max(grid.t, len(grid) // 2))
+    found = Pool(weights="similar").reduce(tokens, count)
+    plain = Pool().reduce(tokens, count)
+    assert found.groups() == plain.groups()
+    for feature, group in zip(found.features, found.groups(), strict=True):
+        rows = tokens.features[group]
+        alike = torch.cosine_similarity(rows, rows.mean(0), dim=-1)
+        assert torch.allclose(feature, (alike / 0.1).softmax(0) @ rows, atol=1e-5)
+    if count < len(grid):
+        assert not torch.allclose(found.features, plain.features, atol=1e-3)
+
+
+def test_a_window_without_a_direction_keeps_the_plain_mean():
+    tokens = VisualTokens(torch.tensor([[1.0, 0], [-1, 0]]), Grid(1, 1, 2))
+    assert not Pool(weights="similar").reduce(tokens, 1).features.any()
+
+
+@pytest.mark.parametrize(
+    ("grids", "factor", "expected"),
+    [
+        ((Grid(1, 24, 24),), 2, (Grid(1, 12, 12),)),
+        ((Grid(1, 5, 7),), 2, (Grid(1, 3, 4),)),
+        ((Grid(3, 4, 6),), 4, (Grid(3, 1, 2),)),
+        ((Grid(1, 4, 4), Grid(1, 6, 4)), 1.5, (Grid(1, 3, 3), Grid(1, 4, 3))),
+        ((Grid(1, 5, 7),), 1000, (Grid(1, 1, 1),)),
+        ((Grid(1, 15, 17),), 15 / 13, (Grid(1, 13, 15),)),  # 15 / (15 / 13) is above 13
+    ],
+)
+def test_coarser_grids(grids, factor, expected):
+    assert coarser(grids, factor) == expected
+    assert coarser_of(grids, sum(map(len, expected))) == expected
+
+
+@pytest.mark.parametrize(
+    "grids", [(Grid(1, 6, 6),), (Grid(1, 4, 4), Grid(1, 6, 4)), (Grid(2, 5, 3),)]
+)
+def test_coarser_grids_are_found_again_and_nest(grids):
+    sizes, before = set(), grids
+    for step in range(100, 800, 7):
+        found = coarser(grids, step / 100)
+        assert coarser_of(grids, sum(map(len, found))) == found
+        assert all(b.h <= a.h and b.w <= a.w for a, b in zip(before, found, strict=True))
+        sizes.add(sum(map(len, found)))
+        before = found
+    assert len(sizes) > 3
+    assert coarser_of(grids, sum(map(len, grids)) - 1) is None
+
+
+def test_schedules_between_decoder_layers():
+    pool = Pool(stage="decoder")
+    grid = Grid(1, 24, 24)
+    assert pool.schedule_on([grid], 32, 576, None) == {8: 144, 16: 36, 24: 9}
+    assert Pool(stage="decoder", layers=(16,)).schedule_on([grid], 32, 576, None) == {16: 144}
+    assert pool.schedule_on([grid], 32, 576, 576) == {}
+    for budget in (200, 300, 400, 500):
+        schedule = pool.schedule_on([grid], 32, 576, budget)
+        found = mean_tokens(32, 576, schedule)
+        assert 0.9 * budget < found <= budget
+    with pytest.raises(
+        BudgetError, match=r"fewer than 144\.75 of 576 visual tokens .*\(1, 16, 24\)"
+    ):
+        pool.schedule_on([grid], 32, 576, 144)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layers": (1,)}, "give stage='decoder'"),
+        ({"layers": (), "stage": "decoder"}, "must be ascending and 1 or more"),
+        ({"layers": (3, 2), "stage": "decoder"}, "must be ascending and 1 or more"),
+        ({"temperature": 0}, "temperature must be above 0"),
+        ({"weights": "some"}, "weights must be one of"),
+    ],
+)
+def test_options_of_pool_are_checked(options, words):
+    with pytest.raises(VLMCompressError, match=words):
+        Pool(**options)

@@ -12,6 +12,7 @@ from subject_models import SUBJECTS
 
 from vlmcompress.api import compress
 from vlmcompress.methods.aim_prune import AimPrune
+from vlmcompress.methods.clse import CLSE
 from vlmcompress.methods.corematching import CoreMatching
 from vlmcompress.methods.dart import DART
 from vlmcompress.methods.feather import Feather
@@ -19,6 +20,8 @@ from vlmcompress.methods.priortr import PriorTR
 from vlmcompress.methods.todre_exit import TodreExit
 from vlmcompress.methods.var import VAR
 from vlmcompress.ops.elbow import elbow
+from vlmcompress.ops.spectrum import evolution, high_frequency
+from vlmcompress.tokens import Grid
 
 METHODS = {
     "feather": (Feather(), "55%"),
@@ -30,6 +33,7 @@ METHODS = {
     "var with sinks": (VAR(dims=(1, 4), tau=1.2), None),
     "dart": (DART(), "55%"),
     "todre-exit": (TodreExit(tau=1.0), None),
+    "clse": (CLSE(), "50%"),
 }
 
 
@@ -103,6 +107,40 @@ def test_corematching_counts_the_neurons_of_the_bare_model():
         scores = (fired[columns] * fired[-1]).sum(1)
         assert image.cuts[2] == (scores > elbow(scores)).nonzero()[:, 0].tolist()
         assert 0 < len(image.cuts[2]) < image.before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["random llava", "random qwen3-vl with clips"])
+def test_clse_compares_what_entered_a_layer_with_what_left_it(name):
+    subject, seen = SUBJECTS[name](), {}
+    inputs = subject.batch(subject.prompt(1, 3, text=4), subject.prompt(1, 4, text=9))
+
+    def look(layer: int) -> Any:
+        def hook(_: Any, args: Any, kwargs: Any) -> None:
+            seen[layer] = args[0] if args else kwargs["hidden_states"]
+
+        return subject.lm.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
+
+    handles = [look(layer) for layer in (0, 1)]
+    last_logits(subject, inputs)
+    for handle in handles:
+        handle.remove()
+    with compress(subject.model, CLSE()) as c:
+        last_logits(subject, inputs)
+    attention = oracle(c.report(), subject, inputs, 0)
+    for image in c.report().images:
+        (columns,) = subject.columns(inputs["input_ids"][image.row])
+        columns = subject.visual(columns)
+        before, after = (
+            high_frequency(seen[layer][image.row, columns], Grid(*image.grid), 0.1)
+            for layer in (0, 1)
+        )
+        plain = attention[image.row, :, -1].mean(0)[columns]
+        scores = plain * evolution(before, after, 0.1)
+        kept, count = image.cuts[1], round(330 / 576 * image.before)
+        assert kept == scores.topk(len(kept)).indices.sort().values.tolist()
+        assert abs(len(kept) - count) <= 1
+        assert kept != plain.topk(len(kept)).indices.sort().values.tolist()
 
 
 @torch.no_grad()

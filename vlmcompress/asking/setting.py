@@ -58,14 +58,17 @@ def setting_of(
     `defaults.BUDGET` where it has none or no method was named. With a profile the method is "auto".
 
     Raises:
-        VLMCompressError: an unknown method or option, or a malformed budget.
+        VLMCompressError: an unknown method or option, a malformed budget, or one beside a
+            threshold.
     """
     default = defaults.METHOD if profile is None else defaults.AUTO
     spec = default if method is None else method
     check_profile(spec, profile)
     methods, has_default = _methods(spec, options or {})
     if budget is not None:
-        Budget.parse(budget)
+        parsed = Budget.parse(budget)
+        if spec != defaults.AUTO:
+            parse(spec, **(options or {})).check_thresholds(parsed)
     elif method is None or not has_default:
         budget = defaults.BUDGET
     label = spec if isinstance(spec, str) else parse(spec).name

@@ -84,16 +84,18 @@ class Planner:
         return self.pipeline.upstream_count(tile, self.layers, self.budget.tokens(tile))
 
     def check(self, largest: int | None) -> None:
-        """Refuse a count that no image can reach.
+        """Refuse a budget beside a threshold, and a count that no image can reach.
 
         Args:
             largest: tokens of the largest image that the model takes; None where nothing limits
                 them.
 
         Raises:
-            BudgetError: the budget is above that.
+            BudgetError: there is a method with a threshold, or the budget is above that.
         """
         budget = self.budget
+        if budget is not None:
+            self.pipeline.check_thresholds(budget)
         if budget is None or budget.unit != "tokens" or largest is None:
             return
         if budget.amount > largest:

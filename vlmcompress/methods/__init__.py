@@ -11,6 +11,7 @@ from vlmcompress.errors import CompositionError, VLMCompressError
 from vlmcompress.methods.contracts.layer_view import LayerView
 from vlmcompress.methods.contracts.method import (
     DecoderMethod,
+    DecoderReducer,
     Method,
     ProjectorMethod,
     Reducer,
@@ -104,6 +105,7 @@ def register_method(cls: type[M], name: str | None = None) -> type[M]:
 __all__ = [
     "METHODS",
     "DecoderMethod",
+    "DecoderReducer",
     "LayerView",
     "Method",
     "MethodInfo",

@@ -7,18 +7,23 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.method import AskingSelector
 from vlmcompress.methods.contracts.options import check_fields
-from vlmcompress.ops.select import farthest_point
+from vlmcompress.methods.contracts.threshold import ByThreshold, staying
+from vlmcompress.ops.questions import Asking
+from vlmcompress.ops.select import farthest_point, spread_out
 from vlmcompress.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
-class DivPrune(Selector):
+class DivPrune(ByThreshold, AskingSelector):
     """Keep the tokens whose closest pair is as far apart as possible, greedily.
 
     Max-min diversity on the cosine distance of projected features (Algorithm 1); no attention, no
     text. Official code: vbdi/divprune.
+
+    With a `threshold` picking ends when no token is farther than that, 1 - cosine, from all that
+    are picked (ours).
 
     Deviations:
         Distances are float32 where the official code computes in the dtype of the model; its
@@ -38,12 +43,17 @@ class DivPrune(Selector):
 
     def __post_init__(self) -> None:
         check_fields(self, ratio="(0, 1]")
+        self.check_threshold(2)
 
-    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+    def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:
         """[count] int64, ascending."""
+        if self.threshold is not None:
+            return (yield from staying(spread_out(tokens.features, self.threshold)))
         # farthest_point always gives one.
         return farthest_point(tokens.features, count)[:count]
 
     def pick(self, tokens: VisualTokens, count: int) -> Tensor:
         """[count] int64, the farthest point first."""
+        if self.threshold is not None:
+            count = len(self.select(tokens, count))
         return farthest_point(tokens.features, count, order="picked")[:count]

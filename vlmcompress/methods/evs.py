@@ -8,16 +8,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.contracts.method import Selector
+from vlmcompress.methods.contracts.method import AskingSelector
 from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.contracts.threshold import ByThreshold, staying
 from vlmcompress.methods.stride import Stride
+from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.select import top_k
-from vlmcompress.ops.similarity import unit_rows
+from vlmcompress.ops.similarity import changes
 from vlmcompress.tokens import Grid, VisualTokens
 
 
 @dataclass(frozen=True)
-class EVS(Selector):
+class EVS(ByThreshold, AskingSelector):
     """Keep the first frame and, of the others, the tokens least like their predecessor.
 
     Dissimilarity is 1 - cosine between a token and the one at its place in the frame before (of a
@@ -26,6 +28,9 @@ class EVS(Selector):
 
     A budget below one frame, and so any budget of an image, finds the tokens of the first frame
     equally new: it takes them evenly spaced, as `stride` does (ours).
+
+    With a `threshold` a token of a later frame stays if it changed by more than that, as in the
+    patches that people put into vLLM; the first frame, and so an image, stays whole.
 
     Deviations:
         The paper compares pixels. As in vLLM, features are compared here: pixels do not reach this
@@ -44,26 +49,25 @@ class EVS(Selector):
 
     def __post_init__(self) -> None:
         check_fields(self, ratio="(0, 1]")
+        self.check_threshold(2)
 
     def keep_count(self, grid: Grid, budget: float | None) -> int:
         """int(ratio * N) without a budget, at least one frame."""
-        if budget is None:
+        if budget is None and self.threshold is None:
             return max(grid.h * grid.w, int(self.ratio * len(grid)))
         return super().keep_count(grid, budget)
 
-    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+    def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:
         """[count] int64, ascending."""
         grid, features = tokens.grid, tokens.features
         frame = grid.h * grid.w
         count = max(0, min(count, len(grid)))
-        with torch.autocast(features.device.type, enabled=False):
-            unit = unit_rows(features)
-            if count <= frame:
-                first = VisualTokens(features[:frame], Grid(1, grid.h, grid.w))
-                return Stride().select(first, count)
-            before, after = unit[:-frame], unit[frame:]
-            # 1 - a.b; exactly 0 where a == b. Rows of zeros have no direction: 1.
-            lengths = before.any(dim=-1).float() + after.any(dim=-1).float()
-            changed = (after - before).square().sum(dim=-1) / 2 + 1 - lengths / 2
+        changed = changes(features, frame)
+        if self.threshold is not None:
+            whole = torch.ones(frame, dtype=torch.bool, device=features.device)
+            return (yield from staying(torch.cat([whole, changed > self.threshold])))
+        if count <= frame:
+            first = VisualTokens(features[:frame], Grid(1, grid.h, grid.w))
+            return Stride().select(first, count)
         first_frame = torch.arange(frame, device=features.device)
         return torch.cat([first_frame, top_k(changed, count - frame) + frame])

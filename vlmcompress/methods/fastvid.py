@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from vlmcompress.methods.contracts.method import AskingReducer
 from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.contracts.threshold import ByThreshold
 from vlmcompress.methods.shared.clip_segments import cuts
 from vlmcompress.methods.shared.saliency import NEED, saliency
 from vlmcompress.ops.apportion import apportion, even
@@ -17,14 +19,16 @@ from vlmcompress.ops.finite import check_finite
 from vlmcompress.ops.groups import grouped
 from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.ranking import best, marked
+from vlmcompress.ops.similarity import within
+from vlmcompress.ops.suppression import leaders
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 
 @dataclass(frozen=True)
-class FastVID(AskingReducer):
+class FastVID(ByThreshold, AskingReducer):
     """Keep each frame's salient tokens and merge the rest of a segment into its density peaks.
 
-    The clip is cut (DySeg) where neighbouring frames are less similar than `threshold`, and at the
+    The clip is cut (DySeg) where neighbouring frames are less similar than `border`, and at the
     `segments` - 1 least similar transitions anyway. Of each frame the tokens of the highest
     attention stay as they are (ATS). The others of a segment are merged (DTM) into anchors, which
     are density peaks of anchor frames: every `interval`-th, counted back from the segment's last.
@@ -32,6 +36,9 @@ class FastVID(AskingReducer):
     becomes w * anchor + (1 - w) * mean, w = max(beta, 1 / (n + 1)). Code: LunarShen/FastVID.
 
     An image is one frame in one segment: salient tokens and merged density peaks.
+
+    With a `threshold` nothing is salient and all frames are anchor frames: by falling density a
+    peak absorbs what is within that distance, 1 - cosine, and no peak yet (ours).
 
     Deviations:
         A frame is described by the mean of its features, in the official code by the vision tower's
@@ -54,7 +61,7 @@ class FastVID(AskingReducer):
     """Share kept of each frame when no budget is given; in (0, 1]. r in the paper."""
     segments: int = 8
     """Segments of a clip that has as many frames, at least; 1 or more. c in the paper."""
-    threshold: float = 0.9
+    border: float = 0.9
     """Cosine of neighbouring frames below which a segment ends; -1 to 1. tau in the paper."""
     merged: float = 0.4
     """Share of the count for merged tokens; 0 to 1. d in the paper."""
@@ -69,14 +76,15 @@ class FastVID(AskingReducer):
             ratio="(0, 1]",
             merged="[0, 1]",
             beta="[0, 1]",
-            threshold="[-1, 1]",
+            border="[-1, 1]",
             segments="[1, inf)",
             interval="[1, inf)",
         )
+        self.check_threshold(2)
 
     def keep_count(self, grid: Grid, budget: float | None) -> int:
         """int(ratio * h * w) of each frame without a budget, at least 1 in all."""
-        if budget is None:
+        if budget is None and self.threshold is None:
             return max(1, grid.t * int(self.ratio * grid.h * grid.w))
         return super().keep_count(grid, budget)
 
@@ -86,8 +94,10 @@ class FastVID(AskingReducer):
         check_finite(rows)
         frame = grid.h * grid.w
         attention = saliency(tokens)
-        cut = yield cuts(rows.view(grid.t, frame, -1), self.threshold, self.segments)
+        cut = yield cuts(rows.view(grid.t, frame, -1), self.border, self.segments)
         ends = [*(cut.nonzero()[:, 0] + 1).tolist(), grid.t]
+        if self.threshold is not None:
+            return (yield from self._repeats(tokens.features, [frame * end for end in ends]))
         merged, salient = self._shares(ends, grid, max(0, min(count, len(grid))))
         # The token that each one goes into: itself, an anchor, or nothing.
         into = torch.full((len(grid),), -1, device=rows.device)
@@ -112,6 +122,24 @@ class FastVID(AskingReducer):
                 made[anchor] = absorbed.to(made.dtype)
                 members += len(rest)
         return grouped(made, into, sum(merged) + sum(salient), members)
+
+    def _repeats(self, features: Tensor, ends: list[int]) -> Asking[Reduction]:
+        """The density peaks of each segment that no better one within `threshold` absorbs."""
+        assert self.threshold is not None
+        rows = features.detach()
+        parts = torch.split(rows, [b - a for a, b in zip([0, *ends], ends, strict=False)])
+        peaks = [leaders(within(part, self.threshold), density_peaks(part)) for part in parts]
+        known = yield peaks
+        anchors = [one.nonzero()[:, 0].to(rows.device) for one in known]
+        total = sum(map(len, anchors))
+        if total == len(rows):
+            return Reduction.identity(features)
+        made, into = rows.clone(), torch.empty(len(rows), dtype=torch.long, device=rows.device)
+        for start, part, anchor in zip([0, *ends], parts, anchors, strict=False):
+            nearest, absorbed = absorb(part, anchor, self.beta)
+            made[anchor + start] = absorbed.to(made.dtype)
+            into[start : start + len(part)] = anchor[nearest] + start
+        return grouped(made, into, total, len(rows))
 
     def _shares(self, ends: list[int], grid: Grid, count: int) -> tuple[list[int], list[int]]:
         """How many merged and how many salient tokens each frame has."""

@@ -13,6 +13,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.before_projector import PixelSelector, PixelTokens
 from vlmcompress.methods.contracts.method import share_kept
 from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.contracts.threshold import ByThreshold
 from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.ops.select import top_k
 from vlmcompress.tokens import Grid
@@ -22,7 +23,7 @@ _BLOCK = 256
 
 
 @dataclass(frozen=True)
-class PixelPrune(PixelSelector):
+class PixelPrune(ByThreshold, PixelSelector):
     """Drop blocks of pixels that an earlier neighbour predicts, before the vision encoder.
 
     Predictive coding on the grid of visual tokens, after the LOCO-I predictor of JPEG-LS. With left
@@ -31,6 +32,8 @@ class PixelPrune(PixelSelector):
     their normalised pixels differs by more than `tolerance`. A block like its prediction is dropped
     and from then on counts as equal to it, so that differences do not add up. The first block
     always stays. Official code: OPPO-Mente-Lab/PixelPrune (its default metric, "max").
+
+    A `threshold` is a tolerance that goes with no budget, as the other methods have one.
 
     Deviations:
         The paper is about images. Here a block of a clip may also be predicted by the same place of
@@ -53,17 +56,28 @@ class PixelPrune(PixelSelector):
             raise VLMCompressError(
                 f"pixelprune: tolerance must be a number of 0 or more, got {self.tolerance}"
             )
+        self.check_threshold(math.inf)
+        if self.threshold is not None and self.tolerance:
+            raise VLMCompressError(
+                f"pixelprune: a threshold is a tolerance without a budget: give one of them, got "
+                f"threshold={self.threshold} and tolerance={self.tolerance}"
+            )
 
     def keep_count(self, grid: Grid, budget: float | None) -> int:
         """All without a budget: at most so many stay."""
         return len(grid) if budget is None else share_kept(self.name, grid, budget)
+
+    @property
+    def alike(self) -> float:
+        """The largest difference of two values that look alike."""
+        return self.tolerance if self.threshold is None else self.threshold
 
     def select(self, tokens: PixelTokens, count: int, exact: bool) -> Tensor:
         """[count] int64 ascending, or fewer where not `exact`."""
         differences = self.differences(tokens, replaces=not exact)
         if exact:
             return top_k(differences, count)[:count]
-        return (differences > self.tolerance).nonzero()[:, 0][:count]
+        return (differences > self.alike).nonzero()[:, 0][:count]
 
     @torch.no_grad()
     def differences(self, tokens: PixelTokens, replaces: bool) -> Tensor:
@@ -93,7 +107,7 @@ class PixelPrune(PixelSelector):
             guess, difference = self._predicted(picture, grid, place)
             found[place] = difference
             if replaces:
-                drop = (difference <= self.tolerance)[:, None]
+                drop = (difference <= self.alike)[:, None]
                 picture[place] = torch.where(drop, guess, picture[place])
         return found
 
@@ -106,8 +120,8 @@ class PixelPrune(PixelSelector):
             return picture.index_select(0, (place - back).clamp_min(0))
 
         block, left, up, corner = map(shown, (0, 1, grid.w, grid.w + 1))
-        edge = _apart(corner, left) <= self.tolerance
-        edge &= _apart(corner, up) > self.tolerance
+        edge = _apart(corner, left) <= self.alike
+        edge &= _apart(corner, up) > self.alike
         upper = (c == 0) | ((r > 0) & edge)
         guess = torch.where(upper[:, None], up, left)
         near = _apart(block, guess).masked_fill((r == 0) & (c == 0), math.inf)

@@ -11,7 +11,13 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.layer_view import LayerView
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.contracts.options import check_types
-from vlmcompress.methods.shared.schedules import check_cuts, check_reachable, falling, nearest
+from vlmcompress.methods.shared.schedules import (
+    check_cuts,
+    check_reachable,
+    falling,
+    nearest,
+    quarters,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class PyramidDrop(DecoderMethod):
         """{layer: int(tokens * lam**j)} without cuts that change nothing."""
         cuts = self.layers
         if cuts is None:
-            cuts = tuple(sorted({layers * j // 4 for j in (1, 2, 3)} - {0}))
+            cuts = quarters(layers)
         check_cuts("pyramiddrop", cuts, layers)
         if budget is None:
             return _cut(cuts, tokens, self.lam)

@@ -11,11 +11,13 @@ from torch import Tensor
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.before_projector import TokenPatches, TowerDropper
 from vlmcompress.methods.contracts.options import check_fields
-from vlmcompress.ops.select import farthest_point, top_k
+from vlmcompress.methods.contracts.threshold import ByThreshold, staying
+from vlmcompress.ops.questions import Asking, answered
+from vlmcompress.ops.select import farthest_point, spread_out, top_k
 
 
 @dataclass(frozen=True)
-class UnitDrop(TowerDropper):
+class UnitDrop(ByThreshold, TowerDropper):
     """Drop patches that become one token (2x2 or 4x4, in LLaVA one) before a layer of the tower.
 
     Ours, of no paper. The layers before see the whole picture, those from it on only what stays: a
@@ -26,6 +28,10 @@ class UnitDrop(TowerDropper):
     their mean. Plain surfaces leave first. "farthest" keeps those whose means are farthest from one
     another, by the cosine of the means as they are (centred means are far worse), as DivPrune does
     with features. "auto" is "spread", or "farthest" where a token is one patch.
+
+    With a `threshold`, in towers that take pictures of any size, a token stays if its spread is
+    more than this share of the squared lengths of its patches, so from 0 to below 1. By "farthest"
+    tokens are added until no mean is farther than this, 1 - cosine, from all that stay.
     """
 
     name: ClassVar[str] = "unit-drop"
@@ -44,6 +50,7 @@ class UnitDrop(TowerDropper):
 
     def __post_init__(self) -> None:
         check_fields(self, ratio="(0, 1]", layer="[0, inf)")
+        self.check_threshold(2)
         if isinstance(self.layer, float) and self.layer >= 1:
             raise VLMCompressError(
                 f"unit-drop: layer must be an integer or a share from 0 to below 1, got "
@@ -79,10 +86,31 @@ class UnitDrop(TowerDropper):
 
     @torch.no_grad()
     def select(self, tokens: TokenPatches, count: int) -> Tensor:
-        """[B, count] int64 ascending."""
-        hidden = tokens.hidden.float()
-        self.suits(hidden.shape[2])
-        means = hidden.mean(2)
-        if self.score == "farthest" or hidden.shape[2] < 2:
+        """[B, count] int64 ascending; with a threshold B is 1."""
+        if self.threshold is not None:
+            return answered(self.selecting(tokens, count))
+        hidden, means = self._means(tokens)
+        if self._by_means(tokens):
             return farthest_point(means, count)
         return top_k((hidden - means[:, :, None]).square().sum((2, 3)), count)
+
+    def selecting(self, tokens: TokenPatches, count: int) -> Asking[Tensor]:
+        """[1, K] int64 ascending."""
+        if self.threshold is None:
+            return self.select(tokens, count)
+        hidden, means = self._means(tokens)
+        if self._by_means(tokens):
+            fresh = spread_out(means[0], self.threshold)
+        else:
+            spread = (hidden - means[:, :, None]).square().sum((2, 3))
+            fresh = (spread > self.threshold * hidden.square().sum((2, 3)))[0]
+        return (yield from staying(fresh))[None]
+
+    def _by_means(self, tokens: TokenPatches) -> bool:
+        return self.score == "farthest" or tokens.hidden.shape[2] < 2
+
+    def _means(self, tokens: TokenPatches) -> tuple[Tensor, Tensor]:
+        """The patches as float32 [B, N, m, D], and the mean of each token's [B, N, D]."""
+        hidden = tokens.hidden.detach().float()
+        self.suits(hidden.shape[2])
+        return hidden, hidden.mean(2)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlmcompress.methods.contracts.method import AskingSelector
 from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.contracts.threshold import ByThreshold, staying
 from vlmcompress.ops.apportion import apportion
 from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.ranking import best
@@ -22,7 +23,7 @@ _SCALES = (0.125, 0.25, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
-class VidCom2(AskingSelector):
+class VidCom2(ByThreshold, AskingSelector):
     """Keep the tokens least like the mean of their frame and of the clip.
 
     Likeness is a sum of Gaussian kernels of unit features and their mean. The less like the clip
@@ -32,6 +33,10 @@ class VidCom2(AskingSelector):
 
     An image is one frame: likeness to the clip and to the frame are the same, and the tokens least
     like the mean stay.
+
+    With a `threshold` frames have no budgets: a token stays if it is farther than that from its
+    frame and clip, 1 - the mean of its ten kernels, which is 0 for the mean itself and below 1
+    (ours).
 
     Deviations:
         Frame budgets are rounded so that they add up to the count, with one token or more for each
@@ -54,6 +59,7 @@ class VidCom2(AskingSelector):
 
     def __post_init__(self) -> None:
         check_fields(self, ratio="(0, 1]", channels="(0, 1]", temperature="(0, inf)")
+        self.check_threshold(1)
 
     def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:
         """[count] int64, ascending."""
@@ -66,9 +72,13 @@ class VidCom2(AskingSelector):
             in_frame = _likeness(unit, unit.mean(dim=1, keepdim=True))
             share = (-in_clip.mean(dim=1) / self.temperature).softmax(dim=0)
             quotas = count / grid.t * (1 + share - 1 / grid.t)
+        alike = in_clip + in_frame
+        if self.threshold is not None:
+            apart = 1 - alike / (2 * len(_SCALES))
+            return (yield from staying((apart > self.threshold).flatten()))
         most = torch.full((grid.t,), frame)
         sizes = apportion((yield quotas), count, most, least=int(count >= grid.t)).tolist()
-        unlike = -(in_clip + in_frame)
+        unlike = -alike
         kept = [best(unlike[t], size) + t * frame for t, size in enumerate(sizes) if size]
         return torch.cat(kept) if kept else most[:0].to(unlike.device)
 

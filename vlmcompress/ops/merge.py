@@ -14,7 +14,7 @@ from torch.nn.functional import elu_
 from vlmcompress.ops.backend import use_triton
 from vlmcompress.ops.gather import take
 from vlmcompress.ops.groups import alone
-from vlmcompress.ops.similarity import MATRIX_BYTES, unit_rows
+from vlmcompress.ops.similarity import MATRIX_BYTES, ROUNDING, unit_rows
 
 
 def bipartite(metric: Tensor, remove: int, protected: int = 0) -> Tensor:
@@ -37,6 +37,23 @@ def bipartite(metric: Tensor, remove: int, protected: int = 0) -> Tensor:
     Source: ToMe, arXiv 2210.09461, section 3; AIM, arXiv 2412.03248.
     """
     return ranked_bipartite(metric, remove, protected)[0]
+
+
+def close_pairs(metric: Tensor, threshold: float) -> Tensor:
+    """How many sources of `bipartite` are within a distance, 1 - cosine, of a destination.
+
+    Args:
+        metric: [1, n, d] any floating dtype.
+        threshold: the distance; what rounding leaves between equal rows does not count.
+
+    Returns:
+        [] int64, at most n // 2.
+    """
+    unit, tokens = unit_rows(metric), metric.shape[1]
+    if tokens < 2:
+        return torch.zeros((), dtype=torch.long, device=metric.device)
+    similarity, _ = best_match(unit[:, ::2], unit[:, 1::2])
+    return (similarity >= 1 - threshold - ROUNDING).sum().clamp_max(tokens // 2)
 
 
 def ranked_bipartite(metric: Tensor, remove: int, protected: int = 0) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.ops.backend import use_triton
 from vlmcompress.ops.finite import finite
 from vlmcompress.ops.groups import segment_sum
+from vlmcompress.ops.similarity import unit_rows
 from vlmcompress.tokens import Grid, Reduction
 
 
@@ -45,6 +46,34 @@ def window(features: Tensor, grid: Grid, shape: tuple[int, ...]) -> Reduction:
         for axis in zip((grid.t, grid.h, grid.w), (s, a, b), strict=True)
     ]
     return _pooled(features, grid, spans, None)
+
+
+def similar(features: Tensor, pooled: Reduction, temperature: float) -> Reduction:
+    """The same windows as `pooled`, in which tokens like the window's mean weigh more.
+
+    Weights are the softmax, over a window, of the cosine of each token and the plain mean, divided
+    by the temperature. A window without a direction keeps the plain mean.
+
+    Args:
+        features: [N, D] that were pooled, any floating dtype; averaged in float32.
+        pooled: windows of them; its features are not looked at.
+        temperature: above 0.
+
+    Returns:
+        The weighted means in the dtype of `features`, with the groups of `pooled`.
+    """
+    x, members, offsets = finite(features), pooled.members, pooled.offsets
+    sizes, places = offsets.diff(), torch.arange(len(members), device=members.device)
+    window = torch.arange(len(sizes), device=sizes.device)
+    window = window.repeat_interleave(sizes, output_size=len(members))
+    means = unit_rows(segment_sum(x, members, offsets))
+    with torch.autocast(x.device.type, enabled=False):
+        alike = (unit_rows(x)[members] * means[window]).sum(-1) / temperature
+        most = alike.new_full((len(sizes),), -torch.inf).scatter_reduce(0, window, alike, "amax")
+        weights = (alike - most[window]).exp()
+        weights = weights / segment_sum(weights[:, None], places, offsets)[window, 0]
+    found = segment_sum(x, members, offsets, weights)
+    return Reduction(found.to(features.dtype), members, offsets)
 
 
 def geometry(

@@ -14,6 +14,7 @@ from vlmcompress.ops.deferred_checks import expect
 from vlmcompress.ops.farthest_point_cpu import farthest
 from vlmcompress.ops.similarity import (
     MATRIX_BYTES,
+    ROUNDING,
     Cosines,
     check_norms,
     directions,
@@ -110,6 +111,35 @@ def farthest_point(
             found = torch.stack([_sparse(image, count) for image in images])
     found = found.reshape(*batch, count)
     return found.sort(dim=-1).values if order == "raster" else found
+
+
+def spread_out(features: Tensor, threshold: float, *, max_bytes: int = MATRIX_BYTES) -> Tensor:
+    """The picks of `farthest_point` until every row is within `threshold` of one of them.
+
+    A row of zeros has no direction and is at distance 1 from all others. Distances within 1e-6 of
+    the threshold, which is what rounding leaves between equal rows, count as within.
+
+    Args:
+        features: [N, D] any dtype, compared in float32 (also under autocast).
+        threshold: distance, 1 - cosine.
+        max_bytes: memory for distances.
+
+    Returns:
+        [N] bool: which rows are picked; the first pick always is.
+
+    Raises:
+        VLMCompressError: as `farthest_point`.
+    """
+    order = farthest_point(features, len(features), order="picked", max_bytes=max_bytes)
+    unit = directions(features)[0][order]
+    rows, near = max(1, max_bytes // (8 * len(unit))), []
+    with torch.autocast(features.device.type, enabled=False):
+        for start in range(0, len(unit), rows):
+            block = unit[start : start + rows] @ unit.T
+            later = torch.ones_like(block, dtype=torch.bool).triu(start)
+            near.append(block.masked_fill_(later, -torch.inf).amax(-1))
+    fresh = 1 - torch.cat(near) > threshold + ROUNDING
+    return torch.empty_like(fresh).scatter_(0, order, fresh)
 
 
 def max_sum(

@@ -8,6 +8,9 @@ from torch import Tensor
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.ops.deferred_checks import expect
 
+ROUNDING = 1e-6
+"""What rounding leaves between the directions of equal rows, as 1 - cosine."""
+
 MATRIX_BYTES = 2**30
 """Memory for the similarities of one selection: a matrix of up to 16384 tokens."""
 
@@ -65,6 +68,45 @@ def unit_rows(rows: Tensor, name: str = "features") -> Tensor:
     unit, norms = directions(rows)
     check_norms(norms, name)
     return unit
+
+
+def changes(rows: Tensor, step: int) -> Tensor:
+    """How far each row is from the one `step` places before it, as 1 - cosine.
+
+    Computed from the difference of their directions, so that equal rows are at exactly 0.
+
+    Args:
+        rows: [N, D] any floating dtype, compared in float32 (also under autocast).
+        step: 1 to N.
+
+    Returns:
+        [N - step] float32. A row of zeros has no direction and is at distance 1.
+
+    Raises:
+        VLMCompressError: a row is NaN, infinite or too large for float32.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        unit = unit_rows(rows)
+        before, after = unit[:-step], unit[step:]
+        lengths = before.any(dim=-1).float() + after.any(dim=-1).float()
+        return (after - before).square().sum(dim=-1) / 2 + 1 - lengths / 2
+
+
+def within(rows: Tensor, threshold: float) -> Tensor:
+    """Which rows are no farther than a distance, 1 - cosine, from which; symmetric.
+
+    Args:
+        rows: [N, D] any floating dtype, compared in float32 (also under autocast).
+        threshold: the distance; what rounding leaves between equal rows does not count.
+
+    Returns:
+        [N, N] bool. A row of zeros has no direction and is at distance 1 from all.
+
+    Raises:
+        VLMCompressError: a row is NaN, infinite or too large for float32.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        return self_cosines(unit_rows(rows)) >= 1 - threshold - ROUNDING
 
 
 def self_cosines(unit: Tensor, out: Tensor | None = None) -> Tensor:

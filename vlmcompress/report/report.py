@@ -53,6 +53,9 @@ class ImageReport:
     them."""
     notes: list[str] = field(default_factory=list)
     """What happened to this image that was perhaps not expected."""
+    merges: dict[int, list[list[int]]] = field(default_factory=dict)
+    """For methods that merge between decoder layers: layer -> the tokens, of those that entered the
+    layer before, that each token entering it stands for."""
 
     @property
     def per_frame(self) -> dict[str, list[int]]:

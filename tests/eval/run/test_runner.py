@@ -285,6 +285,12 @@ def test_what_is_asked_twice_is_run_once():
     assert Case("auto", None) not in listed
 
 
+def test_a_threshold_is_no_matter_of_budgets():
+    listed = cases(["divprune(threshold=0.1)", "divprune"], ["64", "25%"], False)
+    assert [case.budget for case in listed if "threshold" in case.method] == [None]
+    assert [case.budget for case in listed if case.method == "divprune"] == ["64", "25%"]
+
+
 @pytest.mark.parametrize(
     ("methods", "budgets", "words"),
     [

@@ -100,7 +100,7 @@ def test_unknown_methods_suggest_the_nearest(spec):
 
 def test_options_go_to_the_method_that_has_them():
     assert parse("divprune+fastv", k=3).methods == (DivPrune(), FastV(k=3))
-    assert parse("pool+pyramiddrop", layers=[2, 4]).decoder == PyramidDrop(layers=(2, 4))
+    assert parse("m3+pyramiddrop", layers=[2, 4]).decoder == PyramidDrop(layers=(2, 4))
     assert parse([Random(seed=1), FastV(k=3)], seed=2).methods == (Random(seed=2), FastV(k=3))
     assert parse("fastv(k=3)", ratio=0.75).decoder == FastV(k=3, ratio=0.75)
 
@@ -109,7 +109,7 @@ def test_options_go_to_the_method_that_has_them():
     ("spec", "options", "error", "message"),
     [
         ("divprune", {"ratoi": 1}, UnknownNameError, "divprune 'ratoi': did you mean 'ratio'"),
-        ("divprune+fastv", {"sed": 1}, UnknownNameError, "'sed': .*known: ratio, k$"),
+        ("divprune+fastv", {"sed": 1}, UnknownNameError, "'sed': .*known: threshold, ratio, k$"),
         ("divprune(ratoi=0.1)", {}, UnknownNameError, "did you mean 'ratio'"),
         ("full", {"k": 1}, UnknownNameError, "full has no options, got 'k'"),
         ("stride(k=1)", {}, UnknownNameError, "stride has no options, got 'k'"),
@@ -245,7 +245,8 @@ def test_list_methods():
     assert list(infos)[:2] == ["full", "text-only"]
     assert infos["fastv"].options == {"k": 2, "ratio": 0.5}
     assert infos["fastv"].stages == {"decoder"}
-    assert infos["pool"].stages == {"projector"}
+    assert infos["pool"].stages == {"projector", "decoder"}
+    assert infos["m3"].stages == {"projector"}
     for name, info in infos.items():
         assert METHODS.get(name).name == name
         assert info.paper == "-" or info.paper.startswith("arXiv ")

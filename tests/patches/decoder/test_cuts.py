@@ -182,3 +182,20 @@ def test_images_without_a_cut_at_a_layer_stay_whole(monkeypatch):
     lines = sorted(image.per_layer for image in c.report().images)
     assert lines == [[36, 36, 3, 3, 3, 3], [36, 36, 36, 36, 5, 5]]
     assert sorted(set(method.asked)) == [(2, 3, 36), (4, 5, 36)]
+
+
+@pytest.mark.parametrize("weights", ["equal", "similar"])
+def test_merging_does_not_wait_for_the_device(weights, monkeypatch):
+    subject = SUBJECTS["random llava"]()
+    inputs = subject.batch(subject.prompt(1, 3, text=4), subject.prompt(2, 4, text=9))
+    cut, done = BetweenLayers._cut, []
+
+    def watched(self: Any, number: int, hidden: Tensor, given: Any) -> Tensor:
+        done.append(number)
+        with Waiting():
+            return cut(self, number, hidden, given)
+
+    monkeypatch.setattr(BetweenLayers, "_cut", watched)
+    with compress(subject.model, f"pool(stage='decoder', weights={weights!r})"):
+        last_logits(subject, inputs)
+    assert done == [1, 3, 4]

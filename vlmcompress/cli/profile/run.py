@@ -37,7 +37,8 @@ class MethodAtBudget:
     """A method with a budget, both as the user wrote them."""
 
     method: str
-    budget: str
+    budget: str | None
+    """None for a method with a threshold."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,27 @@ def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[Metho
     """Every method with every budget, read as far as that goes without a model.
 
     Raises:
-        VLMCompressError: a method or budget that is malformed or unknown, or both kinds of budgets.
+        VLMCompressError: a method or budget that is malformed or unknown, both kinds of budgets, or
+            one beside a threshold.
     """
     if budget is not None and budgets is not None:
         raise VLMCompressError("--budget and --budgets are both given: give one of them")
-    if budget is None and budgets is None:
-        budget = defaults.BUDGET
-    texts = [budget] if budget else between_commas(budgets or "")
-    specs = between_commas(methods)
-    for spec in specs:
-        if spec != defaults.AUTO:
-            parse(spec)
+    given = budget is not None or budgets is not None
+    texts = [defaults.BUDGET if budget is None else budget]
+    if budgets is not None:
+        texts = between_commas(budgets)
     for text in texts:
         Budget.parse(text)
-    return [MethodAtBudget(spec, text) for spec in specs for text in texts]
+    asked = []
+    for spec in between_commas(methods):
+        pipeline = None if spec == defaults.AUTO else parse(spec)
+        if pipeline is not None and pipeline.has_threshold:
+            if given:
+                pipeline.check_thresholds(texts[0])
+            asked.append(MethodAtBudget(spec, None))
+        else:
+            asked += [MethodAtBudget(spec, text) for text in texts]
+    return asked
 
 
 def sample_prompt(

@@ -18,13 +18,14 @@ from vlmcompress.methods.contracts.before_projector import (
 from vlmcompress.methods.contracts.method import (
     OF_THE_QUESTION,
     AttentionBias,
-    DecoderMethod,
+    InDecoder,
     Method,
     ProjectorMethod,
     Stage,
     mean_tokens,
     tokens_per_layer,
 )
+from vlmcompress.methods.contracts.threshold import ByThreshold
 from vlmcompress.tokens import Grid, Layout
 
 Upstream = Resizer | PixelSelector | EncoderMethod | TowerDropper
@@ -32,7 +33,7 @@ _CLASSES: dict[Stage, tuple[type[Method], ...]] = {
     "pixels": (Resizer, PixelSelector),
     "encoder": (EncoderMethod, TowerDropper),
     "projector": (ProjectorMethod,),
-    "decoder": (DecoderMethod,),
+    "decoder": (InDecoder,),
 }
 """In the order in which an image meets them; what a method must be to act at each."""
 
@@ -85,7 +86,7 @@ class Pipeline:
     """
 
     projector: ProjectorMethod | None
-    decoder: DecoderMethod | None
+    decoder: InDecoder | None
     upstream: Upstream | None = None
 
     @classmethod
@@ -123,6 +124,11 @@ class Pipeline:
             raise CompositionError(
                 f"{names}: {projector.name} needs tokens on their grid, and {upstream.name} leaves "
                 "none"
+            )
+        if "decoder" in at and at["decoder"].on_grid and len(methods) > 1:
+            raise CompositionError(
+                f"{names}: {at['decoder'].name} between decoder layers needs all tokens on their "
+                "grid, so it goes with no other method"
             )
         return cls(projector, at.get("decoder"), upstream)  # type: ignore[arg-type]
 
@@ -296,7 +302,30 @@ class Pipeline:
         default = mean_tokens(layers, tokens, self.decoder.schedule(layers, tokens, None))
         return round(min(budget * tokens / default, math.sqrt(tokens * min(budget, tokens))))
 
+    @property
+    def has_threshold(self) -> bool:
+        """Whether a method has a threshold, beside which there is no budget."""
+        return any(
+            isinstance(method, ByThreshold) and method.threshold is not None
+            for method in self.methods
+        )
+
+    def check_thresholds(self, given: object) -> None:
+        """Refuse a budget beside a method with a threshold.
+
+        Args:
+            given: the budget, for the message.
+
+        Raises:
+            BudgetError: there is one.
+        """
+        for method in self.methods:
+            for one in (method, getattr(method, "base", None)):  # what goes around another
+                if isinstance(one, ByThreshold):
+                    one.check_budget(given)
+
     def _check_budget(self, budget: float) -> None:
+        self.check_thresholds(f"{budget:g}")
         if not (math.isfinite(budget) and budget >= 0):
             raise BudgetError(f"a budget is a number of tokens of 0 or more, got {budget}")
         for method in self.methods:

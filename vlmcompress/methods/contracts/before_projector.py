@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol, TypeVar
 from torch import Tensor
 
 from vlmcompress.methods.contracts.method import Method, Stage, share_kept
+from vlmcompress.ops.questions import Asking
 from vlmcompress.tokens import Grid
 
 Name = TypeVar("Name", bound=str)
@@ -163,6 +164,14 @@ class TowerDropper(Method):
     @abstractmethod
     def select(self, tokens: TokenPatches, count: int) -> Tensor:
         """[B, count] int64: of each the raster indices that stay, ascending and unique."""
+
+    def selecting(self, tokens: TokenPatches, count: int) -> Asking[Tensor]:
+        """`select` of one image or clip that yields what it has to know: [1, K], K <= count.
+
+        Fewer than `count` only where the method is `adaptive` and no budget was given.
+        """
+        yield from ()  # asks nothing
+        return self.select(tokens, count)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,11 @@ class LayerView(Protocol):
         """[n, D] float32: what is about to enter `layer`."""
         ...
 
+    @property
+    def entered(self) -> Tensor:
+        """[n, D] float32: what entered the layer that just ran."""
+        ...
+
     def activations(self, rows: Tensor, of: Literal["previous"] = "previous") -> Tensor:
         """[R, I] float32: act(gate) * up of the MLP of the layer that just ran, of some tokens.
 

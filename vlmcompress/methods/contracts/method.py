@@ -2,8 +2,8 @@
 
 A method is one frozen dataclass whose fields are the paper's parameters with the paper's defaults.
 It acts at one stage: a `Selector` or a `Reducer` between projector and decoder, a `DecoderMethod`
-between decoder layers. `budget` is the true mean over decoder layers of the visual tokens of one
-image; None asks for the paper's own setting.
+or a `DecoderReducer` between decoder layers. `budget` is the true mean over decoder layers of the
+visual tokens of one image; None asks for the paper's own setting.
 """
 
 from __future__ import annotations
@@ -179,8 +179,8 @@ class AskingReducer(Reducer):
 
 
 @dataclass(frozen=True)
-class DecoderMethod(Method):
-    """Drops tokens before some decoder layers."""
+class InDecoder(Method):
+    """Acts before some decoder layers: a `DecoderMethod` drops there, a `DecoderReducer` merges."""
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"decoder"})
     watches: ClassVar[bool] = False
@@ -202,6 +202,11 @@ class DecoderMethod(Method):
         """The same, for methods whose numbers depend on the grids of the whole image, too."""
         return self.schedule(layers, tokens, budget)
 
+
+@dataclass(frozen=True)
+class DecoderMethod(InDecoder):
+    """Drops tokens before some decoder layers."""
+
     @abstractmethod
     def score(self, view: LayerView) -> Tensor:
         """[V] one score per surviving visual token of the image; higher is kept."""
@@ -216,6 +221,28 @@ class DecoderMethod(Method):
         if 0 < count < alive:
             return top_k(self.score(view), count)
         return torch.arange(min(count, alive), device=view.visual.device)
+
+
+@dataclass(frozen=True)
+class DecoderReducer(InDecoder):
+    """Merges tokens before some decoder layers: a group goes on as one hidden state.
+
+    It stands at the place, and has the position, of its smallest member. What the layers before
+    have cached stays as it is.
+    """
+
+    @abstractmethod
+    def merge(self, hidden: Tensor, grids: Sequence[Grid], count: int) -> Reduction:
+        """`count` hidden states in place of V.
+
+        Args:
+            hidden: [V, D] of the image's tokens that are left, about to enter the layer.
+            grids: those that all its tokens lay on at first.
+            count: of the schedule, below V.
+
+        Returns:
+            New states, and groups of places among the V.
+        """
 
 
 def share_kept(name: str, grid: Grid, budget: float | None, ratio: float | None = None) -> int:

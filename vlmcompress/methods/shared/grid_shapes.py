@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from vlmcompress.errors import BudgetError, VLMCompressError
@@ -107,6 +109,25 @@ class Pooler(Reducer):
         if budget < 1:
             raise BudgetError(f"{self.name} makes at least one token, got a budget of {budget:g}")
         return int(budget + _SLACK)
+
+
+def coarser(grids: Sequence[Grid], factor: float) -> tuple[Grid, ...]:
+    """Grids with windows of about `factor` tokens along each side, all frames kept.
+
+    ceil(h / factor) x ceil(w / factor): a larger factor never makes a side longer.
+    """
+    # In proportion, so that sides of several grids change at the same factors.
+    factor *= 1 + _SLACK
+    return tuple(Grid(g.t, math.ceil(g.h / factor), math.ceil(g.w / factor)) for g in grids)
+
+
+@lru_cache(maxsize=1024)
+def coarser_of(grids: tuple[Grid, ...], count: int) -> tuple[Grid, ...] | None:
+    """The grids of `count` tokens in all that `coarser` can make; None where there are none."""
+    sides = {side for grid in grids for side in (grid.h, grid.w)}
+    factors = sorted({side / parts for side in sides for parts in range(1, side + 1)})
+    shapes = (coarser(grids, factor) for factor in factors)
+    return next((found for found in shapes if sum(map(len, found)) == count), None)
 
 
 def near_square(

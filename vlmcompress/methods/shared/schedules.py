@@ -61,6 +61,18 @@ def nearest(
         budget: mean over layers.
         between: bounds of the number.
     """
+    sides = _sides(family, layers, tokens, budget, between)
+    return min(sides, key=lambda side: abs(mean_tokens(layers, tokens, side) - budget))
+
+
+def _sides(
+    family: Callable[[float], dict[int, int]],
+    layers: int,
+    tokens: int,
+    budget: float,
+    between: tuple[float, float],
+) -> tuple[dict[int, int], dict[int, int]]:
+    """The neighbouring steps of the staircase, within the budget and above it."""
     low, high = between
     for _ in range(100):
         middle = (low + high) / 2
@@ -68,8 +80,28 @@ def nearest(
             low = middle
         else:
             high = middle
-    sides = [family(low), family(high)]
-    return min(sides, key=lambda side: abs(mean_tokens(layers, tokens, side) - budget))
+    return family(low), family(high)
+
+
+def largest_within(
+    family: Callable[[float], dict[int, int]],
+    layers: int,
+    tokens: int,
+    budget: float,
+    between: tuple[float, float],
+) -> dict[int, int] | None:
+    """The schedule of the largest mean within the budget; None where the smallest is above it.
+
+    Args:
+        family, layers, tokens, budget, between: as for `nearest`.
+    """
+    low = _sides(family, layers, tokens, budget, between)[0]
+    return low if mean_tokens(layers, tokens, low) <= budget + 1e-6 else None
+
+
+def quarters(layers: int) -> tuple[int, ...]:
+    """The layers at a quarter, half and three quarters of the depth, from layer 1 on."""
+    return tuple(sorted({layers * j // 4 for j in (1, 2, 3)} - {0}))
 
 
 def check_cuts(name: str, cuts: Sequence[int], layers: int) -> None:

@@ -129,14 +129,17 @@ class Merger(EncoderMethod, Reducer):
     def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
         """`count` means; all frames of a clip are one crowd."""
         features = finite(tokens.features)[None]
-        sizes = torch.ones_like(features[..., 0])
-        if tokens.sizes is not None:
-            sizes = tokens.sizes.to(sizes)[None]
-        crowd = Crowd(features, sizes, self.attended(tokens))
+        crowd = Crowd(features, self.counted(tokens), self.attended(tokens))
         if count < 1:
             return Reduction.from_groups(tokens.features[:0], [])
         made = merge_in_rounds(features, crowd, count, self._round)
         return replace(made, features=made.features.to(tokens.features.dtype))
+
+    def counted(self, tokens: VisualTokens) -> Tensor:
+        """[1, N] float32: patches that each token stands for."""
+        if tokens.sizes is None:
+            return torch.ones(1, len(tokens.features), device=tokens.features.device)
+        return tokens.sizes.to(tokens.features.device, torch.float32)[None]
 
     def attended(self, tokens: VisualTokens) -> Tensor | None:
         """[1, N] attention that each token receives in the tower, where `match` reads it."""
