@@ -50,7 +50,7 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
 	test-lmms-eval test-demo test-vllm gate lint format typecheck public-types wheel-test dist \
-	docs readme accuracy tuning pages pages-model baselines figures gpu-figures clean
+	docs readme accuracy tuning pages long-clips pages-model baselines figures gpu-figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -153,6 +153,7 @@ docs: $(READY) $(GALLERY)/pictures.json ## build the site into build/docs/html, 
 readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and the generated pages of docs/
 	$(BIN)/python -m dev.pages.pictures.kept --before-after docs/pictures/before_after.jpg
 	$(BIN)/python -m dev.pages.pictures.concepts --out docs/pictures
+	$(BIN)/python -m dev.pages.pictures.long_clips --out docs/pictures
 	$(BIN)/vlmcompress ask $(DEMO) --overlay docs/overlay.png
 	$(BIN)/vlmcompress ask $(CLIP) --overlay docs/clip.png
 	$(BIN)/python -m dev.pages.readme
@@ -160,6 +161,7 @@ readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and 
 	$(BIN)/python -m dev.pages.models
 	$(BIN)/python -m dev.pages.results
 	$(BIN)/python -m dev.pages.retrieval
+	$(BIN)/python -m dev.pages.long_clips
 	$(BIN)/python -m dev.pages.speed
 	$(BIN)/python -m dev.pages.tuning
 	$(BIN)/python -m dev.pages.which
@@ -188,6 +190,9 @@ tuning: $(READY) ## tune the built-in models without labels (half an hour on two
 
 pages: $(READY) ## find drawn pages again with fewer vectors (five minutes), for docs/retrieval.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m vlmcompress.eval.retrieval --out dev/benchmarks/results/pages.json
+
+long-clips: $(READY) ## measure memory and accuracy over the length of a clip again (half an hour), for docs/long_clips.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m dev.benchmarks.long_clips --out dev/benchmarks/results/long_clips.json
 
 pages-model: $(READY) ## train the built-in page retriever again (40 minutes on one core)
 	$(BIN)/python -m dev.training.retrieval.train --work build/pages --out vlmcompress/assets/tiny_colqwen

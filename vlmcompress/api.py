@@ -13,6 +13,7 @@ from torch import nn
 
 from vlmcompress.auto import auto_method
 from vlmcompress.budget.budget import Budget
+from vlmcompress.budget.memory import bytes_of
 from vlmcompress.budget.planner import Planner
 from vlmcompress.defaults import AUTO
 from vlmcompress.errors import CompositionError, UntestedModelWarning, VLMCompressError
@@ -28,6 +29,7 @@ from vlmcompress.patches.hooks.attachments import check_compiled
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.signals.signals import Signals
 from vlmcompress.patches.signals.text_tower import LongText
+from vlmcompress.patches.signals.text_tower import check as check_text_tower
 from vlmcompress.report.report import Report
 from vlmcompress.tuned import Tuned, check_profile
 
@@ -87,7 +89,7 @@ class Compression:
             signals=engine.collected,
             dropped_before=engine.dropped_before,
             reason=reason,
-            notes=list(engine.notes),
+            notes=[*engine.notes, *trace.notes],
             processor=self._processor,
             **cost,
         )
@@ -128,6 +130,7 @@ def compress(
     order: Literal["raster", "method"] = "raster",
     processor: Any = None,
     text_tower: str | Path | tuple[nn.Module, Any] | LongText | None = None,
+    max_memory: int | str | None = None,
     profile: str | Path | None = None,
     **options: Any,
 ) -> Compression:
@@ -162,6 +165,10 @@ def compress(
             or a pair (CLIPModel, tokenizer). A question is cut to the length that it can read;
             a `LongText` of one of these reads it to its end.
             tiny-llava finds its own.
+        max_memory: bytes, or a text ("2GB"): clips are encoded so many frames at a time that the
+            tensors which vision tower and projector make for them take no more at once. Their
+            features are those of the whole clip, so a method chooses what it would have chosen.
+            Pixels and features are kept besides; pictures are encoded whole.
         profile: for "auto", the file that `vlmcompress tune` wrote for this model: then "auto"
             takes what was found there for the budget, or for the nearest to it, and the report says
             how sure that is. One of another model is refused.
@@ -178,6 +185,8 @@ def compress(
     """
     _one_of("positions", positions, POSITIONS)
     _one_of("order", order, ORDERS)
+    limit = None if max_memory is None else bytes_of(max_memory)
+    check_text_tower(text_tower)
     check_profile(method, profile)
     pipeline = None if method == AUTO else parse(method, **options)
     parsed = None if budget is None else Budget.parse(budget)
@@ -209,7 +218,7 @@ def compress(
         # A budget that cannot be met fails here rather than inside generate().
         (planner.at(100) if parsed is not None and parsed.is_cost else planner).plan([grid])
     signals = Signals(parts, pipeline, processor, text_tower)
-    engine = Engine(Installed.on(parts, planner, signals, positions, order))
+    engine = Engine(Installed.on(parts, planner, signals, positions, order, limit))
     try:
         engine.install()
         _warn_untested(family.name)

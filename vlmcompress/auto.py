@@ -20,7 +20,8 @@ from vlmcompress.budget.search import different_shares, largest_share
 from vlmcompress.defaults import AUTO
 from vlmcompress.errors import BudgetError, CompositionError, UnsupportedModelError
 from vlmcompress.flops.exact import Costs, first_token
-from vlmcompress.methods.composition.pipeline import ImagePlan, Upstream
+from vlmcompress.methods.composition.pipeline import Upstream
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Stage, resolve
 from vlmcompress.patches.cost.workload import load_of, shape_of

@@ -60,12 +60,35 @@ def prepare(model: Any, processor: Any, prompts: Sequence[Prompt]) -> Any:
         inputs = processor(**given)
     except ValueError as error:
         raise VLMCompressError(f"the model's processor refuses the input: {error}") from error
+    check_length(model, inputs["input_ids"])
     inputs = inputs.to(model.device)
     for name in inputs:
         # Times of frames are floats as well, and half precision would shift positions.
         if name.startswith("pixel_values"):
             inputs[name] = inputs[name].to(model.dtype)
     return inputs
+
+
+def check_length(model: Any, ids: torch.Tensor) -> None:
+    """Raise where the words of a prompt are more than the model can read.
+
+    Placeholders do not count: they may be few by the time that the decoder reads them.
+
+    Args:
+        model: of a supported family.
+        ids: [B, L] int64, the prompts.
+
+    Raises:
+        VLMCompressError: they are.
+    """
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    pictures = torch.tensor([*family_of(model).placeholders(model).values()])
+    words = int((~torch.isin(ids.cpu(), pictures)).sum(1).max())
+    if isinstance(longest, int) and words > longest:
+        raise VLMCompressError(
+            f"a prompt of {words} tokens beside its pictures is too long: the model reads at most "
+            f"{longest}"
+        )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.eval.run.provenance import machine
 from vlmcompress.files import write_json
 from vlmcompress.flops.exact import Costs, first_token
-from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.parts import ModelParts

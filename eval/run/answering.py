@@ -38,9 +38,15 @@ class Outcome:
 class Batch:
     """Some samples, read and made ready once for all cases."""
 
-    def __init__(self, model: Any, processor: Any, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        samples: Sequence[Sample],
+        max_memory: int | str | None = None,
+    ) -> None:
         self._model, self._processor = model, processor
-        self.samples = samples
+        self.samples, self.max_memory = samples, max_memory
         self._inputs: dict[bool, Any] = {}
 
     def inputs(self, case: Case) -> Any:
@@ -57,7 +63,12 @@ class Batch:
 
 
 def answer(
-    model: Any, processor: Any, inputs: Mapping[str, Any], case: Case, **generation: Any
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    case: Case,
+    max_memory: int | str | None = None,
+    **generation: Any,
 ) -> Outcome:
     """Answer one batch under a case; the model is as it was afterwards.
 
@@ -66,13 +77,14 @@ def answer(
         processor: its own.
         inputs: of `prepare`, padded on the left.
         case: method and budget.
+        max_memory: see `compress`.
         generation: arguments of `generate`; without any it is greedy.
 
     Raises:
         VLMCompressError: the model, or these images, cannot run the case.
     """
     method = FULL if case.method == ONE_FRAME else case.method
-    with compress(model, method, case.budget, processor=processor) as handle:
+    with compress(model, method, case.budget, processor=processor, max_memory=max_memory) as handle:
         return run(handle, processor, inputs, **generation)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vlmcompress.budget.budget import Budget
+from vlmcompress.budget.memory import bytes_of
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.cases import Case, cases
 from vlmcompress.eval.run.provenance import of_run
@@ -43,6 +44,7 @@ class Plan:
         batch: samples that are answered at once.
         device: where the model runs.
         dtype: of its weights.
+        max_memory: that the vision encoder may take for a clip; see `compress`.
         profile: of `vlmcompress tune`; what it takes at each budget is among the methods.
     """
 
@@ -55,6 +57,7 @@ class Plan:
     batch: int = 32
     device: str | None = None
     dtype: str | None = None
+    max_memory: int | str | None = None
     profile: Path | None = None
 
     def limit_of(self, task: str) -> int | None:
@@ -98,7 +101,7 @@ class Evaluation:
         Raises:
             VLMCompressError: no method can keep to one of the budgets.
         """
-        check_budgets(self.model, self.processor, self.jobs)
+        check_budgets(self.model, self.processor, self.jobs, self.plan.max_memory)
 
     def carry_out(self, folder: Path, resume: bool, watch: Watch) -> None:
         """Answer what the folder does not hold; every process comes back when all are done.
@@ -118,7 +121,7 @@ class Evaluation:
         self._wait()
         work = pieces(self.jobs, self.plan.batch, self.share, store.done())
         with watch(sum(piece.answers for piece in work), self.share) as progress:
-            run(self.model, self.processor, work, store, progress)
+            run(self.model, self.processor, work, store, progress, self.plan.max_memory)
         self._wait()
 
     def _wait(self) -> None:
@@ -143,6 +146,7 @@ class Evaluation:
                 batch=plan.batch,
                 processes=self.share.of,
                 seed=plan.seed,
+                **({} if plan.max_memory is None else {"max_memory": plan.max_memory}),
             ),
             "methods": list(plan.methods),
             "budgets": list(plan.budgets),
@@ -158,6 +162,8 @@ def _check(plan: Plan) -> list[Task] | None:
     """What can be checked without a model, the cheapest first; gives the tasks that were named."""
     resolve(plan.model)
     cases(plan.methods, plan.budgets, video=False)
+    if plan.max_memory is not None:
+        bytes_of(plan.max_memory)
     if plan.profile is not None:
         Tuned.read(plan.profile)
     limits = plan.limit.values() if isinstance(plan.limit, Mapping) else [plan.limit]

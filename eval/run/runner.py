@@ -73,7 +73,12 @@ def pieces(jobs: Sequence[Job], size: int, share: Share, done: Container[Key]) -
 
 
 def run(
-    model: Any, processor: Any, work: Sequence[Piece], store: Store, progress: Progress
+    model: Any,
+    processor: Any,
+    work: Sequence[Piece],
+    store: Store,
+    progress: Progress,
+    max_memory: int | str | None = None,
 ) -> None:
     """Answer what is missing.
 
@@ -86,9 +91,10 @@ def run(
         work: of `pieces`.
         store: where the answers go.
         progress: hears of every case of a batch.
+        max_memory: see `compress`.
     """
     for place, piece in enumerate(work):
-        batch = Batch(model, processor, piece.samples)
+        batch = Batch(model, processor, piece.samples, max_memory)
         for case, missing in piece.missing.items():
             lines, times = _run_case(model, processor, batch, case, piece.task)
             store.append(ANSWERS, (line for line in lines if line["index"] in missing))
@@ -98,7 +104,9 @@ def run(
             progress(len(piece.samples), f"{piece.task.name}: {case}")
 
 
-def check_budgets(model: Any, processor: Any, jobs: Sequence[Job]) -> None:
+def check_budgets(
+    model: Any, processor: Any, jobs: Sequence[Job], max_memory: int | str | None = None
+) -> None:
     """Raise unless each budget lets some method answer the first question of each task.
 
     One is enough: which methods cannot meet a budget is part of the result.
@@ -107,7 +115,7 @@ def check_budgets(model: Any, processor: Any, jobs: Sequence[Job]) -> None:
         VLMCompressError: none can; the message says what the last one said.
     """
     for job in jobs:
-        batch = Batch(model, processor, job.samples[:1])
+        batch = Batch(model, processor, job.samples[:1], max_memory)
         for budget in dict.fromkeys(case.budget for case in job.cases if case.budget is not None):
             at_budget = [case for case in job.cases if case.budget == budget]
             reason = _why_none(model, processor, batch, at_budget, job.task)
@@ -128,7 +136,7 @@ def _why_none(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                answer(model, processor, inputs, case, max_new_tokens=1)
+                answer(model, processor, inputs, case, batch.max_memory, max_new_tokens=1)
         except VLMCompressError as error:
             reason = str(error)
         else:
@@ -174,7 +182,8 @@ def _failed(
         return [about | {"index": first.index}]
 
     def alone(sample: Sample) -> list[dict[str, Any]]:
-        return _run_case(model, processor, Batch(model, processor, [sample]), case, task)[0]
+        single = Batch(model, processor, [sample], batch.max_memory)
+        return _run_case(model, processor, single, case, task)[0]
 
     lines = alone(first)
     if lines[0].get("error") == text and not isinstance(error, MediaError):
@@ -186,4 +195,11 @@ def _answer(model: Any, processor: Any, batch: Batch, case: Case, task: Task) ->
     inputs = batch.inputs(case)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers, the same at every call
-        return answer(model, processor, inputs, case, max_new_tokens=task.max_new_tokens)
+        return answer(
+            model,
+            processor,
+            inputs,
+            case,
+            batch.max_memory,
+            max_new_tokens=task.max_new_tokens,
+        )

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.metrics.metrics import METRICS, Metric
 from vlmcompress.eval.tasks.settings import Settings, check_limit, check_name
@@ -14,11 +17,19 @@ from vlmcompress.eval.tasks.task import Media, Sample
 from vlmcompress.eval.worlds.clip_questions import CLIP_KINDS, ask_clip
 from vlmcompress.eval.worlds.clips import (
     CLIP_VERSION,
-    FRAMES,
     FRAMES_PER_SECOND,
     Clip,
     make_clip,
     render_clip,
+)
+from vlmcompress.eval.worlds.long_clips import (
+    LENGTHS,
+    LONG_CLIP_KINDS,
+    LONG_CLIP_VERSION,
+    LongClip,
+    ask_long_clip,
+    make_long_clip,
+    render_long_clip,
 )
 from vlmcompress.eval.worlds.questions import in_turn
 from vlmcompress.eval.worlds.world import (
@@ -194,14 +205,27 @@ def _draw(scene: Scene) -> Media:
 
 
 def _film(clip: Clip) -> Media:
-    indices = list(range(FRAMES))
+    return [_video(render_clip(clip)[0])]
+
+
+def _long_film(clip: LongClip) -> Media:
+    return [_video(render_long_clip(clip))]
+
+
+def _video(frames: NDArray[np.uint8]) -> Video:
+    indices = list(range(len(frames)))
     times = [index / FRAMES_PER_SECOND for index in indices]
-    frames = render_clip(clip)[0]
-    return [Video(frames, indices, times, FRAMES, float(FRAMES_PER_SECOND), True, "drawn")]
+    return Video(frames, indices, times, len(frames), float(FRAMES_PER_SECOND), True, "drawn")
+
+
+def _long(frames: int) -> World:
+    make = partial(make_long_clip, frames)
+    return World("video", LONG_CLIP_VERSION, LONG_CLIP_KINDS, make, ask_long_clip, 6, _long_film)
 
 
 WORLDS = {
     "pictures": World("image", VERSION, KINDS, make_scene, ask, 2, _draw),
     "clips": World("video", CLIP_VERSION, CLIP_KINDS, make_clip, ask_clip, 4, _film),
+    **{f"clips of {frames} frames": _long(frames) for frames in LENGTHS},
 }
 """Worlds by name."""

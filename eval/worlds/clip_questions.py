@@ -1,7 +1,7 @@
 """Questions about clips, each with exactly one right answer, each kind in two wordings."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -39,9 +39,8 @@ def held_out_clips(
     return in_turn(CLIP_KINDS, make_clip, ask_clip, limit, first_seed, stream=4)
 
 
-def _names(clip: Clip) -> list[str | None]:
-    """The shortest words that mean one actor only, or None where there are none."""
-    things = [actor.thing for actor in clip.actors]
+def names_of(things: Sequence[Object]) -> list[str | None]:
+    """For each object the shortest words that mean it alone, or None where there are none."""
 
     def alone(attribute: str, thing: Object) -> bool:
         value = getattr(thing, attribute)
@@ -59,7 +58,7 @@ def _names(clip: Clip) -> list[str | None]:
 
 
 def _ask_motion(clip: Clip, rng: np.random.Generator, wording: int) -> Question | None:
-    names = _names(clip)
+    names = names_of([actor.thing for actor in clip.actors])
     moving = [
         (index, name, actor.direction)
         for index, (name, actor) in enumerate(zip(names, clip.actors, strict=True))
@@ -83,7 +82,7 @@ def _ask_order(clip: Clip, rng: np.random.Generator, wording: int) -> Question |
             for word, step in (("first", used[0]), ("last", used[-1]))
             if step in alone
         ] * 2
-    for index, name in enumerate(_names(clip)):
+    for index, name in enumerate(names_of([actor.thing for actor in clip.actors])):
         here = used.index(steps[index]) if name is not None else 0
         for word, there in (("after", here + 1), ("before", here - 1)):
             if name is not None and 0 <= there < len(used) and used[there] in alone:

@@ -37,7 +37,7 @@ _PIXELS_PER_FRAME = (2.6, 3.4)
 _STILL_ODDS = 0.2
 _GAP = 2.0
 _ATTEMPTS = 60
-_NOISE = 2.0
+NOISE = 2.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def render_clip(clip: Clip) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
                 cover = add_object(canvas, thing, shades[index])
                 covers[frame // FRAMES_PER_STEP, index] += cover / FRAMES_PER_STEP
         # Compression of real clips leaves a different trace in every frame.
-        canvas += _NOISE * rng.standard_normal((IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.float32)
+        canvas += NOISE * rng.standard_normal((IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.float32)
         frames[frame] = np.clip(canvas, 0, 255).astype(np.uint8)
     return frames, covers
 
@@ -121,7 +121,7 @@ def _movers(rng: np.random.Generator) -> tuple[Actor, ...]:
         still = bool(actors) and rng.random() < _STILL_ODDS
         direction = None if still else pick(rng, tuple(DIRECTIONS))
         pace = 0.0 if still else float(rng.uniform(*_PIXELS_PER_FRAME))
-        thing = _plain(rng, int(rng.integers(9)))
+        thing = plain_object(rng, int(rng.integers(9)))
         # The same margin for all directions, or the place would tell where an object can go.
         margin = thing.radius + _PIXELS_PER_FRAME[1] * (FRAMES - 1) / 2 + 1
         x, y = (float(value) for value in rng.uniform(margin, IMAGE_SIZE - margin, size=2))
@@ -150,7 +150,7 @@ def _events(rng: np.random.Generator) -> tuple[Actor, ...]:
     if 1 < count <= STEPS and rng.random() < 0.7:
         steps = sorted(int(step) for step in rng.choice(STEPS, size=count, replace=False))
     cells = [int(cell) for cell in rng.choice(9, size=count, replace=False)]
-    things = [_plain(rng, cell) for cell in cells]
+    things = [plain_object(rng, cell) for cell in cells]
     if count > 1 and rng.random() < 0.3:
         shapes = [thing.shape for thing in things]
         repeat(rng, shapes, SHAPES, int(rng.integers(2, count + 1)))
@@ -158,6 +158,6 @@ def _events(rng: np.random.Generator) -> tuple[Actor, ...]:
     return tuple(Actor(thing, step=step) for thing, step in zip(things, steps, strict=True))
 
 
-def _plain(rng: np.random.Generator, cell: int) -> Object:
+def plain_object(rng: np.random.Generator, cell: int) -> Object:
     """An object without a sign."""
     return replace(make_object(rng, pick(rng, SHAPES), pick(rng, COLORS), cell), glyph=None)

@@ -28,13 +28,22 @@ class Installed(ModelParts):
     """"keep" or "renumber"."""
     order: str
     """"raster" or "method"."""
+    max_memory: int | None = None
+    """Bytes that the encoder may take for frames of clips at once; None where they are encoded
+    together."""
     now: CallState = field(default_factory=CallState)
     shared: Shared = field(default_factory=Shared)
     _kinds: dict[str, LayerKinds] = field(default_factory=dict)
 
     @classmethod
     def on(
-        cls, parts: ModelParts, planner: Planner, signals: Signals, positions: str, order: str
+        cls,
+        parts: ModelParts,
+        planner: Planner,
+        signals: Signals,
+        positions: str,
+        order: str,
+        max_memory: int | None = None,
     ) -> Installed:
         """For the parts of a model."""
         by_cost = planner.budget is not None and planner.budget.is_cost
@@ -46,6 +55,7 @@ class Installed(ModelParts):
             solver=solver,
             positions=positions,
             order=order,
+            max_memory=max_memory,
         )
 
     @property

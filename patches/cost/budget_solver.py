@@ -9,7 +9,7 @@ from vlmcompress.budget.latency_model import decoder_times, memory_of, predicted
 from vlmcompress.budget.planner import Planner
 from vlmcompress.budget.search import different_shares, largest_share
 from vlmcompress.flops.exact import Costs, Load, first_token
-from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.ops.proving.decision import spent
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.parts import ModelParts

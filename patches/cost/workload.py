@@ -10,7 +10,8 @@ from torch import nn
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.flops.exact import Load
-from vlmcompress.methods.composition.pipeline import ImagePlan, Upstream
+from vlmcompress.methods.composition.pipeline import Upstream
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.contracts.before_projector import (
     EncoderMethod,
     PixelSelector,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.budget.planner import Planner
-from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.contracts.before_projector import EncoderMethod, TowerDropper
 from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.ops.gather import axes_first, axes_last, take_all

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.contracts.answers import check_count, indices, wrong
 from vlmcompress.methods.contracts.asking import reducing, selecting
 from vlmcompress.methods.contracts.method import ProjectorMethod, Reducer, Selector

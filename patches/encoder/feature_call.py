@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmcompress.budget.latency_model import median_of, memory_of
 from vlmcompress.budget.planner import Planner
-from vlmcompress.errors import UnsupportedCallError
+from vlmcompress.errors import CompositionError, UnsupportedCallError
 from vlmcompress.methods.contracts.before_projector import (
     EncoderMethod,
     Resizer,
@@ -23,6 +23,7 @@ from vlmcompress.patches.encoder.packed_tower import PackedTowerDropping
 from vlmcompress.patches.encoder.patch_dropping import PatchDropping
 from vlmcompress.patches.encoder.patch_merging import PatchMerging
 from vlmcompress.patches.encoder.resizing import Resizing
+from vlmcompress.patches.encoder.streaming import Streaming
 from vlmcompress.patches.encoder.tile_tower import Ahead, TileTowerDropping
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import cache_of
@@ -46,6 +47,9 @@ class BeforeProjector(Protocol):
 
     dropped_before: tuple[int, int] | None
     """The layer of the tower before which tokens leave it, and of how many; None elsewhere."""
+
+    takes_chunks: bool
+    """Whether a feature call may be cut between frames."""
 
     def hook(self, attached: Attachments) -> None:
         """Hook the vision tower."""
@@ -124,6 +128,10 @@ class FeatureCalls:
         """
         self._installed = installed
         self._method = before_projector(installed, installed.planner, self._layouts_ahead)
+        self._streaming = None
+        if installed.max_memory is not None:
+            self._streaming = Streaming(installed, installed.max_memory)
+            self._check_chunks()
 
     @property
     def dropped_before(self) -> tuple[int, int] | None:
@@ -141,6 +149,14 @@ class FeatureCalls:
         """Hook the vision tower where a method acts in it."""
         if self._method is not None:
             self._method.hook(attached)
+
+    def _check_chunks(self) -> None:
+        if self._method is not None and not self._method.takes_chunks:
+            upstream = self._installed.planner.pipeline.upstream
+            raise CompositionError(
+                f"{getattr(upstream, 'name', upstream)} chooses among the patches of a whole clip, "
+                "and max_memory encodes it in pieces: leave one of them out"
+            )
 
     def check(self, encoded: Mapping[str, Encoded]) -> None:
         """Refuse features that were encoded without this method, or with another one.
@@ -165,24 +181,26 @@ class FeatureCalls:
             if record is None:  # some encode clips by calling the method for images
                 return original(*args, **kwargs)
             call, run = self._bound(modality, original, args, kwargs)
+            if self._streaming is not None:
+                run = self._streaming.over(modality, call, run, record)
             planner = installed.planner
             if method is not None:
                 planner = self._planner_ahead(method, call, run)
                 record.clear()  # of a run for its time
             with installed.trace.timed("encoder", device):
                 if method is None:
-                    output, done = original(*args, **kwargs), None
+                    output, done = run(), None
                 else:
                     output, done = method.encode(modality, call, run, planner)
         with installed.trace.timed("signals", device):
-            call = installed.family.feature_arguments(modality, call)
-            encoded = installed.signals.encoded(modality, call, output, record)
+            arguments = installed.family.feature_arguments(modality, call)
+            encoded = installed.signals.encoded(modality, arguments, output, record)
             if encoded is None:
                 if method is not None:
                     raise UnsupportedCallError("a compressed model needs return_dict=True")
                 return output
             if method is not None:
-                encoded = method.put_back(done, modality, call, output, encoded)
+                encoded = method.put_back(done, modality, arguments, output, encoded)
         note(installed.family.features(output), encoded)
         installed.now.encoded[modality] = installed.now.noted[modality] = encoded
         return output
@@ -256,7 +274,7 @@ class FeatureCalls:
 
     def _bound(
         self, modality: str, original: Run, args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Mapping[str, Any], Run]:
+    ) -> tuple[dict[str, Any], Run]:
         """The arguments of a call by name, and the call with other values for some of them."""
         parameters = self._parameters(modality)
         call = parameters.bind_partial(*args, **kwargs).arguments

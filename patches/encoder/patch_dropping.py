@@ -80,6 +80,7 @@ class PatchDropping:
     places of the others are filled with zeros, which do not enter the decoder.
     """
 
+    takes_chunks = False
     dropped_before: tuple[int, int] | None = None
 
     def __init__(self, parts: ModelParts, planner: Planner) -> None:

@@ -60,6 +60,7 @@ class PatchMerging:
     of its layer, so that a token has the state of its leader's group from each.
     """
 
+    takes_chunks = True
     dropped_before: tuple[int, int] | None = None
 
     def __init__(self, parts: ModelParts, planner: Planner) -> None:

@@ -37,6 +37,7 @@ class Resizing:
     again, resized with an antialiased bilinear filter in float32, and cut up as before.
     """
 
+    takes_chunks = True
     dropped_before: tuple[int, int] | None = None
 
     def __init__(self, parts: ModelParts, planner: Planner) -> None:

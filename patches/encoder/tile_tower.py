@@ -59,6 +59,8 @@ class TileTowerDropping:
     them does not enter the decoder.
     """
 
+    takes_chunks = False
+
     def __init__(self, parts: ModelParts, planner: Planner, ahead: Ahead) -> None:
         self._model, self._family, self._base = parts.model, parts.family, parts.base
         self._encoder, self._ahead = parts.family.encoder, ahead

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.contracts.method import Stage
+from vlmcompress.patches.families.frames import Frames
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.patches.hooks.arguments import CACHE_NAMES, cache_name, carries_images
 from vlmcompress.patches.sequence.cache_state import CacheState
@@ -45,6 +46,8 @@ class Family:
     """Whether positions are one number per token, so that their gaps can be closed."""
     encoder: Encoder = Encoder()
     """The vision side, for signals."""
+    frames: Frames | None = None
+    """How the frames of clips lie; None where they are not known to be encoded each by itself."""
     feature_calls: Mapping[str, str] = IMAGES
     """Modality -> method of the base model, or of a part of it ("visual.encode"), that returns its
     projected features."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.families.family import Family, _expect
+from vlmcompress.patches.families.frames import PackedFrames
 from vlmcompress.patches.families.separators import separated, views_of
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
 from vlmcompress.patches.families.table import (
@@ -83,6 +84,8 @@ class Generic(Family):
         self.deepstack = _DEEPSTACK if hasattr(lm, _DEEPSTACK) else None
         self.stages = self._row.stages
         self.encoder = self._row.like or Generic.encoder
+        if self.video and self._row.pixels and not self.encoder.across_frames:
+            self.frames = PackedFrames()
         compared = self.name in TESTED - UNSCORED
         self.no_scores = None if compared else _NO_SCORES
         self.no_costs = self._row.no_costs

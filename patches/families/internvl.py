@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlmcompress.patches.families.family import Family
+from vlmcompress.patches.families.frames import Tiles
 from vlmcompress.patches.families.vision_encoders import InternVLEncoder
 from vlmcompress.tokens import Grid
 
@@ -23,6 +24,7 @@ class InternVL(Family):
     encoder = InternVLEncoder()
     stages = ("encoder", "projector", "decoder")
     video = True
+    frames = Tiles()
 
     def image_grid_of_tile(
         self, model: nn.Module, modality: str, call: Mapping[str, Any], tile: Grid

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlmcompress.patches.families.family import IMAGES_AND_CLIPS
+from vlmcompress.patches.families.frames import BatchedFrames
 from vlmcompress.patches.families.llava_next import LlavaNext, side
 from vlmcompress.tokens import Grid, Layout
 
@@ -18,6 +19,7 @@ class LlavaNextVideo(LlavaNext):
     name = "llava_next_video"
     class_name = "LlavaNextVideoForConditionalGeneration"
     video = True
+    frames = BatchedFrames()
     feature_calls = IMAGES_AND_CLIPS
 
     def layouts(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlmcompress.patches.families.frames import BatchedFrames
 from vlmcompress.patches.families.llava_next import side
 from vlmcompress.patches.families.llava_next_video import LlavaNextVideo
 from vlmcompress.patches.families.vision_encoders_tiles import OneVisionEncoder
@@ -19,6 +20,7 @@ class LlavaOnevision(LlavaNextVideo):
     name = "llava_onevision"
     class_name = "LlavaOnevisionForConditionalGeneration"
     encoder = OneVisionEncoder()
+    frames = BatchedFrames(behind=1)
 
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.patches.families.family import IMAGES_AND_CLIPS, Family
+from vlmcompress.patches.families.frames import PackedFrames
 from vlmcompress.patches.families.vision_encoders_packed import PackedEncoder
 from vlmcompress.patches.hooks.arguments import on_host
 from vlmcompress.tokens import Grid, Layout
@@ -23,6 +24,7 @@ class Qwen2VL(Family):
     name = "qwen2_vl"
     class_name = "Qwen2VLForConditionalGeneration"
     encoder = PackedEncoder()
+    frames = PackedFrames()
     stages = ("pixels", "encoder", "projector", "decoder")
     video = True
     renumbers = False

@@ -37,7 +37,7 @@ for _name, _entry in {
 
 
 RETRIEVERS: Registry[Family] = Registry("retriever", "vlmcompress.patches.families.family:Family")
-"""They answer no questions, so `list_models()` and the commands do not know them."""
+"""They answer no questions, so `list_models()` and the commands that ask do not know them."""
 
 for _name, _kind in {
     "colmodernvbert": "ColModernVBert",

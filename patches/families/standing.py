@@ -77,6 +77,11 @@ def known_types() -> dict[str, TypeFacts]:
     return written | {name: _of_type(name, cls) for name, cls in listed if name not in written}
 
 
+def retriever_types() -> dict[str, TypeFacts]:
+    """The types of models that embed pages and answer no questions."""
+    return {name: _of_family(family) for name, family in RETRIEVERS.items()}
+
+
 def _of_family(family: type[Family]) -> TypeFacts:
     signals = frozenset(family.encoder.signals)
     media = family.images, family.video

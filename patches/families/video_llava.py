@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.patches.families.family import IMAGES_AND_CLIPS, Family
+from vlmcompress.patches.families.frames import BatchedTiles
 from vlmcompress.patches.families.llava_next import side
 from vlmcompress.patches.families.vision_encoders import TwoTowerEncoder
 from vlmcompress.tokens import Grid, Layout, Separator
@@ -27,6 +28,7 @@ class VideoLlava(Family):
     stages = ("encoder", "projector", "decoder")
     merges = True
     video = True
+    frames = BatchedTiles()
     feature_calls = IMAGES_AND_CLIPS
 
     def layouts(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmcompress.budget.clock import Mark, mark, milliseconds
 from vlmcompress.budget.planner import Planner
-from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.contracts.method import tokens_per_layer
 from vlmcompress.ops.proving.decision import spent
 from vlmcompress.patches.sequence.placeholders import Prompt
@@ -107,6 +107,8 @@ class Trace:
     prefilled: bool = False
     solved: Solved | None = None
     """The budget of the prefill, where it is a cost."""
+    notes: list[str] = field(default_factory=list)
+    """For the report."""
     _times: list[tuple[str, Mark, Mark]] = field(default_factory=list)
     _sums: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys((*_PARTS, _SIGNALS, *_HIDDEN), 0.0)

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from torch import nn
+
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.patches.families.family import Family
 
 Ids = tuple[int, ...]
 
@@ -171,3 +174,15 @@ def _shared(a: Ids, b: Ids) -> Ids:
     """The longest common beginning."""
     pairs = takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
     return tuple(x for x, _ in pairs)
+
+
+def named_tokens(model: nn.Module, family: Family) -> set[int]:
+    """Ids that the configuration gives a name: begin, end, padding, picture marks."""
+    found = set(family.placeholders(model).values())
+    config: Any = model.config
+    for each in (config, config.get_text_config(), getattr(model, "generation_config", None)):
+        for name, value in vars(each).items() if each is not None else ():
+            if name.endswith(("token_id", "token_index")):
+                values = value if isinstance(value, list) else [value]
+                found |= {number for number in values if number is not None}
+    return found

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.contracts.method import OF_THE_QUESTION, resolve
-from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import width
 from vlmcompress.patches.hooks.attachments import Attachments
@@ -22,7 +21,7 @@ from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals import text_tower
 from vlmcompress.patches.signals.availability import defined, given_by, vocabulary_of
-from vlmcompress.patches.signals.instruction import Instruction
+from vlmcompress.patches.signals.instruction import Instruction, named_tokens
 from vlmcompress.patches.signals.known_features import known_of
 from vlmcompress.patches.signals.projector import join_projections
 from vlmcompress.patches.signals.question_logits import SIGNAL, question_logits
@@ -168,6 +167,12 @@ class Signals:
             self._thread.busy = False
 
     @torch.no_grad()
+    def settle(self, record: Record) -> None:
+        """Keep of a feature call so far what is wanted, and none of its activations."""
+        if self._tower is not None:
+            self._tower.settle(record)
+
+    @torch.no_grad()
     def encoded(
         self, modality: str, call: Mapping[str, Any], output: Any, record: Record
     ) -> Encoded | None:
@@ -286,15 +291,3 @@ def _join(pieces: list[Any], like: Tensor) -> Any:
     if isinstance(pieces[0], Projection):
         return pieces[0] if len(pieces) == 1 else join_projections(pieces)
     return torch.cat(pieces).to(like.device)
-
-
-def named_tokens(model: nn.Module, family: Family) -> set[int]:
-    """Ids that the configuration gives a name: begin, end, padding, picture marks."""
-    found = set(family.placeholders(model).values())
-    config: Any = model.config
-    for each in (config, config.get_text_config(), getattr(model, "generation_config", None)):
-        for name, value in vars(each).items() if each is not None else ():
-            if name.endswith(("token_id", "token_index")):
-                values = value if isinstance(value, list) else [value]
-                found |= {number for number in values if number is not None}
-    return found

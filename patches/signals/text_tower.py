@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vlmcompress.errors import UnsupportedModelError, VLMCompressError
+from vlmcompress.files.untrusted import short
 from vlmcompress.models.loading import without_bar
 from vlmcompress.models.names import ASSETS, resolve
 
@@ -118,6 +119,17 @@ def find(given: Any, tower: nn.Module, width: int) -> TextTower:
             f"the text tower belongs to a vision tower of width {own}, this one has {width}: {_HOW}"
         )
     return TextTower(model, tokenizer, long)
+
+
+def check(given: Any) -> None:
+    """Raise a VLMCompressError unless `given` has the form of a text tower; see `find`."""
+    tower = chosen(given)
+    pair = isinstance(tower, tuple | list) and len(tower) == 2
+    if not (tower is None or pair or (isinstance(tower, str | Path) and str(tower))):
+        raise VLMCompressError(
+            f"text_tower={short(tower)} is not possible: give a folder, a Hugging Face id, "
+            "'tiny-clip', or a pair (CLIPModel, tokenizer)"
+        )
 
 
 def chosen(given: Any) -> Any:

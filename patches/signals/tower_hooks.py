@@ -27,7 +27,7 @@ from vlmcompress.tokens import Layout
 
 Record = defaultdict[tuple[str, int], list[Any]]
 """("in", layer) -> calls of its attention module, ("out", layer) -> outputs of the layer,
-`_PROJECTOR` -> inputs of the projector."""
+`_PROJECTOR` -> inputs of the projector, (signal, layer) -> its values so far."""
 _PROJECTOR = ("in", -1)
 _KEYS = ("qkv", "k_proj", "k")
 """What gives the keys, among others."""
@@ -150,6 +150,21 @@ class TowerHooks:
         finally:
             self._thread.record = None
 
+    def settle(self, record: Record) -> None:
+        """Work out the signals of what was recorded so far, and forget its activations."""
+        for name, layers in self._asked.items():
+            for layer in layers:
+                record[name, layer] += [PER_LAYER[name](seen) for seen in record["in", layer]]
+        feature = self._feature
+        for name in self._needs & AT_FEATURE.keys():
+            record[name, feature] += [AT_FEATURE[name](seen) for seen in record["in", feature]]
+        if "relevance" in self._needs:
+            outputs = record["out", feature]
+            record["relevance", feature] += [self.text_tower.look(hidden) for hidden in outputs]
+        for what, layer in [*record]:
+            if what == "out" or (what == "in" and (what, layer) != _PROJECTOR):
+                del record[what, layer]
+
     def collect(
         self, modality: str, call: Mapping[str, Any], layouts: Sequence[Layout], record: Record
     ) -> list[dict[str, Any]]:
@@ -167,19 +182,14 @@ class TowerHooks:
                 visual = _visual(piece, layout)
                 yield mine, visual[:, 0] if name.endswith("attention") else visual
 
+        self.settle(record)
         for name, layers in self._asked.items():
             for layer in layers:
-                looks = [PER_LAYER[name](seen) for seen in record["in", layer]]
-                for piece, values in tokens(name, looks):
+                for piece, values in tokens(name, record[name, layer]):
                     piece.setdefault(name, {})[layer] = values
-        for name in self._needs & AT_FEATURE.keys():
-            looks = [AT_FEATURE[name](seen) for seen in record["in", self._feature]]
-            for piece, values in tokens(name, looks):
+        for name in sorted(self._needs & {*AT_FEATURE, "relevance"}):
+            for piece, values in tokens(name, record[name, self._feature]):
                 piece[name] = values
-        if "relevance" in self._needs:
-            looks = [self.text_tower.look(hidden) for hidden in record["out", self._feature]]
-            for piece, values in tokens("relevance", looks):
-                piece["relevance"] = values
         if "projection" in self._needs:
             entered = self._joined(record[_PROJECTOR])
             probed = projections(self._encoder, self._base, modality, call, entered)

@@ -178,3 +178,16 @@ def test_one_other_method_may_be_compared_and_a_refused_first_question_leaves_no
         *("divprune at 36", "stride at 36")
     ]
     chat.close()
+
+
+@pytest.mark.parametrize("reselect", [False, True])
+def test_a_later_question_holds_no_picture_and_no_more_words_than_fit(tiny_llava, reselect):
+    """As the first question, whose processor counts pictures."""
+    with vlmcompress.Chat(*tiny_llava, STREET, "full", max_new_tokens=2, reselect=reselect) as chat:
+        for _ in range(2):
+            with pytest.raises(VLMCompressError, match=r"<image> in a question stands for|refuses"):
+                chat.ask("what is in <image> ?")
+            with pytest.raises(VLMCompressError, match=r"a prompt of \d+ tokens beside its pictur"):
+                chat.ask("what " * 20_000)
+            chat.ask(QUESTIONS[0])
+        assert [turn.question for turn in chat.turns] == [QUESTIONS[0]] * 2

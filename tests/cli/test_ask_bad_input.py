@@ -65,6 +65,12 @@ def test_missing_image(fails, unloadable, tmp_path, picture):
     fails("no image", "--question", "what ?")
 
 
+def test_a_file_of_questions_that_is_not_there(fails, unloadable, tmp_path):
+    for name in ("nope.jsonl", "nope.CSV"):
+        fails(rf"file of questions '.*{name}' does not exist", tmp_path / name)
+        fails(rf"file of questions '.*{name}' does not exist", tmp_path / name, "what ?")
+
+
 def test_missing_question(fails, unloadable, picture):
     fails("no question", "--image", picture)
     fails(r"no question: the last argument .*picture\.png' is a file", picture)
@@ -273,3 +279,12 @@ def test_what_turns_letters_around_or_moves_the_cursor_is_shown(cli, loaded, tmp
         assert "\x1b" not in result.output
         assert "\u202e" not in result.output
         assert r"\x1b[31m\u202egnp" in result.output
+
+
+@pytest.mark.parametrize("given", ["2", "lots", "0GB"])
+def test_a_malformed_limit_of_memory(fails, unloadable, picture, given):
+    fails(f"max_memory='{given}' is not possible", picture, "what ?", "--max-memory", given)
+
+
+def test_a_model_whose_clips_are_not_cut_says_so(fails, loaded, picture):
+    fails("max_memory cuts clips between frames", picture, "what ?", "--max-memory", "1GB")

@@ -284,3 +284,16 @@ def test_the_built_in_model_answers_the_sample_clips(cli, loaded):
     assert len(wrong) <= 1
     document = ask(cli, "--video", SAMPLES / "runway.mp4", QUESTION, "--budget", "25%")
     assert document["answer"] == samples["runway.mp4"]["answer"] == "right"
+
+
+def test_a_clip_in_pieces_is_answered_as_the_clip(cli, loaded, clip):
+    asked = ("ask", clip, "what appears first ?", "--json", "--budget", "18")
+    whole, pieces = (cli(*asked, *more) for more in ((), ("--max-memory", "4MB")))
+    assert pieces.exit_code == 0, pieces.stderr
+    found, expected = json.loads(pieces.stdout), json.loads(whole.stdout)
+    assert found["answer"] == expected["answer"]
+    assert "clips were encoded in" in pieces.stdout
+    assert "clips were encoded in" not in whole.stdout
+    small = cli(*asked, "--max-memory", "1KB")
+    assert small.exit_code == 2
+    assert "encoding one frame takes" in small.stderr

@@ -97,6 +97,13 @@ def test_mistakes_are_found_before_a_model_is_loaded(unloadable, words, argument
     assert words in result.stderr
 
 
+@pytest.mark.parametrize("name", ["reset", "history", "help"])
+def test_commands_that_take_no_words_refuse_them(loaded, name):
+    result = chat([f"/{name} 2 now", "/history"], STREET)
+    assert result.stdout == ""
+    assert result.stderr.endswith(f"error: /{name} takes nothing behind it, got '2 now'\n")
+
+
 def test_options_of_the_method_reach_it(loaded):
     result = chat([QUESTIONS[0]], STREET, "--method", "divprune", "--option", "ratio=0.5")
     assert "144 -> 72 tokens" in result.stderr

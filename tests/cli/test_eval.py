@@ -1,6 +1,7 @@
 """`vlmcompress eval`: mistakes are found before anything is loaded or written."""
 
 import functools
+import json
 import re
 import sys
 
@@ -31,6 +32,8 @@ def refused(refuses):
         (["--limit", "many"], "limit 'many' is neither a count nor like pictures=500,clips=200"),
         (["--limit", "pictures=5,7.5"], "is neither a count nor like"),
         (["--batch", "0"], "a batch is 1 or more, got 0"),
+        (["--max-memory", "lots"], "max_memory='lots' is not possible"),
+        (["--check", "b.json", "--max-memory", "2GB"], "it takes no --max-memory"),
         (["--model", ""], "the model has no name"),
         (["--model", "tiny-lava"], "unknown model 'tiny-lava': did you mean 'tiny-llava'"),
         (["--save-baselines", "no/folder/b.json"], "there is no folder"),
@@ -51,6 +54,7 @@ def test_mistakes(refused, unloadable, tmp_path, arguments, pattern):
         (["--budgets", "25%,999"], "no method can run at budget 999: .*144 visual tokens"),
         (["--limit", "100000"], "100000 questions are too many"),
         (["--limit", "clips=5"], "unknown task with a limit 'clips'"),
+        (["--max-memory", "1GB"], "frames of llava models are not known to be encoded each"),
     ],
 )
 def test_mistakes_that_a_model_or_task_finds(refused, loaded, tmp_path, arguments, pattern):
@@ -157,3 +161,32 @@ def test_who_stops_it_hears_how_to_go_on(cli, loaded, tmp_path, monkeypatch):
     assert (result.exit_code, result.stdout) == (130, "")
     assert "with --resume goes on" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_long_clips_in_pieces_are_answered_as_whole_ones(cli, loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmcompress.eval.report.plots.draw", lambda results: [])
+    monkeypatch.setattr("vlmcompress.eval.report.examples.examples", lambda *all: [])
+    asked = (
+        "eval",
+        "--model",
+        "tiny-qwen",
+        "--tasks",
+        "clips-16",
+        "--limit",
+        3,
+        "--budgets",
+        "50%",
+    )
+    found = []
+    for number, more in enumerate([(), ("--max-memory", "4MB")]):
+        result = cli(
+            *asked, *more, "--batch", 2, "--device", "cpu", "--out", tmp_path / f"{number}"
+        )
+        assert result.exit_code == 0, result.output
+        (file,) = (tmp_path / f"{number}").glob("answers*.jsonl")
+        found.append([json.loads(line) for line in file.read_text().splitlines()])
+    whole, pieces = found
+    assert [line for line in pieces if "error" in line] == []
+    assert pieces == whole
+    run = json.loads((tmp_path / "1" / "run.json").read_text())
+    assert run["provenance"]["max_memory"] == "4MB"

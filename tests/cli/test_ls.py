@@ -1,5 +1,6 @@
 """`vlmcompress ls`."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -162,3 +163,20 @@ def test_the_shell_is_told_names(monkeypatch):
 @pytest.mark.parametrize("name", ["ask", "chat", "ls", "show", "check", "eval", "profile"])
 def test_every_command_has_the_short_help(cli, name):
     assert cli(name, "-h").stdout == cli(name, "--help").stdout
+
+
+def test_a_retriever_is_a_family_whose_methods_can_be_listed(cli):
+    """By trying: every other method is refused by a model of the family."""
+    listed = cli("ls", "methods", "--family", "colqwen2", "--json")
+    assert listed.exit_code == 0, listed.stderr
+    fits = {entry["name"] for entry in json.loads(listed.stdout)}
+    model, processor = vlmcompress.load("tiny-colqwen", device="cpu", dtype="float32")
+    tried = {"divprune", "fastv", "hiprune", "visionzip", "pixelprune", "unit-drop"}
+    took = set()
+    for name in tried:
+        with contextlib.suppress(vlmcompress.VLMCompressError):
+            vlmcompress.compress(model, name, "60%", processor=processor).remove()
+            took.add(name)
+    assert took == fits & tried
+    assert "divprune" in took
+    assert "pixelprune" not in took

@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 import torch
 from clip_case import ClipCase
+from media import clip
 from references import masked, staged
 from scope import CLIPS_HERE, CUTS, DOZEN
 from shortening import TOLERANCE, EverySecond, apart, is_void, maskable
 
 from vlmcompress.api import compress
+from vlmcompress.errors import UnsupportedModelError
+
+STEPS = 6
+"""Of a clip that is cut into chunks of one, two, and what is left."""
 
 
 @pytest.fixture(
@@ -42,3 +47,24 @@ def test_a_clip_is_dropped_as_if_it_had_never_had_the_tokens(case, method):
     reference = masked if maskable(case) else staged
     assert (short - reference(case, report, case.inputs)).abs().max() < TOLERANCE
     assert (short - bare[:, -1]).abs().max() > 10 * TOLERANCE
+
+
+def test_a_clip_in_chunks_has_the_features_of_the_clip(case):
+    """Of types whose frames are said to be encoded apart; the others refuse."""
+    base: Any = case.parts.base
+    inputs = clip(case.model, base, STEPS)
+    if case.parts.family.frames is None:
+        with pytest.raises(UnsupportedModelError, match="not known to be encoded each by itself"):
+            compress(case.model, "divprune", "50%", max_memory="1GB")
+        return
+    with torch.no_grad():
+        whole = base.get_video_features(**inputs, return_dict=True)
+        with compress(case.model, "random", "50%", max_memory="1GB") as c:
+            found = base.get_video_features(**inputs, return_dict=True)
+            (note,) = c.report().notes
+    assert f"in 3 chunks of at most {STEPS - 3} frames" in note
+    pairs = zip(case.parts.family.features(found), case.parts.family.features(whole), strict=True)
+    for one, other in pairs:
+        assert one.shape == other.shape
+        assert (one - other).abs().max() < TOLERANCE
+        assert (one - other.flip(0)).abs().max() > 100 * TOLERANCE

@@ -281,3 +281,9 @@ def test_the_warning_of_untested_types_names_the_command(monkeypatch, tiny_llava
     monkeypatch.setattr(standing, "TESTED", frozenset())
     with pytest.warns(UntestedModelWarning, match="vlmcompress check MODEL"):
         vlmcompress.compress(tiny_llava[0], "divprune", 36).remove()
+
+
+@pytest.mark.parametrize("given", [{"image": 3}, {"video": 3}, {"image": ""}])
+def test_what_is_no_medium_is_said_in_one_line(tiny_llava, given):
+    with pytest.raises(VLMCompressError, match="must be the path of a file, got"):
+        vlmcompress.check(*tiny_llava, **given)

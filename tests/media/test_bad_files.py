@@ -7,6 +7,7 @@ from PIL import Image
 
 from vlmcompress.errors import MediaError
 from vlmcompress.media.decoders import pyav
+from vlmcompress.media.images import read_image
 from vlmcompress.media.video import read_video
 
 BAD = {
@@ -130,3 +131,11 @@ def test_a_frame_size_that_changes_is_refused(clip, monkeypatch):
     )
     with pytest.raises(MediaError, match="changes its frame size"):
         read_video(clip, frames=3)
+
+
+@pytest.mark.parametrize("given", [3, None, "", b"x.mp4", ["x.mp4"]])
+@pytest.mark.parametrize(("read", "kind"), [(read_video, "video"), (read_image, "image")])
+def test_what_is_no_path_is_said_in_one_line(read, kind, given):
+    with pytest.raises(MediaError, match=f"the {kind} must be the path of a file, got") as raised:
+        read(given)
+    assert "\n" not in str(raised.value)

@@ -32,6 +32,7 @@ def ask(
     frames: int | None = None,
     fps: float | None = None,
     text_tower: Any = None,
+    max_memory: int | str | None = None,
     profile: str | Path | None = None,
     **options: Any,
 ) -> Answer:
@@ -61,6 +62,7 @@ def ask(
         frames: sampled of a clip that is read from a file, spread evenly.
         fps: frames a second sampled of such a clip instead, or of a clip given as an array.
         text_tower: see `compress`.
+        max_memory: what the vision encoder may take for a clip, as "2GB"; see `compress`.
         profile: see `compress`; then the method is "auto".
         **options: fields of the method, for example `seed=1`.
 
@@ -72,7 +74,7 @@ def ask(
         VLMCompressError: bad media, an empty question, or whatever `compress` refuses. The message
             says what was given and what is possible.
     """
-    setting = setting_of(method, budget, options, positions, text_tower, profile)
+    setting = setting_of(method, budget, options, positions, text_tower, max_memory, profile)
     return _asker(model, processor, media, question, max_new_tokens, frames, fps).run(setting)
 
 

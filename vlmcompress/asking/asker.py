@@ -76,6 +76,7 @@ def compressed(model: Any, processor: Any, setting: Setting) -> Compression:
         positions=setting.positions,  # type: ignore[arg-type]
         processor=processor,
         text_tower=setting.text_tower,
+        max_memory=setting.max_memory,
         profile=setting.profile,
     )
 

@@ -22,8 +22,9 @@ from vlmcompress.defaults import AUTO
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.given import MediaLike, media_of
 from vlmcompress.media.video import Video
+from vlmcompress.patches.families.registry import family_of
 from vlmcompress.patches.hooks.arguments import cache_name
-from vlmcompress.prompts import Generated, Turn, generate, prepare
+from vlmcompress.prompts import Generated, Turn, check_length, generate, prepare
 
 _AGAIN = "the tokens that the first question left are used again"
 
@@ -83,7 +84,7 @@ class Chat:
             VLMCompressError: bad media, method or budget.
         """
         check_count("max_new_tokens", max_new_tokens)
-        self.setting = setting_of(method, budget, options, positions, text_tower, profile)
+        self.setting = setting_of(method, budget, options, positions, text_tower, profile=profile)
         self.turns: list[Answer] = []
         self._model, self._processor = model, processor
         self._media = media_of(media, frames, fps)
@@ -135,7 +136,7 @@ class Chat:
         profile = now.profile if method in (None, AUTO) else None
         if method is None:
             method, budget = now.methods, now.budget if budget is None else budget
-        found = setting_of(method, budget, options, now.positions, now.text_tower, profile)
+        found = setting_of(method, budget, options, now.positions, now.text_tower, profile=profile)
         self.close()
         self.setting = found
         return found
@@ -248,10 +249,22 @@ class Chat:
         tokenizer = getattr(self._processor, "tokenizer", self._processor)
         text = new[at + len(said) :]
         more = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        self._check_words(tokenizer, more)
         ids = self._ids
+        check_length(self._model, torch.cat([ids.cpu(), more], dim=1))
         if ids[0, -1] == more[0, 0]:  # what ends an answer was generated, and stands in the text
             more = more[:, 1:]
         return torch.cat([ids, more.to(ids.device)], dim=1)
+
+    def _check_words(self, tokenizer: Any, ids: torch.Tensor) -> None:
+        """The first turn's text passes a processor, which counts pictures; others pass here."""
+        tokens = family_of(self._model).placeholders(self._model).values()
+        found = set(ids.flatten().tolist()) & set(tokens)
+        if found:
+            raise VLMCompressError(
+                f"{tokenizer.decode(found.pop())} in a question stands for a picture, and all of "
+                "them are given before the first question: leave it out"
+            )
 
 
 def _conversation(media: Sequence[Any], turns: Sequence[Answer], question: str) -> list[Turn]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmcompress import defaults
 from vlmcompress.budget.budget import Budget
+from vlmcompress.budget.memory import bytes_of
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.composition.spec import parse
@@ -31,6 +32,7 @@ class Setting:
     budget: BudgetLike
     positions: str = "keep"
     text_tower: Any = None
+    max_memory: int | str | None = None
     profile: str | Path | None = None
     """Of `vlmcompress tune`, for "auto"."""
 
@@ -50,6 +52,7 @@ def setting_of(
     options: Mapping[str, Any] | None = None,
     positions: str = "keep",
     text_tower: Any = None,
+    max_memory: int | str | None = None,
     profile: str | Path | None = None,
 ) -> Setting:
     """A setting with what is left out filled in, checked as far as that goes without a model.
@@ -65,6 +68,8 @@ def setting_of(
     spec = default if method is None else method
     check_profile(spec, profile)
     methods, has_default = _methods(spec, options or {})
+    if max_memory is not None:
+        bytes_of(max_memory)
     if budget is not None:
         parsed = Budget.parse(budget)
         if spec != defaults.AUTO:
@@ -72,7 +77,7 @@ def setting_of(
     elif method is None or not has_default:
         budget = defaults.BUDGET
     label = spec if isinstance(spec, str) else parse(spec).name
-    return Setting(label, methods, budget, positions, text_tower, profile)
+    return Setting(label, methods, budget, positions, text_tower, max_memory, profile)
 
 
 def _methods(spec: MethodLike, options: Mapping[str, Any]) -> tuple[str | tuple[Method, ...], bool]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from vlmcompress.budget.budget import Budget
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods.composition.pipeline import ImagePlan, Pipeline
+from vlmcompress.methods.composition.pipeline import Pipeline
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.shares import each, steps
 from vlmcompress.tokens import Grid, Layout
 

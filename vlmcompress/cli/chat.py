@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vlmcompress.asking.chat import Chat
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+_ALONE = frozenset({"history", "reset", "help"})
+"""Commands that take no words."""
 _HELP = """/method NAME [BUDGET]  another method from the next question on
 /budget BUDGET         another budget
 /compare [METHOD]...   the last question once more: all tokens, this method, and others
@@ -138,6 +140,8 @@ class _Conversation:
             return
         name, _, rest = line[1:].partition(" ")
         words = rest.split()
+        if words and name in _ALONE:
+            raise VLMCompressError(f"/{name} takes nothing behind it, got {rest.strip()!r}")
         if name not in self._commands:
             from vlmcompress.registry import unknown
 

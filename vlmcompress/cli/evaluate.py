@@ -11,7 +11,14 @@ import typer
 from vlmcompress import defaults
 from vlmcompress.cli import complete
 from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet
-from vlmcompress.cli.options import Device, Dtype, Profile, Quiet, path_option
+from vlmcompress.cli.options import (
+    Device,
+    Dtype,
+    MaxMemory,
+    Profile,
+    Quiet,
+    path_option,
+)
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
@@ -87,6 +94,7 @@ def evaluate(
     resume: Resume = False,
     device: Device = None,
     dtype: Dtype = None,
+    max_memory: MaxMemory = None,
     check: Check = None,
     save_baselines: Keep = None,
     profile: Profile = None,
@@ -118,6 +126,7 @@ def evaluate(
         "--batch": batch,
         "--out": out,
         "--dtype": dtype,
+        "--max-memory": max_memory,
         "--save-baselines": save_baselines,
         "--profile": profile,
     }
@@ -144,6 +153,7 @@ def evaluate(
         Plan.batch if batch is None else batch,
         device,
         dtype,
+        max_memory,
         profile,
     )
     _evaluate(plan, out, resume, save_baselines)

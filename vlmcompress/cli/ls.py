@@ -141,14 +141,15 @@ def _fits(stage: Stage | None, family: str | None) -> Callable[[dict[str, Any]],
     signals, merges = None, True
     stages = [one.value for one in Stage if stage in (None, one)]
     if family is not None:
-        from vlmcompress.api import list_models
+        from vlmcompress.patches.families.standing import known_types, retriever_types, standing_of
         from vlmcompress.registry import unknown
 
-        known = {info.name: info for info in list_models()}
+        known = known_types() | retriever_types()
         if family not in known:
             raise unknown("family", family, list(known))
-        if known[family].state == "refused":
-            raise VLMCompressError(f"{family} is refused: {known[family].reason}")
+        standing = standing_of(family)
+        if standing.state == "refused":
+            raise VLMCompressError(f"{family} is refused: {standing.reason}")
         stages = [one for one in stages if one in known[family].stages]
         signals, merges = known[family].signals, known[family].merges
 

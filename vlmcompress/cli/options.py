@@ -37,6 +37,14 @@ Frames = Annotated[
         "Default: 2 a second, but 8 to 32."
     ),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Encode clips in pieces, so that the vision encoder takes no more than this for them: "
+        "2GB, 500MiB. Default: whole clips.",
+    ),
+]
 Fps = Annotated[float | None, typer.Option(help="Frames a second taken of each video.")]
 Decoder = Annotated[
     str | None,

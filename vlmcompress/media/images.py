@@ -41,8 +41,7 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Im
         MediaError: the file is missing, a folder, empty, no regular file, truncated, not an image,
             too large, or HEIC without pillow-heif.
     """
-    file = Path(path)
-    check_file(file)
+    file = check_file(path)
     try:
         with warnings.catch_warnings():
             # Pillow warns below the size that it refuses; the limit here is `max_pixels`.

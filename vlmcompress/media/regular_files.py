@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from vlmcompress.errors import MediaError
+from vlmcompress.files.untrusted import short
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -16,8 +17,8 @@ _KINDS = {
 }
 
 
-def check_file(path: str | os.PathLike[str], kind: str = "image") -> None:
-    """Raise unless `path` is a regular file with something in it.
+def check_file(path: str | os.PathLike[str], kind: str = "image") -> Path:
+    """The path, which is that of a regular file with something in it.
 
     Reading a FIFO, a socket or a device may wait for ever, and neither can be read twice.
 
@@ -26,8 +27,10 @@ def check_file(path: str | os.PathLike[str], kind: str = "image") -> None:
         kind: what the error calls it.
 
     Raises:
-        MediaError: it is missing, a folder, empty, or no regular file.
+        MediaError: it is no path, missing, a folder, empty, or no regular file.
     """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise MediaError(f"the {kind} must be the path of a file, got {short(path)}")
     file = Path(path)
     try:
         status = file.stat()
@@ -44,3 +47,4 @@ def check_file(path: str | os.PathLike[str], kind: str = "image") -> None:
         )
     if status.st_size == 0:
         raise MediaError(f"{kind} {str(file)!r} is an empty file")
+    return file

@@ -130,8 +130,7 @@ def read_video(
             has no frames, or is beyond a limit; a sampled frame cannot be decoded; the decoder is
             unknown, not installed or would give other frames; both `frames` and `fps` are given.
     """
-    file = Path(path)
-    check_file(file, "video")
+    file = check_file(path, "video")
     check_sampling(frames, fps)
     clip = open_clip(file, decoder, max_pixels)
     limits = (max_frames, max_pixels, max_bytes)

@@ -53,19 +53,26 @@ class Qwen2VLVideoProcessor(PortableVideoProcessor):
         super().__init__(size=size, **kwargs)
 
     def _clips(self, clips: list[list[Pixels]], settings: dict[str, Any]) -> dict[str, Any]:
-        patches, grids = [], []
-        for clip in clips:
-            height, width = self._target(len(clip), clip[0].shape[1:], settings)
-            frames = self._stack(clip, settings, SizeDict(height=height, width=width))
-            rows, grid = _patchify(
-                frames,
-                settings["patch_size"],
-                settings["merge_size"],
-                settings["temporal_patch_size"],
+        found = [self._rows(clip, settings) for clip in clips]
+        patches, grids = [rows for rows, _ in found], [grid for _, grid in found]
+        rows = patches[0] if len(patches) == 1 else torch.cat(patches)
+        return {"pixel_values_videos": rows, "video_grid_thw": torch.tensor(grids)}
+
+    def _rows(self, clip: list[Pixels], settings: dict[str, Any]) -> tuple[Tensor, list[int]]:
+        """The patches of a clip, and its grid. A long one is never held twice."""
+        height, width = self._target(len(clip), clip[0].shape[1:], settings)
+        size, steps = SizeDict(height=height, width=width), settings["temporal_patch_size"]
+        whole, place, grid = torch.empty(0), 0, [0, 0, 0]
+        for start in range(0, len(clip), steps):
+            frames = self._stack(clip[start : start + steps], settings, size)
+            rows, (t, h, w) = _patchify(
+                frames, settings["patch_size"], settings["merge_size"], steps
             )
-            patches.append(rows)
-            grids.append(grid)
-        return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(grids)}
+            if start == 0:
+                whole = rows.new_empty(-(-len(clip) // steps) * len(rows), rows.shape[1])
+            whole[place : place + len(rows)] = rows
+            place, grid = place + len(rows), [grid[0] + t, h, w]
+        return whole, grid
 
     def _target(
         self, frames: int, shape: tuple[int, ...], settings: dict[str, Any]

@@ -15,7 +15,7 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.budget.search import different_shares, largest_share
 from vlmcompress.defaults import AUTO
 from vlmcompress.flops.exact import first_token
-from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.family import Family
 from vlmcompress.patches.families.parts import ModelParts

@@ -10,7 +10,8 @@ from functools import lru_cache
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import BudgetError, CompositionError, UnsupportedModelError
-from vlmcompress.methods.composition.pipeline import ImagePlan, Pipeline
+from vlmcompress.methods.composition.pipeline import Pipeline
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import ProjectorMethod, Stage, resolve
 from vlmcompress.serving.settings import Settings

@@ -6,7 +6,7 @@ python -m dev.pages.pictures.concepts --out docs/pictures
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +111,24 @@ def _box(
 PICTURES = {"budgets": budgets, "stages": stages, "positions": positions}
 
 
-def main() -> None:
-    """Draw them all."""
-    parser = argparse.ArgumentParser(prog="python -m dev.pages.pictures.concepts")
-    parser.add_argument("--out", type=Path, required=True, help="folder")
-    folder = parser.parse_args().out
+def save(folder: Path, pictures: Mapping[str, Callable[[], Any]]) -> None:
+    """Write figures as SVG files, NAME.svg each."""
     folder.mkdir(parents=True, exist_ok=True)
     # Text stays text, and equal figures make equal files.
     look: Any = {"svg.fonttype": "none", "svg.hashsalt": "vlmcompress", "font.family": "sans-serif"}
     with pyplot.rc_context(look):
-        for name, make in PICTURES.items():
+        for name, make in pictures.items():
             figure = make()
             path = folder / f"{name}.svg"
             figure.savefig(path, bbox_inches="tight", facecolor="white", metadata={"Date": None})
             pyplot.close(figure)
+
+
+def main() -> None:
+    """Draw them all."""
+    parser = argparse.ArgumentParser(prog="python -m dev.pages.pictures.concepts")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    save(parser.parse_args().out, PICTURES)
 
 
 if __name__ == "__main__":

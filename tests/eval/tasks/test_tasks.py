@@ -12,12 +12,15 @@ from vlmcompress.eval.tasks import from_worlds as tasks_worlds
 from vlmcompress.eval.tasks.registry import load_tasks, task_names
 from vlmcompress.eval.worlds.clip_questions import CLIP_KINDS, held_out_clips
 from vlmcompress.eval.worlds.clips import render_clip
+from vlmcompress.eval.worlds.long_clips import LENGTHS, LONG_CLIP_KINDS
 from vlmcompress.eval.worlds.world import KINDS, draw, held_out
 
 
 def test_names_of_all_tasks():
-    kinds = [*(f"pictures/{kind}" for kind in KINDS), *(f"clips/{kind}" for kind in CLIP_KINDS)]
-    assert set(task_names()) == {"pictures", "clips", *kinds}
+    tasks = {"pictures": KINDS, "clips": CLIP_KINDS}
+    tasks |= {f"clips-{frames}": LONG_CLIP_KINDS for frames in LENGTHS}
+    alone = [f"{task}/{kind}" for task, kinds in tasks.items() for kind in kinds]
+    assert set(task_names()) == {*tasks, *alone}
     assert [task.name for task in load_tasks(task_names())] == task_names()
 
 

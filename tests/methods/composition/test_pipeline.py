@@ -11,7 +11,8 @@ import torch
 import vlmcompress.methods
 from vlmcompress.errors import BudgetError, CompositionError, UnknownNameError, VLMCompressError
 from vlmcompress.methods import Method, Selector, get_method, list_methods, register_method
-from vlmcompress.methods.composition.pipeline import ImagePlan, Pipeline
+from vlmcompress.methods.composition.pipeline import Pipeline
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.divprune import DivPrune
 from vlmcompress.methods.fastv import FastV

@@ -22,7 +22,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.flops.exact import decode_step, first_token
 from vlmcompress.flops.paper_conventions import kv_bytes, prefill_flops
 from vlmcompress.methods import get_method
-from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.registry import family_of

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vlmcompress.api import compress
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.composition.pipeline import ImagePlan
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.patches.decoder.between_layers import BetweenLayers
 

@@ -129,3 +129,9 @@ def test_a_tower_that_was_given_has_to_fit_even_where_text_would_do(
 ):
     with pytest.raises(error, match=message):
         compress(random_subject.model, looker("relevance|text")[0], budget=4, **options)
+
+
+@pytest.mark.parametrize("given", [3, "", ("one",), LongText(3)])
+def test_a_text_tower_that_cannot_be_one_is_refused_by_every_method(random_subject, given):
+    with pytest.raises(VLMCompressError, match=r"text_tower=.* is not possible: give a folder"):
+        compress(random_subject.model, "divprune", "50%", text_tower=given)

@@ -11,7 +11,7 @@ import typer
 
 from vlmcompress import defaults
 from vlmcompress.cli import complete
-from vlmcompress.cli.ask.many import BATCH, ManyArguments, ask_many, is_many
+from vlmcompress.cli.ask.many import BATCH, ManyArguments, ask_many, check_data_file, is_many
 from vlmcompress.cli.common import one_line_errors, progress, quiet, tell
 from vlmcompress.cli.options import (
     Decoder,
@@ -20,6 +20,7 @@ from vlmcompress.cli.options import (
     Fps,
     Frames,
     ImageFiles,
+    MaxMemory,
     ModelName,
     Options,
     Profile,
@@ -128,6 +129,7 @@ def ask(
     device: Device = None,
     dtype: Dtype = None,
     positions: PositionRule = Positions.keep,
+    max_memory: MaxMemory = None,
     profile: Profile = None,
     compare: Compare = False,
     repeat: Repeat = None,
@@ -165,16 +167,28 @@ def ask(
         raise VLMCompressError("--repeat is for --compare, which is not given")
     media = MediaArguments(given or [], image or [], video or [], question, frames, fps, decoder)
     many = ManyArguments(out, resume, batch or BATCH, model, device, dtype, max_new_tokens)
+    check_data_file(media.words)
     if is_many(media.words, each):
         _no_picture_options(compare, overlay, as_json, decoder)
-        ask_many(media, setting(method, budget, option or [], positions.value, profile), many)
+        found = setting(method, budget, option or [], positions.value, max_memory, profile)
+        ask_many(media, found, many)
         return
     if out is not None or resume or batch is not None:
         name_media(media)  # a folder that is not there is said first
         raise VLMCompressError(
             "--out, --resume and --batch are for --each, a folder, or a .jsonl or .csv file"
         )
-    request = check(media, model, method, budget, option or [], overlay, positions.value, profile)
+    request = check(
+        media,
+        model,
+        method,
+        budget,
+        option or [],
+        overlay,
+        positions.value,
+        max_memory,
+        profile,
+    )
     tell(request.notes)
     with quiet():
         asker = _load(request, device, dtype, max_new_tokens)
@@ -217,5 +231,6 @@ def _run(asker: Asker, request: Request, rounds: int | None) -> list[Answer]:
 
     if rounds is None:
         return [asker.run(request.setting)]
-    full = replace(FULL, positions=request.setting.positions)
+    asked = request.setting
+    full = replace(FULL, positions=asked.positions, max_memory=asked.max_memory)
     return asker.compare([full, request.setting], rounds)

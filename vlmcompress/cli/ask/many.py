@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vlmcompress.cli.ask.media import find_question, is_there
 from vlmcompress.cli.common import progress, quiet, tell
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
@@ -44,6 +45,14 @@ class ManyArguments:
 def is_many(words: Sequence[str], each: bool) -> bool:
     """Whether the words of a command line name more than one prompt."""
     return each or any(_holds_many(word) for word in words)
+
+
+def check_data_file(words: Sequence[str]) -> None:
+    """Raise where a word is the name of a file of questions that is not there."""
+    for word in words:
+        name = Path(word)
+        if name.suffix.lower() in SUFFIXES and len(word.split()) == 1 and not is_there(word):
+            raise VLMCompressError(f"file of questions {word!r} does not exist")
 
 
 def ask_many(media: MediaArguments, setting: Setting, given: ManyArguments) -> None:
@@ -151,7 +160,6 @@ def _write(
 def _questions(media: MediaArguments) -> Callable[[], Iterator[Question]]:
     """What gives all questions, as often as it is called; a file is read anew each time."""
     from vlmcompress.asking.questions import in_folder, of_file, of_files
-    from vlmcompress.cli.ask.media import find_question, is_there
     from vlmcompress.files.untrusted import check_file_name
 
     words = [*media.words, *media.images, *media.videos]

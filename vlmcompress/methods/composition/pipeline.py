@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from vlmcompress.errors import BudgetError, CompositionError
+from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.shares import each, parts_of, shares_of, steps
 from vlmcompress.methods.contracts.before_projector import (
     EncoderMethod,
@@ -23,7 +24,6 @@ from vlmcompress.methods.contracts.method import (
     ProjectorMethod,
     Stage,
     mean_tokens,
-    tokens_per_layer,
 )
 from vlmcompress.methods.contracts.threshold import ByThreshold
 from vlmcompress.tokens import Grid, Layout
@@ -36,38 +36,6 @@ _CLASSES: dict[Stage, tuple[type[Method], ...]] = {
     "decoder": (InDecoder,),
 }
 """In the order in which an image meets them; what a method must be to act at each."""
-
-
-@dataclass(frozen=True)
-class ImagePlan:
-    """How many visual tokens of one image or clip are kept, and where; known before the run."""
-
-    parts: tuple[tuple[Grid, int], ...]
-    """The grids that the projector method is given one by one, and the tokens it keeps of each."""
-    schedule: dict[int, int]
-    """Decoder layer -> tokens that enter it and all later ones; empty without a decoder method."""
-    layers: int
-    """Decoder layers."""
-
-    @property
-    def given(self) -> int:
-        """Tokens that the projector method is given: all, or what an upstream method left."""
-        return sum(len(grid) for grid, _ in self.parts)
-
-    @property
-    def keep(self) -> int:
-        """Tokens that enter the decoder."""
-        return sum(kept for _, kept in self.parts)
-
-    @property
-    def per_layer(self) -> list[int]:
-        """Tokens that enter each decoder layer."""
-        return tokens_per_layer(self.layers, self.keep, self.schedule)
-
-    @property
-    def mean(self) -> float:
-        """True mean over decoder layers: what a budget is about."""
-        return mean_tokens(self.layers, self.keep, self.schedule)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem
 from vllm.multimodal.processing import PromptUpdateDetails
 
 from vlmcompress.errors import UnsupportedCallError, VLMCompressError
-from vlmcompress.patches.signals.instruction import Instruction
-from vlmcompress.patches.signals.signals import named_tokens
+from vlmcompress.patches.signals.instruction import Instruction, named_tokens
 from vlmcompress.serving.architectures import KEY
 from vlmcompress.serving.counts import ItemPlan, plan
 from vlmcompress.serving.settings import Settings
