@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.memory import bytes_of
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.cases import Case, cases
@@ -22,8 +23,10 @@ from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.eval.tasks.task import Task
 from vlmcompress.models import loading
 from vlmcompress.models.names import resolve
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.registry import unknown
+from vlmcompress.tuned import Tuned
 
 Watch = Callable[[int, Share], AbstractContextManager[Progress]]
 
@@ -43,6 +46,7 @@ class Plan:
         device: where the model runs.
         dtype: of its weights.
         max_memory: that the vision encoder may take for a clip; see `compress`.
+        profile: of `vlmcompress tune`; what it takes at each budget is among the methods.
     """
 
     model: str
@@ -55,6 +59,7 @@ class Plan:
     device: str | None = None
     dtype: str | None = None
     max_memory: int | str | None = None
+    profile: Path | None = None
 
     def limit_of(self, task: str) -> int | None:
         """Samples of one task."""
@@ -81,11 +86,12 @@ class Evaluation:
             for name in plan.limit:
                 if name not in names:
                     raise unknown("task with a limit", name, names)
+        tuned = _tuned(plan, self.model)
         self.jobs = [
             Job(
                 task,
                 task.samples(plan.limit_of(task.name), plan.seed),
-                cases(plan.methods, plan.budgets, task.medium == "video"),
+                _union(cases(plan.methods, plan.budgets, task.medium == "video"), tuned),
             )
             for task in self.tasks
         ]
@@ -159,6 +165,8 @@ def _check(plan: Plan) -> list[Task] | None:
     cases(plan.methods, plan.budgets, video=False)
     if plan.max_memory is not None:
         bytes_of(plan.max_memory)
+    if plan.profile is not None:
+        Tuned.read(plan.profile)
     limits = plan.limit.values() if isinstance(plan.limit, Mapping) else [plan.limit]
     for limit in limits:
         if limit is not None and limit < 1:
@@ -177,6 +185,14 @@ def _tasks(name: str, model: Any, named: list[Task] | None) -> list[Task]:
     if blind:
         raise VLMCompressError(f"{type(model).__name__} takes no videos, as {blind[0]} asks for")
     return named
+
+
+def _tuned(plan: Plan, model: Any) -> list[Case]:
+    """What the profile takes at each budget."""
+    if plan.profile is None:
+        return []
+    tuned, parts = Tuned.read(plan.profile), ModelParts.of(model)
+    return [Case(tuned.choice(parts, Budget.parse(budget)).spec, budget) for budget in plan.budgets]
 
 
 def _pairs(found: Sequence[Case]) -> list[list[str | None]]:
