@@ -50,7 +50,7 @@ MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
 	test-lmms-eval test-demo test-vllm gate lint format typecheck public-types wheel-test dist \
-	docs readme accuracy pages long-clips pages-model baselines figures gpu-figures clean
+	docs readme accuracy tuning pages long-clips pages-model baselines figures gpu-figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -163,6 +163,7 @@ readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and 
 	$(BIN)/python -m dev.pages.retrieval
 	$(BIN)/python -m dev.pages.long_clips
 	$(BIN)/python -m dev.pages.speed
+	$(BIN)/python -m dev.pages.tuning
 	$(BIN)/python -m dev.pages.which
 
 accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour on two cores)
@@ -179,6 +180,13 @@ accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour
 			--methods "$$(echo '$(REPAIRED)' | tr ' ' ,)" --out docs/eval/restore/$$model || exit; \
 	done
 	$(BIN)/python -m dev.pages.auto_table --out vlmcompress/methods/data/auto.json
+
+tuning: $(READY) ## tune the built-in models without labels (half an hour on two cores), for docs/tuning.md
+	mkdir -p docs/eval/tuning
+	for what in "tiny-llava pictures" "tiny-qwen pictures" "tiny-qwen clips"; do \
+		$(BIN)/python -m dev.benchmarks.tuning $$what --resume --out docs/eval/tuning/$${what% *}-$${what#* }.json || exit; \
+	done
+	$(BIN)/python -m dev.pages.tuning
 
 pages: $(READY) ## find drawn pages again with fewer vectors (five minutes), for docs/retrieval.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m vlmcompress.eval.retrieval --out dev/benchmarks/results/pages.json

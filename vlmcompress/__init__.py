@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from vlmcompress.retrieval.embed import embed
     from vlmcompress.retrieval.search import search
     from vlmcompress.tokens import Grid, Reduction, VisualTokens
+    from vlmcompress.tuned import Tuned
+    from vlmcompress.tuning.tune import tune
 
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "LongText",
     "Reduction",
     "Report",
+    "Tuned",
     "VLMCompressError",
     "Video",
     "VisualTokens",
@@ -62,6 +65,7 @@ __all__ = [
     "read_video",
     "register_method",
     "search",
+    "tune",
 ]
 
 _HOME = {
@@ -76,6 +80,7 @@ _HOME = {
     "LongText": "patches.signals.text_tower",
     "Reduction": "tokens",
     "Report": "report.report",
+    "Tuned": "tuned",
     "VLMCompressError": "errors",
     "Video": "media.video",
     "VisualTokens": "tokens",
@@ -93,6 +98,7 @@ _HOME = {
     "read_video": "media.video",
     "register_method": "methods",
     "search": "retrieval.search",
+    "tune": "tuning.tune",
 }
 
 if not TYPE_CHECKING:

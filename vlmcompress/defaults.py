@@ -18,4 +18,10 @@ DEMO_HOST, DEMO_PORT = "127.0.0.1", 7860
 """Where `vlmcompress demo` serves its page: this machine only."""
 
 EVAL_BUDGETS = "50%,25%,12.5%"
-"""Of `vlmcompress eval`, which shows how accuracy falls with the budget."""
+"""Of `vlmcompress eval`, which shows how accuracy falls with the budget, and of `tune`."""
+
+TUNE_SAMPLES = 320
+"""Questions that methods race on: from fewer the choice loses points by chance."""
+TUNE_BATCH = 16
+TUNE_TOKENS = 32
+"""Questions at once, and tokens of the longest answer."""

@@ -21,7 +21,6 @@ from vlmcompress.eval.results.standings import BEST, claim
 from vlmcompress.eval.results.statistics import SIGNIFICANT
 from vlmcompress.eval.run.cases import FULL
 from vlmcompress.methods.composition.spec import parse
-from vlmcompress.methods.contracts.method import OF_THE_QUESTION
 
 PAGE = ROOT / "docs" / "which.md"
 DOCUMENTS = "reading"
@@ -110,7 +109,7 @@ def _line(task: Row, standing: Row) -> Iterable[str]:
         return ["-"] * (3 + len(SHOWN))
     named = {row["method"]: row for row in rows}
     cheap = cheapest([row for row in fair if row["method"] in standing["leaders"]])
-    later = next((row for row in fair if not reads_question(row["method"])), None)
+    later = next((row for row in fair if not parse(row["method"]).reads_question), None)
     return [
         _named(fair[0]),
         "-" if cheap is None else f"{_named(cheap)}, {cheap['speed']:.2f}x",
@@ -123,13 +122,6 @@ def cheapest(rows: Sequence[Row]) -> Row | None:
     """The one that answered fastest; None where no time is known."""
     timed = [row for row in rows if row["speed"] is not None]
     return max(timed, key=lambda row: float(row["speed"]), default=None)
-
-
-def reads_question(spec: str) -> bool:
-    """Whether what is kept depends on the question: by a signal, or between decoder layers."""
-    pipeline = parse(spec)
-    asks = {choice for need in pipeline.needs for choice in need.split("|")}
-    return bool(asks & OF_THE_QUESTION) or pipeline.decoder is not None
 
 
 def _named(row: Row) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmcompress.eval.worlds.clips import FRAMES_PER_SECOND, make_clip, render_clip
+from vlmcompress.eval.worlds.posters.draw import draw_poster
+from vlmcompress.eval.worlds.posters.poster import make_poster
 from vlmcompress.eval.worlds.world import draw, make_scene
 
 
@@ -41,21 +43,34 @@ CLIPS = {
     "lighthouse": SampleFile(1_900_001, "which object appears first ?", "orange square"),
     "arcade": SampleFile(1_900_005, "how many objects appear ?", "five"),
 }
+# The same for small-llava.
+POSTERS = {
+    "attic": SampleFile(1_900_012, "where is the house ?", "center"),
+    "menu": SampleFile(1_900_042, "what is written next to the apple ?", "a e 1"),
+    "survey": SampleFile(1_900_029, "which bar is the highest ?", "blue"),
+    "roost": SampleFile(1_900_053, "what is written under the ghost ?", "a v x"),
+}
 
 
 def write_samples(folder: Path) -> None:
     """Draw every picture as `<name>.png`, every clip as `<name>.mp4`, and list them with questions.
 
-    The listings are `samples.json` and `clips.json`: file -> seed, question, answer.
+    The listings are samples.json, posters.json and clips.json: file -> seed, question, answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, sample in SAMPLES.items():
+    pictures = {name: draw(make_scene(sample.seed)) for name, sample in SAMPLES.items()}
+    pictures |= {name: draw_poster(make_poster(one.seed)) for name, one in POSTERS.items()}
+    for name, picture in pictures.items():
         unfinished = folder / f".{name}.tmp"
-        draw(make_scene(sample.seed)).save(unfinished, format="PNG", optimize=True)
+        picture.save(unfinished, format="PNG", optimize=True)
         os.replace(unfinished, folder / f"{name}.png")
     for name, sample in CLIPS.items():
         write_clip(folder / f"{name}.mp4", render_clip(make_clip(sample.seed))[0])
-    for suffix, samples, listing in (("png", SAMPLES, "samples"), ("mp4", CLIPS, "clips")):
+    for suffix, samples, listing in (
+        ("png", SAMPLES, "samples"),
+        ("png", POSTERS, "posters"),
+        ("mp4", CLIPS, "clips"),
+    ):
         listed = {f"{name}.{suffix}": asdict(sample) for name, sample in samples.items()}
         (folder / f"{listing}.json").write_text(json.dumps(listed, indent=2) + "\n")
 

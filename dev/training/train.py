@@ -4,10 +4,11 @@
 
 Stages: `render` pictures and clips, `tower` (vision), `decoder` (projector and decoder), `clip`
 (the text tower that matches the vision tower), `qwen-tower`, `qwen-decoder` (starts from that of
-tiny-llava), `samples` (example pictures and clips; needs PyAV). Each continues from its checkpoint
-in the work folder; a stage that is done is skipped in seconds. Needs torch 2.9 or later
-(`torch.optim.Muon`). Schedules follow the clock, so two runs never give the same bits; what the
-shipped weights came from stands in llava/training.json and qwen/training.json.
+tiny-llava), `samples` (example pictures and clips; needs PyAV), and those of small-llava, which
+starts from tiny-llava: `small-render`, `small-tower`, `small-decoder` and `small-clip`. Each
+continues from its checkpoint in the work folder; a stage that is done is skipped in seconds. Needs
+torch 2.9 or later (`torch.optim.Muon`). Schedules follow the clock, so two runs never give the same
+bits; what the shipped weights came from stands in training.json of llava/, qwen/ and small/.
 """
 
 import argparse
@@ -32,8 +33,13 @@ from dev.training.qwen.decoder import train_decoder as train_qwen_decoder
 from dev.training.qwen.model import export as export_qwen
 from dev.training.qwen.tower import train_tower as train_qwen_tower
 from dev.training.sample_files import write_samples
+from dev.training.small.data import prepare_posters
+from dev.training.small.stages import SMALL_STAGES, add_arguments, run_small
 
-STAGES = ("render", "tower", "decoder", "clip", "qwen-tower", "qwen-decoder", "samples")
+STAGES = (
+    *("render", "tower", "decoder", "clip", "qwen-tower", "qwen-decoder", "samples"),
+    *SMALL_STAGES,
+)
 
 
 def _arguments() -> argparse.Namespace:
@@ -52,6 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clip-minutes", type=float, default=5.0)
     parser.add_argument("--qwen-tower-minutes", type=float, default=13.0)
     parser.add_argument("--qwen-decoder-minutes", type=float, default=50.0)
+    add_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU cores to use")
     return parser.parse_args()
@@ -167,6 +174,12 @@ def main() -> None:
             spawn(_qwen, workers, nprocs=arguments.threads)  # type: ignore[no-untyped-call]
     if "samples" in stages:
         write_samples(arguments.out / "samples")
+    if "small-render" in stages:
+        prepare_posters(arguments.work / "data", arguments.posters, arguments.threads)
+    for stage in SMALL_STAGES[1:]:
+        if stage in stages:
+            jobs = (arguments, stage, _join)
+            spawn(run_small, jobs, nprocs=arguments.threads)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

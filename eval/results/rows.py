@@ -35,7 +35,7 @@ def row(scored: Scored, reference: Reference) -> dict[str, Any]:
         "interval": bounds(statistics.proportion(scores)),
         "tokens": kept,
         "target": target,
-        "over_budget": kept is not None and target is not None and _over(kept["kept"], target),
+        "over_budget": kept is not None and target is not None and is_over(kept["kept"], target),
         "failed": sum(
             any(answer.error for answer in each) for each in zip(*scored.runs, strict=True)
         ),
@@ -116,7 +116,8 @@ def bounds(interval: statistics.Interval) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def _over(kept: float, target: float) -> bool:
+def is_over(kept: float, target: float) -> bool:
+    """Whether a case keeps more tokens than its budget, beyond rounding."""
     return kept > target + max(checks.FAR_OFF * target, checks.ONE_TOKEN)
 
 

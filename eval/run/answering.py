@@ -95,13 +95,13 @@ def run(
     model: Any = handle.model
     found = generate(model, processor, inputs, **generation)
     report = handle.report()
-    before, mean, images = _tokens(report, len(found.texts))
+    before, mean, images = tokens_of(report, len(found.texts))
     return Outcome(
         found.texts,
         before,
         mean,
         images,
-        [_length(row, model) for row in found.ids],
+        [length_of(row, model) for row in found.ids],
         found.milliseconds / 1000,
         dict(report.milliseconds),
     )
@@ -117,7 +117,7 @@ def _one_frame(media: Media) -> Media:
     ]
 
 
-def _tokens(report: Report, rows: int) -> tuple[list[int], list[float], list[int]]:
+def tokens_of(report: Report, rows: int) -> tuple[list[int], list[float], list[int]]:
     """Tokens before, mean kept, and images, of each row."""
     before, mean, images = [0] * rows, [0.0] * rows, [0] * rows
     for image in report.images:
@@ -127,7 +127,7 @@ def _tokens(report: Report, rows: int) -> tuple[list[int], list[float], list[int
     return before, mean, images
 
 
-def _length(row: torch.Tensor, model: Any) -> int:
+def length_of(row: torch.Tensor, model: Any) -> int:
     """Tokens up to the first that ends a text, which counts as well."""
     ends = model.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or [])

@@ -11,18 +11,22 @@ from typing import Any
 
 import torch
 
+from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.memory import bytes_of
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.cases import Case, cases
 from vlmcompress.eval.run.provenance import of_run
 from vlmcompress.eval.run.runner import Job, Progress, Share, check_budgets, pieces, run
 from vlmcompress.eval.run.store import RUN, Store, begin, read_run_json
+from vlmcompress.eval.tasks.from_worlds import world_of
 from vlmcompress.eval.tasks.registry import load_tasks
 from vlmcompress.eval.tasks.task import Task
 from vlmcompress.models import loading
 from vlmcompress.models.names import resolve
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.registry import unknown
+from vlmcompress.tuned import Tuned
 
 Watch = Callable[[int, Share], AbstractContextManager[Progress]]
 
@@ -42,6 +46,7 @@ class Plan:
         device: where the model runs.
         dtype: of its weights.
         max_memory: that the vision encoder may take for a clip; see `compress`.
+        profile: of `vlmcompress tune`; what it takes at each budget is among the methods.
     """
 
     model: str
@@ -54,6 +59,7 @@ class Plan:
     device: str | None = None
     dtype: str | None = None
     max_memory: int | str | None = None
+    profile: Path | None = None
 
     def limit_of(self, task: str) -> int | None:
         """Samples of one task."""
@@ -74,17 +80,18 @@ class Evaluation:
         self.model, self.processor = loading.load(
             plan.model, device=_device(plan.device), dtype=plan.dtype
         )
-        self.tasks = _tasks(self.model, named)
+        self.tasks = _tasks(plan.model, self.model, named)
         if isinstance(plan.limit, Mapping):
             names = [task.name for task in self.tasks]
             for name in plan.limit:
                 if name not in names:
                     raise unknown("task with a limit", name, names)
+        tuned = _tuned(plan, self.model)
         self.jobs = [
             Job(
                 task,
                 task.samples(plan.limit_of(task.name), plan.seed),
-                cases(plan.methods, plan.budgets, task.medium == "video"),
+                _union(cases(plan.methods, plan.budgets, task.medium == "video"), tuned),
             )
             for task in self.tasks
         ]
@@ -158,6 +165,8 @@ def _check(plan: Plan) -> list[Task] | None:
     cases(plan.methods, plan.budgets, video=False)
     if plan.max_memory is not None:
         bytes_of(plan.max_memory)
+    if plan.profile is not None:
+        Tuned.read(plan.profile)
     limits = plan.limit.values() if isinstance(plan.limit, Mapping) else [plan.limit]
     for limit in limits:
         if limit is not None and limit < 1:
@@ -167,15 +176,23 @@ def _check(plan: Plan) -> list[Task] | None:
     return None if plan.tasks is None else load_tasks(plan.tasks)
 
 
-def _tasks(model: Any, named: list[Task] | None) -> list[Task]:
+def _tasks(name: str, model: Any, named: list[Task] | None) -> list[Task]:
     """The named tasks, or the built-in ones that the model can take."""
     video = family_of(model).video
     if named is None:
-        return load_tasks(["pictures", "clips"] if video else ["pictures"])
+        return load_tasks([world_of(name), *(["clips"] if video else [])])
     blind = [task.name for task in named if task.medium == "video" and not video]
     if blind:
         raise VLMCompressError(f"{type(model).__name__} takes no videos, as {blind[0]} asks for")
     return named
+
+
+def _tuned(plan: Plan, model: Any) -> list[Case]:
+    """What the profile takes at each budget."""
+    if plan.profile is None:
+        return []
+    tuned, parts = Tuned.read(plan.profile), ModelParts.of(model)
+    return [Case(tuned.choice(parts, Budget.parse(budget)).spec, budget) for budget in plan.budgets]
 
 
 def _pairs(found: Sequence[Case]) -> list[list[str | None]]:

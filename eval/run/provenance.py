@@ -12,6 +12,7 @@ import numpy as np
 import PIL
 import torch
 
+from vlmcompress.errors import VLMCompressError
 from vlmcompress.models.names import resolve
 from vlmcompress.profiler.machine import cpu, versions
 
@@ -48,7 +49,11 @@ def command() -> str:
 
 def _weights(name: str) -> str | None:
     """Hash of all weights of a model in a folder, in the order of their names."""
-    files = sorted(Path(resolve(name)).glob("*.safetensors"))
+    try:
+        folder = resolve(name)
+    except VLMCompressError:
+        return None  # a model that was made in memory
+    files = sorted(Path(folder).glob("*.safetensors"))
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

@@ -31,6 +31,10 @@ from vlmcompress.eval.worlds.long_clips import (
     make_long_clip,
     render_long_clip,
 )
+from vlmcompress.eval.worlds.posters.draw import draw_poster
+from vlmcompress.eval.worlds.posters.poster import VERSION as POSTER_VERSION
+from vlmcompress.eval.worlds.posters.poster import Poster, make_poster
+from vlmcompress.eval.worlds.posters.questions import POSTER_KINDS, POSTER_STREAM, ask_poster
 from vlmcompress.eval.worlds.questions import in_turn
 from vlmcompress.eval.worlds.world import (
     HELD_OUT_SEEDS,
@@ -204,6 +208,10 @@ def _draw(scene: Scene) -> Media:
     return [draw(scene)]
 
 
+def _draw_poster(poster: Poster) -> Media:
+    return [draw_poster(poster)]
+
+
 def _film(clip: Clip) -> Media:
     return [_video(render_clip(clip)[0])]
 
@@ -225,7 +233,28 @@ def _long(frames: int) -> World:
 
 WORLDS = {
     "pictures": World("image", VERSION, KINDS, make_scene, ask, 2, _draw),
+    "posters": World(
+        "image",
+        POSTER_VERSION,
+        POSTER_KINDS,
+        make_poster,
+        ask_poster,
+        POSTER_STREAM,
+        _draw_poster,
+    ),
     "clips": World("video", CLIP_VERSION, CLIP_KINDS, make_clip, ask_clip, 4, _film),
     **{f"clips of {frames} frames": _long(frames) for frames in LENGTHS},
 }
 """Worlds by name."""
+
+LEARNT = {"small-llava": "posters"}
+"""The world of pictures that a built-in model learnt, where it is not "pictures"."""
+
+
+def world_of(model: str) -> str:
+    """Name of the task, and of the world, of pictures that suits a model best.
+
+    Args:
+        model: a name as `vlmcompress.load` takes it.
+    """
+    return LEARNT.get(model, "pictures")

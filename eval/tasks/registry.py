@@ -8,7 +8,7 @@ from typing import cast
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.tasks.files import load_data, read_file_task
-from vlmcompress.eval.tasks.from_worlds import WorldTask, read_world_task
+from vlmcompress.eval.tasks.from_worlds import WORLDS, WorldTask, read_world_task
 from vlmcompress.eval.tasks.rows import DATA_SUFFIXES
 from vlmcompress.eval.tasks.settings import Settings
 from vlmcompress.eval.tasks.task import Task
@@ -103,9 +103,9 @@ def _from_package(name: str, found: object) -> Task:
 
 
 def _built_in() -> dict[str, WorldTask]:
+    found = [read_world_task(Settings(path)) for path in Path(__file__).parent.glob("*.yaml")]
     tasks: dict[str, WorldTask] = {}
-    for path in sorted(Path(__file__).parent.glob("*.yaml"), reverse=True):
-        whole = read_world_task(Settings(path))
+    for whole in sorted(found, key=lambda task: list(WORLDS).index(task.world)):
         for task in (whole, *map(whole.only, whole.kinds)):
             tasks[task.name] = task
     return tasks

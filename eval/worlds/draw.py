@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from vlmcompress.eval.worlds.scene import IMAGE_SIZE, PATCH_SIZE, VERSION, Figure, Scene
 
-_RGB = {
+RGB = {
     "red": (215, 40, 40),
     "green": (40, 165, 60),
     "blue": (45, 80, 215),
@@ -74,7 +74,7 @@ def make_canvas(scene: Scene) -> tuple[np.random.Generator, NDArray[np.float32]]
     """The background of `scene` with its distractors, [96, 96, 3], and what drew it."""
     rng = np.random.default_rng([VERSION, scene.seed, 1])
     canvas = _background(rng, scene)
-    _distract(rng, canvas)
+    distract(rng, canvas)
     return rng, canvas
 
 
@@ -92,7 +92,7 @@ def add_object(
         Its share of each patch, [H / 8, W / 8] in [0, 1].
     """
     alpha = _alpha(thing, *canvas.shape[:2])
-    color = np.array(_RGB[thing.color], dtype=np.float32) + shade
+    color = np.array(RGB[thing.color], dtype=np.float32) + shade
     canvas += alpha[..., None] * (color - canvas)
     if thing.glyph is not None:
         _write(canvas, thing)
@@ -105,26 +105,31 @@ def add_object(
 def _background(rng: np.random.Generator, scene: Scene) -> NDArray[np.float32]:
     canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
     canvas[:] = scene.background
-    row, column = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32)
-    period = float(rng.uniform(5, 14))
-    angle = float(rng.uniform(0, math.pi))
-    along = row * math.sin(angle) + column * math.cos(angle)
-    if scene.texture == "stripes":
-        canvas += (12 * np.sign(np.sin(2 * math.pi * along / period)))[..., None]
-    elif scene.texture == "checks":
-        canvas += (10 * np.where((row // period + column // period) % 2 > 0, 1, -1))[..., None]
-    elif scene.texture == "gradient":
-        canvas += ((along - along.mean()) * 0.4)[..., None]
-    strength = 12 if scene.texture == "noise" else 3
-    canvas += strength * rng.standard_normal((IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.float32)
+    texture(rng, canvas, scene.texture)
     return canvas
 
 
-def _distract(rng: np.random.Generator, canvas: NDArray[np.float32]) -> None:
-    """Strew coloured specks and short lines that no question asks about."""
-    colors = np.array(list(_RGB.values()), dtype=np.float32)
+def texture(rng: np.random.Generator, canvas: NDArray[np.float32], kind: str) -> None:
+    """Lay one of the `TEXTURES` over `canvas`, [H, W, 3], in place."""
+    row, column = np.mgrid[: canvas.shape[0], : canvas.shape[1]].astype(np.float32)
+    period = float(rng.uniform(5, 14))
+    angle = float(rng.uniform(0, math.pi))
+    along = row * math.sin(angle) + column * math.cos(angle)
+    if kind == "stripes":
+        canvas += (12 * np.sign(np.sin(2 * math.pi * along / period)))[..., None]
+    elif kind == "checks":
+        canvas += (10 * np.where((row // period + column // period) % 2 > 0, 1, -1))[..., None]
+    elif kind == "gradient":
+        canvas += ((along - along.mean()) * 0.4)[..., None]
+    strength = 12 if kind == "noise" else 3
+    canvas += strength * rng.standard_normal((*canvas.shape[:2], 1), dtype=np.float32)
+
+
+def distract(rng: np.random.Generator, canvas: NDArray[np.float32]) -> None:
+    """Strew coloured specks and short lines over `canvas` that no question asks about."""
+    colors = np.array(list(RGB.values()), dtype=np.float32)
     for _ in range(int(rng.integers(0, 9))):
-        y, x = rng.integers(0, IMAGE_SIZE - 6, size=2)
+        y, x = rng.integers(0, len(canvas) - 6, size=2)
         height, width = ((1, 6), (6, 1), (2, 2), (1, 3))[int(rng.integers(4))]
         canvas[y : y + height, x : x + width] = colors[int(rng.integers(len(colors)))]
 

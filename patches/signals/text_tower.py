@@ -17,7 +17,7 @@ from vlmcompress.files.untrusted import short
 from vlmcompress.models.loading import without_bar
 from vlmcompress.models.names import ASSETS, resolve
 
-BUILT_IN = {"tiny-clip": "tiny_clip"}
+BUILT_IN = {"tiny-clip": "tiny_clip", "small-clip": "small_clip"}
 """Name of a text tower that ships with the package -> its folder in `ASSETS`."""
 
 _HOW = (
@@ -88,8 +88,8 @@ def find(given: Any, tower: nn.Module, width: int) -> TextTower:
 
     Args:
         given: a folder, a Hugging Face id, "tiny-clip", a pair (CLIPModel, tokenizer), None, or a
-            `LongText` of one of these. None finds tiny-clip, and only where the patch embedding of
-            the vision tower is its own.
+            `LongText` of one of these. None finds one of `BUILT_IN`, and only where the patch
+            embedding of the vision tower is its own.
         tower: the vision tower of the model.
         width: of its hidden states.
 
@@ -99,11 +99,11 @@ def find(given: Any, tower: nn.Module, width: int) -> TextTower:
     """
     long, given = isinstance(given, LongText), chosen(given)
     if given is None:
-        if not _is_tiny(tower):
+        given = _built_in(tower)
+        if given is None:
             raise UnsupportedModelError(
                 f"relevance needs a text tower, and this model brings none: {_HOW}"
             )
-        given = "tiny-clip"
     model, tokenizer = given if isinstance(given, tuple | list) else load(given, tower)
     try:
         own = int(model.visual_projection.in_features)
@@ -194,17 +194,19 @@ def load(name_or_path: str | Path, tower: nn.Module) -> tuple[Any, Any]:
     return nn.Module.to(model.eval(), next(tower.parameters()).device), tokenizer
 
 
-def _is_tiny(tower: nn.Module) -> bool:
-    """Whether patches are embedded with the weights of tiny-clip, up to rounding."""
+def _built_in(tower: nn.Module) -> str | None:
+    """The one of `BUILT_IN` that embeds patches with the weights of `tower`, up to rounding."""
     from safetensors import safe_open
 
     end = "patch_embedding.weight"
     mine = [value for name, value in tower.named_parameters() if name.endswith(end)]
-    with safe_open(ASSETS / BUILT_IN["tiny-clip"] / "model.safetensors", "pt") as weights:
-        tiny = next(weights.get_tensor(name) for name in weights.keys() if name.endswith(end))  # noqa: SIM118
-    return (
-        len(mine) == 1
-        and mine[0].shape == tiny.shape
-        and not mine[0].is_meta
-        and torch.allclose(mine[0].float().cpu(), tiny.float(), rtol=2**-7, atol=1e-4)
-    )
+    if len(mine) != 1 or mine[0].is_meta:
+        return None
+    for clip, folder in BUILT_IN.items():
+        with safe_open(ASSETS / folder / "model.safetensors", "pt") as weights:
+            own = next(weights.get_tensor(name) for name in weights.keys() if name.endswith(end))  # noqa: SIM118
+        if mine[0].shape == own.shape and torch.allclose(
+            mine[0].float().cpu(), own.float(), rtol=2**-7, atol=1e-4
+        ):
+            return clip
+    return None

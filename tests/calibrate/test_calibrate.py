@@ -1,6 +1,7 @@
 """Calibration of the built-in model: what is measured is what the model does."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -19,6 +20,7 @@ from vlmcompress.calibrate.agreement import agreement, log_likelihood, next_toke
 from vlmcompress.calibrate.changes import locations
 from vlmcompress.calibrate.questions import batches
 from vlmcompress.errors import BudgetError, MediaError, VLMCompressError
+from vlmcompress.eval.tasks.from_worlds import WORLDS
 from vlmcompress.eval.worlds import world as worlds
 from vlmcompress.methods.adaptinfer import AdaptInfer
 from vlmcompress.methods.psigmoid import PSigmoid
@@ -175,14 +177,15 @@ def test_tolerance_is_checked(tiny_llava, asked, tolerance):
         calibrate_gsearch(*tiny_llava, asked, name="tiny", tolerance=tolerance)
 
 
-def test_built_in_questions_are_of_training_seeds_only(monkeypatch):
-    seeds, make = [], worlds.make_scene
-    monkeypatch.setattr(
-        "vlmcompress.calibrate.questions.make_scene", lambda seed: seeds.append(seed) or make(seed)
-    )
+@pytest.mark.parametrize(("world", "size"), [("pictures", 96), ("posters", 192)])
+def test_built_in_questions_are_of_training_seeds_only(monkeypatch, world, size):
+    seeds, make = [], WORLDS[world].make
+    watched = replace(WORLDS[world], make=lambda seed: seeds.append(seed) or make(seed))
+    monkeypatch.setitem(WORLDS, world, watched)
     last = worlds.TRAIN_SEEDS[-1]
     for seed in (0, 5, last, 10**9 + 7):
-        assert len(training_questions(15, seed)) == 15
+        found = training_questions(15, seed, world)
+        assert [one.picture.size for one in found] == [(size, size)] * 15
     assert set(seeds) <= set(worlds.TRAIN_SEEDS)
     assert not set(seeds) & set(worlds.HELD_OUT_SEEDS)
     assert last in seeds

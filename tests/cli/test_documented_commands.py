@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from raced import profile_of
 
 import vlmcompress
 from vlmcompress.calibrate import training_questions
@@ -17,17 +18,19 @@ from vlmcompress.cli.evaluate import evaluate
 from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
 from vlmcompress.cli.serve import serve
+from vlmcompress.cli.tune import tune
+from vlmcompress.files import write_json
 
 ROOT = Path(vlmcompress.__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = (ask, chat, ls, show, calibrate, check, profile, evaluate, serve)
+COMMANDS = (ask, chat, ls, show, calibrate, check, profile, evaluate, serve, tune)
 HELP = {command.__name__: command.__doc__ for command in COMMANDS}
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES} | HELP
 COMMAND = re.compile(
     r"^ *(?:accelerate launch .*)?\bvlmcompress "
-    r"((?:ask|chat|ls|show|calibrate|check|profile|eval|serve) .*)$"
+    r"((?:ask|chat|ls|show|calibrate|check|profile|eval|serve|tune) .*)$"
 )
-QUICK = {"ask", "chat", "ls", "show", "calibrate"}
+QUICK = {"ask", "chat", "ls", "show", "calibrate", "tune"}
 SYNOPSIS = re.compile(r"\.\.\.|\[--")
 """Lines that say what may be given, rather than a command."""
 ELSEWHERE = dict.fromkeys(
@@ -41,6 +44,7 @@ SHORTER = {
     "calibrate": ("--limit", "2"),
     "profile": ("--rounds", "1", "--output-tokens", "1"),
     "eval": ("--limit", "1"),
+    "tune": ("--samples", "1", "--candidates", "stride,divprune", "--max-new-tokens", "1"),
 }
 SMALLER = ("--layers", "1", "--encoder-layers", "3")
 """Of a published shape; an option that is given twice counts as it was given last."""
@@ -76,12 +80,14 @@ def run(cli, command):
         command[at : at + 2] = []
     if name == "ask" and "--compare" in command:
         command += ["--repeat", "1"]
+    if name == "tune":
+        Path(command[command.index("--out") + 1]).unlink(missing_ok=True)
     result = cli(*command, *shorter)
     assert result.exit_code == 0, f"{shlex.join(command)}: {result.output} {result.exception}"
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, clip):
+def folder(tmp_path, monkeypatch, clip, tiny_llava):
     """A folder with the files that the commands name."""
     for number, name in enumerate(("street.jpg", "a.png", "b.png", "street.png")):
         training_questions(number + 1)[-1].picture.save(tmp_path / name)
@@ -91,6 +97,7 @@ def folder(tmp_path, monkeypatch, clip):
         (tmp_path / name).write_text(row)
     (tmp_path / "photos").mkdir()
     shutil.copy(tmp_path / "a.png", tmp_path / "photos")
+    write_json(tmp_path / "mine.json", profile_of(tiny_llava[0], {"25%": "stride"}))
     (tmp_path / "mine.yaml").write_text("name: mine\ndata: mine.jsonl\nmetric: exact\n")
     (tmp_path / "vlmcompress").symlink_to(ROOT / "vlmcompress")
     monkeypatch.chdir(tmp_path)
@@ -104,7 +111,7 @@ def test_ask_calibrate_and_ls(cli, loaded, folder, source):
 
 
 @pytest.mark.parametrize("source", shown({"serve"}))
-def test_serve(cli, source):
+def test_serve(cli, folder, source):
     """They are shown, not run: vLLM has an environment of its own."""
     for command in shown({"serve"})[source]:
         if "--check" not in command:

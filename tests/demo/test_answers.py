@@ -71,6 +71,9 @@ def test_what_is_refused(llava, street, words, question, methods):
 
 def test_samples_and_their_preview():
     assert set(samples(False)) < set(samples(True))
+    assert set(samples(False, "small-llava")).isdisjoint(samples(True))
+    for name in samples(False, "small-llava"):
+        assert preview(read(None, name, False, "small-llava")).size == (192, 192)
     clip = read(None, "runway.mp4", True)
     assert preview(clip).width > 4 * 90
     with pytest.raises(VLMCompressError, match="this model takes pictures only"):

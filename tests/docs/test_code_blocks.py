@@ -85,6 +85,8 @@ def test_python_runs(code, monkeypatch, tmp_path, capsys, tiny_llava, tiny_qwen)
     for name, stand_in in STAND_INS.items():
         code = code.replace(name, stand_in)
     read_image(SCENE).save(tmp_path / "street.jpg")
+    (tmp_path / "photos").mkdir()
+    read_image(SCENE).save(tmp_path / "photos" / "street.jpg")
     (tmp_path / "vlmcompress").symlink_to(ROOT / "vlmcompress")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(vlmcompress, "load", lambda name: loaded.get(name) or load(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from vlmcompress import defaults
@@ -32,6 +33,7 @@ def ask(
     fps: float | None = None,
     text_tower: Any = None,
     max_memory: int | str | None = None,
+    profile: str | Path | None = None,
     **options: Any,
 ) -> Answer:
     """Ask a model one question about pictures or clips, on fewer visual tokens.
@@ -61,6 +63,7 @@ def ask(
         fps: frames a second sampled of such a clip instead, or of a clip given as an array.
         text_tower: see `compress`.
         max_memory: what the vision encoder may take for a clip, as "2GB"; see `compress`.
+        profile: see `compress`; then the method is "auto".
         **options: fields of the method, for example `seed=1`.
 
     Returns:
@@ -71,7 +74,7 @@ def ask(
         VLMCompressError: bad media, an empty question, or whatever `compress` refuses. The message
             says what was given and what is possible.
     """
-    setting = setting_of(method, budget, options, positions, text_tower, max_memory)
+    setting = setting_of(method, budget, options, positions, text_tower, max_memory, profile)
     return _asker(model, processor, media, question, max_new_tokens, frames, fps).run(setting)
 
 

@@ -77,6 +77,7 @@ def compressed(model: Any, processor: Any, setting: Setting) -> Compression:
         processor=processor,
         text_tower=setting.text_tower,
         max_memory=setting.max_memory,
+        profile=setting.profile,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from vlmcompress.asking.asker import Asker, compressed, with_other
 from vlmcompress.asking.comparison import Comparison
 from vlmcompress.asking.kept_features import KeptFeatures
 from vlmcompress.asking.setting import BudgetLike, MethodLike, Setting, setting_of
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.given import MediaLike, media_of
 from vlmcompress.media.video import Video
@@ -58,6 +60,7 @@ class Chat:
         frames: int | None = None,
         fps: float | None = None,
         text_tower: Any = None,
+        profile: str | Path | None = None,
         **options: Any,
     ) -> None:
         """Read the media; nothing is run yet.
@@ -74,13 +77,14 @@ class Chat:
             frames: sampled of a clip.
             fps: sampled of a clip.
             text_tower: see `compress`.
+            profile: see `compress`; then the method is "auto".
             **options: fields of the method.
 
         Raises:
             VLMCompressError: bad media, method or budget.
         """
         check_count("max_new_tokens", max_new_tokens)
-        self.setting = setting_of(method, budget, options, positions, text_tower)
+        self.setting = setting_of(method, budget, options, positions, text_tower, profile=profile)
         self.turns: list[Answer] = []
         self._model, self._processor = model, processor
         self._media = media_of(media, frames, fps)
@@ -129,9 +133,10 @@ class Chat:
             VLMCompressError: as for `ask`; the present setting stays.
         """
         now = self.setting
+        profile = now.profile if method in (None, AUTO) else None
         if method is None:
             method, budget = now.methods, now.budget if budget is None else budget
-        found = setting_of(method, budget, options, now.positions, now.text_tower)
+        found = setting_of(method, budget, options, now.positions, now.text_tower, profile=profile)
         self.close()
         self.setting = found
         return found

@@ -65,19 +65,20 @@ class Question:
         ]
 
 
-def of_file(path: Path, question: str | None) -> Iterator[Question]:
+def of_file(path: Path, question: str | None, folder: Path | None = None) -> Iterator[Question]:
     """The rows of a .jsonl or .csv file, one after the other.
 
     Args:
-        path: names of pictures in it are relative to its folder.
+        path: names of pictures in it are relative to its own folder.
         question: for rows that have none of their own.
+        folder: that names of pictures are relative to instead.
 
     Raises:
         VLMCompressError: a row is damaged, lacks a field, or names a file that is not there.
     """
     for where, record in records(path):
         try:
-            yield _of_record(where, record, path.parent, question)
+            yield _of_record(where, record, folder or path.parent, question)
         except VLMCompressError as error:
             raise VLMCompressError(f"{where}: {error}") from error
 

@@ -16,6 +16,7 @@ from vlmcompress.asking.questions import Question
 from vlmcompress.asking.setting import Setting
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files.untrusted import one_line, parse_json
+from vlmcompress.tuned import Tuned
 
 COLUMNS = (
     *("id", "image", "images", "video", "question", "answer", "error"),
@@ -29,6 +30,8 @@ def run_of(model: str, setting: Setting, **settings: Any) -> dict[str, Any]:
     budget = None if setting.budget is None else str(setting.budget)
     said = {"model": model, "method": setting.label, "budget": budget}
     whole = {**said, "methods": repr(setting.methods), "positions": setting.positions, **settings}
+    if setting.profile is not None:
+        whole["profile"] = Tuned.read(setting.profile).budgets
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     return {**said, "run": digest[:12]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vlmcompress import defaults
@@ -14,6 +15,7 @@ from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Method
 from vlmcompress.tokens import Grid
+from vlmcompress.tuned import check_profile
 
 MethodLike = str | Method | Sequence[Method]
 BudgetLike = int | float | str | Budget | None
@@ -31,6 +33,8 @@ class Setting:
     positions: str = "keep"
     text_tower: Any = None
     max_memory: int | str | None = None
+    profile: str | Path | None = None
+    """Of `vlmcompress tune`, for "auto"."""
 
     @property
     def name(self) -> str:
@@ -49,17 +53,20 @@ def setting_of(
     positions: str = "keep",
     text_tower: Any = None,
     max_memory: int | str | None = None,
+    profile: str | Path | None = None,
 ) -> Setting:
     """A setting with what is left out filled in, checked as far as that goes without a model.
 
     Without a method it is `defaults.METHOD`. Without a budget it is the method's own setting, or
-    `defaults.BUDGET` where it has none or no method was named.
+    `defaults.BUDGET` where it has none or no method was named. With a profile the method is "auto".
 
     Raises:
         VLMCompressError: an unknown method or option, a malformed budget, or one beside a
             threshold.
     """
-    spec = defaults.METHOD if method is None else method
+    default = defaults.METHOD if profile is None else defaults.AUTO
+    spec = default if method is None else method
+    check_profile(spec, profile)
     methods, has_default = _methods(spec, options or {})
     if max_memory is not None:
         bytes_of(max_memory)
@@ -70,7 +77,7 @@ def setting_of(
     elif method is None or not has_default:
         budget = defaults.BUDGET
     label = spec if isinstance(spec, str) else parse(spec).name
-    return Setting(label, methods, budget, positions, text_tower, max_memory)
+    return Setting(label, methods, budget, positions, text_tower, max_memory, profile)
 
 
 def _methods(spec: MethodLike, options: Mapping[str, Any]) -> tuple[str | tuple[Method, ...], bool]:

@@ -11,7 +11,8 @@ import numpy as np
 from PIL.Image import Image
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.eval.worlds.world import KINDS, TRAIN_SEEDS, ask, draw, make_scene
+from vlmcompress.eval.tasks.from_worlds import WORLDS
+from vlmcompress.eval.worlds.world import TRAIN_SEEDS
 from vlmcompress.files.untrusted import check_file_name, parse_json, read_text, said
 from vlmcompress.media.images import read_image
 from vlmcompress.media.regular_files import check_file
@@ -28,23 +29,29 @@ class CalibrationQuestion:
     question: str
 
 
-def training_questions(limit: int, seed: int = 0) -> list[CalibrationQuestion]:
+def training_questions(
+    limit: int, seed: int = 0, world: str = "pictures"
+) -> list[CalibrationQuestion]:
     """Questions about synthetic scenes of training seeds, never of held-out ones; kinds in turn.
 
     Args:
         limit: how many.
         seed: of the first scene; later scenes follow, from the start again after the last.
+        world: one of pictures, by its name in `WORLDS`.
     """
+    drawn = WORLDS[world]
     found: list[CalibrationQuestion] = []
     for number in range(limit * 20):
         if len(found) == limit:
             break
-        world = TRAIN_SEEDS[(seed + number) % len(TRAIN_SEEDS)]
-        scene = make_scene(world)
-        kind = KINDS[len(found) % len(KINDS)]
-        question = ask(scene, kind, np.random.default_rng([world, _STREAM]))
+        own = TRAIN_SEEDS[(seed + number) % len(TRAIN_SEEDS)]
+        scene = drawn.make(own)
+        kind = drawn.kinds[len(found) % len(drawn.kinds)]
+        question = drawn.ask(scene, kind, np.random.default_rng([own, _STREAM]))
         if question is not None:
-            found.append(CalibrationQuestion(draw(scene), question.text))
+            (picture,) = drawn.load(scene)
+            assert isinstance(picture, Image)  # no world of clips
+            found.append(CalibrationQuestion(picture, question.text))
     return found
 
 

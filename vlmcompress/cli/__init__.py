@@ -21,6 +21,7 @@ from vlmcompress.cli.kernels import kernels
 from vlmcompress.cli.ls import ls, show
 from vlmcompress.cli.profile import profile
 from vlmcompress.cli.serve import serve
+from vlmcompress.cli.tune import tune
 from vlmcompress.version import __version__
 
 # click's class, wherever the installed typer keeps click.
@@ -40,6 +41,7 @@ app.command()(demo)
 app.command()(check)
 app.command()(kernels)
 app.command()(calibrate)
+app.command()(tune)
 app.command()(profile)
 app.command("eval")(evaluate)
 app.command()(serve)

@@ -134,6 +134,7 @@ def _asked(
     from vlmcompress.calibrate import read_questions, training_questions
     from vlmcompress.calibrate.document import share_of
     from vlmcompress.errors import VLMCompressError
+    from vlmcompress.eval.tasks.from_worlds import world_of
     from vlmcompress.models.names import BUILT_IN, resolve
 
     share_of(budget)
@@ -148,7 +149,7 @@ def _asked(
             f"{' and '.join(BUILT_IN)} have questions of their own"
         )
     with progress("drawing pictures"):
-        return training_questions(limit, seed)
+        return training_questions(limit, seed, world_of(model))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,14 @@ import typer
 from vlmcompress import defaults
 from vlmcompress.cli import complete
 from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet
-from vlmcompress.cli.options import Device, Dtype, MaxMemory, Quiet, path_option
+from vlmcompress.cli.options import (
+    Device,
+    Dtype,
+    MaxMemory,
+    Profile,
+    Quiet,
+    path_option,
+)
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
@@ -90,6 +97,7 @@ def evaluate(
     max_memory: MaxMemory = None,
     check: Check = None,
     save_baselines: Keep = None,
+    profile: Profile = None,
     quietly: Quiet = False,
 ) -> None:
     """Measure the accuracy of methods at budgets, beside baselines, with a report.
@@ -103,6 +111,7 @@ def evaluate(
       vlmcompress eval --methods divprune,fastv,scope --limit 200 --out results
       vlmcompress eval --model tiny-qwen --methods all --budgets 50%,25% --out results --resume
       vlmcompress eval --model llava-hf/llava-1.5-7b-hf --tasks mine.yaml --budgets 64 --out results
+      vlmcompress eval --profile mine.json --budgets 25% --out results
       vlmcompress eval --check eval/baselines.json
 
     Bad input ends with exit code 2 and one line on stderr.
@@ -119,6 +128,7 @@ def evaluate(
         "--dtype": dtype,
         "--max-memory": max_memory,
         "--save-baselines": save_baselines,
+        "--profile": profile,
     }
     from vlmcompress.eval.extras import check_eval
 
@@ -144,6 +154,7 @@ def evaluate(
         device,
         dtype,
         max_memory,
+        profile,
     )
     _evaluate(plan, out, resume, save_baselines)
 

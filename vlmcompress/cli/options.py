@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -71,6 +72,13 @@ Device = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint was saved."),
+]
+Profile = Annotated[
+    Path | None,
+    path_option(
+        help="What `vlmcompress tune` wrote for this model: the method is what it found, and not "
+        "named."
+    ),
 ]
 Quiet = Annotated[
     bool,

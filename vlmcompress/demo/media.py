@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,13 @@ class Sample:
     question: str
 
 
-def samples(video: bool) -> dict[str, Sample]:
-    """By name: the pictures, and the clips where the model takes them."""
-    lists = ["samples.json", *(["clips.json"] if video else [])]
+_LISTS = {"small-llava": "posters.json"}
+"""The pictures that a built-in model learnt to look at, where they are not those of the others."""
+
+
+def samples(video: bool, model: str = "") -> dict[str, Sample]:
+    """By name: pictures that suit the `model` of that name, and clips where it takes them."""
+    lists = [_LISTS.get(model, "samples.json"), *(["clips.json"] if video else [])]
     return {
         name: Sample(SAMPLES / name, facts["question"])
         for each in lists
@@ -46,15 +51,17 @@ def samples(video: bool) -> dict[str, Sample]:
     }
 
 
-def read(upload: str | None, sample: str | None, video: bool) -> Image.Image | Video:
-    """What the page is about: the upload, or else the sample.
+def read(
+    upload: str | None, sample: str | None, video: bool, model: str = ""
+) -> Image.Image | Video:
+    """What the page is about: the upload, or else the sample, one of those for `model`.
 
     Raises:
         MediaError: there is neither, the file cannot be read or is beyond a limit, or it is a clip
             and the model takes none.
         UnknownNameError: there is no such sample.
     """
-    file = _file(upload, sample, video)
+    file = _file(upload, sample, samples(video, model))
     try:
         check_file(file, "file")
         if file.stat().st_size > MAX_UPLOAD:
@@ -64,12 +71,11 @@ def read(upload: str | None, sample: str | None, video: bool) -> Image.Image | V
         raise MediaError(str(error).replace(str(file), file.name)) from None
 
 
-def _file(upload: str | None, sample: str | None, video: bool) -> Path:
+def _file(upload: str | None, sample: str | None, known: Mapping[str, Sample]) -> Path:
     if upload is not None:
         return Path(upload)
     if not sample:
         raise MediaError("choose a picture or a clip first, your own or a sample")
-    known = samples(video)
     if sample not in known:
         raise unknown("sample", sample, list(known))
     return known[sample].file

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from vlmcompress.demo.answers import DemoModel, changed, escaped, panels
 from vlmcompress.demo.media import SUFFIXES, preview, read, samples
 from vlmcompress.demo.settings import ADDRESS, MOST_METHODS, PageSettings
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.media.video import Video
 
 _ALL = -1
 """Of the slider of layers: how far each patch gets."""
@@ -27,11 +29,14 @@ class Page:
 
     def __init__(self, model: DemoModel) -> None:
         self._model = model
-        self._samples = samples(model.video)
+        self._samples = samples(model.video, model.name)
         questions = {name: sample.question for name, sample in self._samples.items()}
         self._settings: Callable[[Any], PageSettings] = functools.partial(
             PageSettings.from_address, samples=questions, methods=model.methods
         )
+
+    def _read(self, upload: str | None, sample: str | None) -> Image.Image | Video:
+        return read(upload, sample, self._model.video, self._model.name)
 
     def build(self) -> gr.Blocks:
         """The page, not served yet."""
@@ -181,7 +186,7 @@ class Page:
 
     def _look(self, upload: str | None, sample: str | None) -> list[Any]:
         try:
-            return [preview(read(upload, sample, self._model.video)), ""]
+            return [preview(self._read(upload, sample)), ""]
         except VLMCompressError as error:
             return [None, _told(error)]
 
@@ -196,7 +201,7 @@ class Page:
     ) -> list[Any]:
         hidden = gr.update(visible=False)
         try:
-            media = read(upload, sample, self._model.video)
+            media = self._read(upload, sample)
             found = self._model.compare(media, question, methods, f"{int(budget)}%")
             return [changed(found), found, hidden, *self._shown(found, layer)]
         except VLMCompressError as error:
@@ -211,7 +216,7 @@ class Page:
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (gradio finds it by its default)
     ) -> list[Any]:
         try:
-            media = read(upload, sample, self._model.video)
+            media = self._read(upload, sample)
             found = list(
                 self._model.gallery(
                     media,

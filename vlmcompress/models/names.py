@@ -12,7 +12,7 @@ from vlmcompress.registry import unknown
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
-BUILT_IN = {"tiny-llava": "tiny_llava", "tiny-qwen": "tiny_qwen"}
+BUILT_IN = {"tiny-llava": "tiny_llava", "tiny-qwen": "tiny_qwen", "small-llava": "small_llava"}
 """Name of a model that ships with the package -> its folder in `ASSETS`."""
 
 RETRIEVERS = {"tiny-colqwen": "tiny_colqwen"}

@@ -5,7 +5,7 @@ that a question, or a phrase, is near the patches of the objects it is about, an
 objects is near the CLS embedding of its picture.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dev.training.llava.tower import FEATURE_LAYER, as_input, vision_config
 from dev.training.optim import Trainer, describe, full_weights, save_state
 from vlmcompress.eval.worlds.world import (
     HELD_OUT_SEEDS,
+    IMAGE_SIZE,
     KINDS,
     PATCH_SIZE,
     PLACES,
@@ -37,12 +38,12 @@ _PHRASES = 3
 _HELD_OUT = 128
 
 
-def make_clip_config() -> CLIPConfig:
+def make_clip_config(ids: Mapping[str, int] = IDS, image_size: int = IMAGE_SIZE) -> CLIPConfig:
     """The vision tower of tiny-llava, and a text tower of four layers."""
     return CLIPConfig(
-        vision_config=vision_config().to_dict(),
+        vision_config=vision_config(image_size).to_dict(),
         text_config={
-            "vocab_size": len(IDS),
+            "vocab_size": len(ids),
             "hidden_size": 128,
             "intermediate_size": 256,
             "num_hidden_layers": 4,
@@ -50,19 +51,19 @@ def make_clip_config() -> CLIPConfig:
             "max_position_embeddings": _LENGTH,
             "hidden_act": "gelu",
             "projection_dim": 64,
-            "pad_token_id": IDS["<pad>"],
-            "bos_token_id": IDS["<s>"],
-            "eos_token_id": IDS["</s>"],
+            "pad_token_id": ids["<pad>"],
+            "bos_token_id": ids["<s>"],
+            "eos_token_id": ids["</s>"],
         },
         projection_dim=64,
     )
 
 
-def make_clip_tokenizer() -> PreTrainedTokenizerFast:
-    """The words of tiny-llava; a text ends with `</s>`, whose state is its embedding."""
+def make_clip_tokenizer(words: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """The words of tiny-llava, or others; a text ends with `</s>`, whose state is its embedding."""
     from tokenizers import processors
 
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(words)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
         special_tokens=[("<s>", IDS["<s>"]), ("</s>", IDS["</s>"])],
@@ -75,35 +76,48 @@ def make_clip_tokenizer() -> PreTrainedTokenizerFast:
 class Matcher(nn.Module):
     """CLIP with a threshold for "this patch is what the text is about"."""
 
-    def __init__(self, tower: dict[str, Tensor]) -> None:
+    def __init__(self, tower: dict[str, Tensor], config: CLIPConfig) -> None:
         """Build a CLIP around the trained `tower`."""
         super().__init__()
-        self.clip = CLIPModel(make_clip_config())
+        self.clip = CLIPModel(config)
         self.clip.vision_model.load_state_dict(tower)
         self.clip.vision_model.requires_grad_(False)
         self.clip.set_attn_implementation("eager")
         self.threshold = nn.Parameter(torch.tensor(-0.3))
 
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit embeddings of the picture, [B, 64], and of both patch layers, [B, 2, 144, 64]."""
+    @torch.no_grad()
+    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """States of CLS, [B, WIDTH], and of the patches of two layers, [B, 2, N, WIDTH]."""
         vision = self.clip.vision_model
-        with torch.no_grad():
-            out = vision(pixels, output_hidden_states=True)
-            states = (out.hidden_states[FEATURE_LAYER], out.hidden_states[-1])
-            patches = vision.post_layernorm(torch.stack([state[:, 1:] for state in states], dim=1))
+        out = vision(pixels, output_hidden_states=True)
+        states = (out.hidden_states[FEATURE_LAYER], out.hidden_states[-1])
+        patches = vision.post_layernorm(torch.stack([state[:, 1:] for state in states], dim=1))
+        return out.pooler_output, patches
+
+    def embed(self, shown: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of what `see` gives, [B, 64] and [B, 2, N, 64]."""
         project = self.clip.visual_projection
-        return F.normalize(project(out.pooler_output), dim=-1), F.normalize(
-            project(patches), dim=-1
-        )
+        return F.normalize(project(shown), dim=-1), F.normalize(project(patches), dim=-1)
 
     def read(self, tokens: Tensor) -> Tensor:
         """Unit embeddings of texts, [B, 64]."""
-        out = self.clip.text_model(input_ids=tokens, attention_mask=(tokens != IDS["<pad>"]).long())
+        config: Any = self.clip.config.text_config
+        mask = torch.ne(tokens, config.pad_token_id).long()
+        out = self.clip.text_model(input_ids=tokens, attention_mask=mask)
         return F.normalize(self.clip.text_projection(out.pooler_output), dim=-1)
 
-    def losses(self, pixels: Tensor, texts: Tensor, about: Tensor, lists: Tensor) -> Tensor:
-        """Loss of phrases against patches and of object lists against pictures."""
-        picture, patches = self.look(pixels)
+    def losses(
+        self, seen: tuple[Tensor, Tensor], texts: Tensor, about: Tensor, lists: Tensor
+    ) -> Tensor:
+        """Loss of phrases against patches and of object lists against pictures.
+
+        Args:
+            seen: Of `see`.
+            texts: [B, phrases, length], token ids.
+            about: [B, phrases, N], 1 where a phrase is about a patch.
+            lists: [B, length], token ids of what each picture shows.
+        """
+        picture, patches = self.embed(*seen)
         phrases = self.read(texts.flatten(0, 1)).reshape(*texts.shape[:2], -1)
         alike = torch.einsum("blnd,bpd->bpln", patches, phrases).float()
         scores = (alike + self.threshold.float()) * self.clip.logit_scale.float().exp()
@@ -115,11 +129,12 @@ class Matcher(nn.Module):
         return dense * 2 + F.cross_entropy(match, own) + F.cross_entropy(match.T, own)
 
 
-def _tokens(texts: list[str]) -> Tensor:
-    rows = np.full((len(texts), _LENGTH), IDS["<pad>"])
+def clip_tokens(texts: Sequence[str], ids: Mapping[str, int] = IDS) -> Tensor:
+    """Token ids of texts, [len(texts), 32], as the tokenizer gives them."""
+    rows = np.full((len(texts), _LENGTH), ids["<pad>"])
     for row, text in enumerate(texts):
         words = ["<s>", *text.split(), "</s>"]
-        rows[row, : len(words)] = [IDS[word] for word in words]
+        rows[row, : len(words)] = [ids[word] for word in words]
     return torch.from_numpy(rows)
 
 
@@ -167,8 +182,8 @@ def _batch(pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> tu
             texts.append(text)
             masks[row, column] = _covered(pictures.labels[seed], scene, about)
         lists.append(_list(scene, rng))
-    tokens = _tokens(texts).reshape(len(rows), _PHRASES, _LENGTH)
-    return as_input(pictures.pixels[rows]), tokens, torch.from_numpy(masks), _tokens(lists)
+    tokens = clip_tokens(texts).reshape(len(rows), _PHRASES, _LENGTH)
+    return as_input(pictures.pixels[rows]), tokens, torch.from_numpy(masks), clip_tokens(lists)
 
 
 @torch.no_grad()
@@ -177,14 +192,16 @@ def _measure(model: Matcher) -> dict[str, float]:
     scenes = [make_scene(seed) for seed in HELD_OUT_SEEDS[:_HELD_OUT]]
     rng = np.random.default_rng(0)
     looked = [
-        model.look(as_input(np.stack([render(scene)[0] for scene in scenes[start : start + 64]])))
+        model.embed(
+            *model.see(as_input(np.stack([render(one)[0] for one in scenes[start : start + 64]])))
+        )
         for start in range(0, _HELD_OUT, 64)
     ]
     pictures, patches = (torch.cat(parts) for parts in zip(*looked, strict=True))
-    match = model.read(_tokens([_list(scene, rng) for scene in scenes])) @ pictures.T
+    match = model.read(clip_tokens([_list(scene, rng) for scene in scenes])) @ pictures.T
     figures = {"retrieval": (match.argmax(-1) == torch.arange(_HELD_OUT)).float().mean().item()}
     named = [scene.objects[0] for scene in scenes]
-    phrases = model.read(_tokens([f"a {thing.name}" for thing in named]))
+    phrases = model.read(clip_tokens([f"a {thing.name}" for thing in named]))
     best = torch.einsum("blnd,bd->bln", patches, phrases).argmax(-1)
     for layer, name in enumerate(("patch", "last_patch")):
         hits = []
@@ -206,7 +223,7 @@ def train_clip(
 ) -> dict[str, Tensor]:
     """Train the text tower, or continue; returns the float32 state of `CLIPModel`."""
     torch.manual_seed(seed)
-    model = Matcher(tower)
+    model = Matcher(tower, make_clip_config())
     trainer = Trainer(model, minutes * 60)
     checkpoint = folder / "clip.pt"
     if checkpoint.exists():
@@ -214,12 +231,18 @@ def train_clip(
     rng = np.random.default_rng([seed, 2, trainer.steps])
     while trainer.progress < 1:
         rows = np.sort(rng.choice(len(pictures), size=_BATCH, replace=False))
-        loss = model.losses(*_batch(pictures, rows, rng))
+        pixels, *texts = _batch(pictures, rows, rng)
+        loss = model.losses(model.see(pixels), *texts)
         trainer.step(loss)
         if trainer.steps % 100 == 0 or trainer.progress >= 1:
             save_state(checkpoint, trainer.state())
             figures = {"loss": loss.item()} | _measure(model)
             log(f"clip {trainer.steps} {trainer.spent:.0f}s {describe(figures.items())}")
+    return clip_weights(trainer, tower)
+
+
+def clip_weights(trainer: Trainer, tower: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 state of `CLIPModel`."""
     weights = {
         name.removeprefix("clip."): value
         for name, value in full_weights(trainer).items()
@@ -228,9 +251,16 @@ def train_clip(
     return weights | {f"vision_model.{name}": value for name, value in tower.items()}
 
 
-def export_clip(weights: dict[str, Tensor], folder: Path) -> None:
-    """Write the CLIP folder: model, tokenizer, image processor."""
-    model: Any = CLIPModel(make_clip_config())
+def export_clip(
+    weights: dict[str, Tensor],
+    folder: Path,
+    words: Sequence[str] | None = None,
+    image_size: int = IMAGE_SIZE,
+    wrap: Callable[[Any], Any] = lambda model: model,
+) -> None:
+    """Write the CLIP folder, `wrap` of the model, tokenizer and image processor."""
+    ids = {word: number for number, word in enumerate(words)} if words else IDS
+    model: Any = CLIPModel(make_clip_config(ids, image_size))
     model.load_state_dict(weights)
-    processor = CLIPProcessor(make_image_processor(), make_clip_tokenizer())
-    replace_folder(folder, model, processor)
+    processor = CLIPProcessor(make_image_processor(image_size), make_clip_tokenizer(words))
+    replace_folder(folder, wrap(model), processor)

@@ -1,14 +1,15 @@
 """Stage 2: projector and decoder, on questions, with the tower frozen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dev.training.llava.attention_targets import grounding_loss, make_targets
@@ -17,9 +18,7 @@ from dev.training.llava.model import make_config
 from dev.training.llava.packed_questions import (
     IDS,
     PREFIX,
-    PREFIX_LENGTH,
     SEGMENT_LENGTH,
-    SEGMENTS,
     UNSCORED,
     PackedBatch,
     describe_patches,
@@ -31,7 +30,15 @@ from dev.training.llava.packed_questions import (
 )
 from dev.training.llava.tower import FEATURE_LAYER, WIDTH, as_input
 from dev.training.optim import Trainer, describe, full_weights, save_state
-from vlmcompress.eval.worlds.world import HELD_OUT_SEEDS, KINDS, Scene, ask, make_scene, render
+from vlmcompress.eval.worlds.world import (
+    HELD_OUT_SEEDS,
+    KINDS,
+    PATCH_SIZE,
+    Scene,
+    ask,
+    make_scene,
+    render,
+)
 
 _BATCH = 8
 _ALIGN_STEPS = 200
@@ -43,11 +50,24 @@ _EXPORT_EVERY = 300.0
 class Answerer(nn.Module):
     """LLaVA over sequences of segments."""
 
-    def __init__(self, tower: dict[str, Tensor]) -> None:
-        """Build a LLaVA with the trained `tower` and a random decoder."""
+    def __init__(
+        self,
+        tower: dict[str, Tensor],
+        config: LlavaConfig,
+        ids: Mapping[str, int],
+        words: tuple[Tensor, Tensor],
+    ) -> None:
+        """Build a LLaVA with a trained tower and a random decoder.
+
+        Args:
+            tower: State of its `CLIPVisionModel`.
+            config: Of the whole.
+            ids: Number of every word.
+            words: What `table_of` says of the labels.
+        """
         super().__init__()
         ALL_ATTENTION_FUNCTIONS.register("segments", segment_attention)
-        self.llava = LlavaForConditionalGeneration(make_config())
+        self.llava = LlavaForConditionalGeneration(config)
         inner = self.llava.model
         inner.vision_tower.load_state_dict(tower)
         inner.vision_tower.requires_grad_(False)
@@ -55,19 +75,18 @@ class Answerer(nn.Module):
         inner.language_model.config._attn_implementation = "segments"
         self.sharpness = nn.Parameter(torch.tensor(8.0))
         self.threshold = nn.Parameter(torch.tensor(-3.0))
-        self.position_ids = positions()
-        self.prefix = torch.tensor([IDS[word] for word in PREFIX])
-        self.word_ids, self.table = word_table()
+        self.prefix = torch.tensor([ids[word] for word in PREFIX])
+        self.word_ids, self.table = words
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """What the projector reads, [B, 144, WIDTH]."""
+        """What the projector reads, [B, N, WIDTH]."""
         out = self.llava.model.vision_tower(pixels, output_hidden_states=True)
         features: Tensor = out.hidden_states[FEATURE_LAYER][:, 1:]
         return features
 
     def project(self, features: Tensor) -> Tensor:
-        """Visual tokens as the decoder sees them, [B, 144, D]."""
+        """Visual tokens as the decoder sees them, [B, N, D]."""
         visual: Tensor = self.llava.model.multi_modal_projector(features)
         return visual
 
@@ -84,27 +103,42 @@ class Answerer(nn.Module):
         return each[something].mean() + each[nothing].mean()
 
     def forward(
-        self, visual: Tensor, batch: PackedBatch, record: dict[int, Tensor] | None = None
+        self,
+        visual: Tensor,
+        batch: PackedBatch,
+        record: dict[int, Tensor] | None = None,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the logits where an answer is wanted, [M, V], and those answers, [M].
 
-        Attention that `grounding_loss` needs goes to `record`.
+        Args:
+            visual: [B, K, D], what the decoder is shown of the pictures.
+            batch: Questions.
+            record: Takes the attention that `grounding_loss` needs.
+            kept: [B, K], which patches these are; all of them if absent.
         """
+        vision: Any = self.llava.config.vision_config
+        patches = (vision.image_size // PATCH_SIZE) ** 2
+        if kept is None:
+            kept = torch.arange(patches).expand(len(visual), -1)
+        segments, cut = batch.tokens.shape[1], len(self.prefix) + visual.shape[1]
         language = self.llava.model.language_model
         start = language.embed_tokens(self.prefix).expand(len(visual), -1, -1)
         asked = language.embed_tokens(batch.tokens.flatten(1))
         hidden = torch.cat([start, visual, asked], dim=1)
-        rotary = language.rotary_emb(hidden, self.position_ids)
+        rotary = language.rotary_emb(hidden, positions(kept, patches, segments))
         for layer in language.layers:
-            hidden = layer(hidden, position_embeddings=rotary, record=record)
-        tail = hidden[:, PREFIX_LENGTH:].reshape(len(visual), SEGMENTS, SEGMENT_LENGTH, -1)
+            hidden = layer(hidden, position_embeddings=rotary, record=record, prefix=cut)
+        tail = hidden[:, cut:].reshape(len(visual), segments, SEGMENT_LENGTH, -1)
         scored = batch.wanted != UNSCORED
         logits = self.llava.lm_head(language.norm(tail[scored])).float()
         return logits, batch.wanted[scored]
 
 
 @torch.no_grad()
-def measure(model: Answerer, features: Tensor, batch: PackedBatch) -> dict[str, float]:
+def measure(
+    model: Answerer, features: Tensor, batch: PackedBatch, kinds: Sequence[str] = KINDS
+) -> dict[str, float]:
     """Share of questions answered exactly, by kind.
 
     Teacher forcing: all tokens of an answer are the most likely ones if and only if greedy
@@ -121,7 +155,7 @@ def measure(model: Answerer, features: Tensor, batch: PackedBatch) -> dict[str, 
     every = torch.cat(right)
     return {
         kind: every[batch.kinds == number].float().mean().item()
-        for number, kind in enumerate(KINDS)
+        for number, kind in enumerate(kinds)
     }
 
 
@@ -168,7 +202,7 @@ def train_decoder(
 ) -> None:
     """Train projector and decoder, or continue; gives weights to `publish` now and then."""
     torch.manual_seed(seed)
-    model = Answerer(tower)
+    model = Answerer(tower, make_config(), IDS, word_table())
     trainer = Trainer(model, minutes * 60, adam_lr=1e-3)
     checkpoint = folder / "decoder.pt"
     if checkpoint.exists():

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,13 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, lower-cased; digits and punctuation marks stand alone."""
-    ids = {word: number for number, word in enumerate(vocabulary())}
+def make_tokenizer(words: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """One token a word, lower-cased; digits and punctuation marks stand alone.
+
+    Args:
+        words: In the order of their ids; by default those of tiny-llava.
+    """
+    ids = {word: number for number, word in enumerate(words or vocabulary())}
     return make_word_tokenizer(
         ids,
         processors.TemplateProcessing(
@@ -106,21 +111,23 @@ def make_word_tokenizer(
     )
 
 
-def make_image_processor() -> CLIPImageProcessorPil:
-    """Any picture to 96x96 pixels in [-1, 1]."""
+def make_image_processor(size: int = IMAGE_SIZE) -> CLIPImageProcessorPil:
+    """Any picture to a square of `size` pixels in [-1, 1]."""
     return CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )
 
 
-def make_processor() -> LlavaProcessor:
+def make_processor(
+    words: Sequence[str] | None = None, image_size: int = IMAGE_SIZE
+) -> LlavaProcessor:
     """Tokenizer, image processor and a chat template in the manner of LLaVA-1.5."""
     return LlavaProcessor(
-        image_processor=make_image_processor(),
-        tokenizer=make_tokenizer(),
+        image_processor=make_image_processor(image_size),
+        tokenizer=make_tokenizer(words),
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -128,9 +135,9 @@ def make_processor() -> LlavaProcessor:
     )
 
 
-def make_config() -> LlavaConfig:
+def make_config(words: Sequence[str] | None = None, image_size: int = IMAGE_SIZE) -> LlavaConfig:
     """A CLIP tower of 6 layers and a Llama decoder of 6 layers, 3.1 million parameters."""
-    ids = {word: number for number, word in enumerate(vocabulary())}
+    ids = {word: number for number, word in enumerate(words or vocabulary())}
     special: dict[str, Any] = {
         "pad_token_id": ids["<pad>"],
         "bos_token_id": ids["<s>"],
@@ -151,7 +158,7 @@ def make_config() -> LlavaConfig:
         **special,
     )
     return LlavaConfig(
-        vision_config=vision_config(),
+        vision_config=vision_config(image_size),
         text_config=text,
         image_token_index=ids["<image>"],
         vision_feature_layer=FEATURE_LAYER,
@@ -169,14 +176,23 @@ def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
             raise RuntimeError(f"weight {name} did not load")
 
 
-def export(weights: dict[str, Tensor], folder: Path) -> None:
+def export(
+    weights: dict[str, Tensor],
+    folder: Path,
+    config: LlavaConfig | None = None,
+    processor: LlavaProcessor | None = None,
+    wrap: Callable[[Any], Any] = lambda model: model,
+) -> None:
     """Write the model folder.
 
     Args:
         weights: float32 state of `LlavaForConditionalGeneration`.
         folder: Where it goes; files of the same names are replaced.
+        config: Of the model; by default that of tiny-llava.
+        processor: The same.
+        wrap: What is saved in place of the model.
     """
-    model = LlavaForConditionalGeneration(make_config())
+    model = LlavaForConditionalGeneration(config or make_config())
     fill(model, weights)
     special: Any = model.config.text_config
     model.generation_config = GenerationConfig(
@@ -185,7 +201,7 @@ def export(weights: dict[str, Tensor], folder: Path) -> None:
         pad_token_id=special.pad_token_id,
         do_sample=False,
     )
-    replace_folder(folder, model, make_processor())
+    replace_folder(folder, wrap(model), processor or make_processor())
 
 
 def replace_folder(folder: Path, *parts: Any) -> None:

@@ -42,7 +42,7 @@ class PackedBatch:
     kinds: Tensor
 
 
-def pose(scene: Scene, rng: np.random.Generator, odds: list[float]) -> list[Question]:
+def pose(scene: Scene, rng: np.random.Generator, odds: Sequence[float]) -> list[Question]:
     """Ask `SEGMENTS` questions about `scene`, kinds drawn with `odds`."""
     questions: list[Question] = []
     while len(questions) < SEGMENTS:
@@ -75,10 +75,20 @@ def pack(
     return PackedBatch(torch.from_numpy(tokens), torch.from_numpy(wanted), torch.from_numpy(kinds))
 
 
-def positions() -> Tensor:
-    """Position ids of the whole sequence, [1, PREFIX_LENGTH + SEGMENTS * SEGMENT_LENGTH]."""
-    segment = torch.arange(PREFIX_LENGTH, PREFIX_LENGTH + SEGMENT_LENGTH)
-    return torch.cat([torch.arange(PREFIX_LENGTH), segment.repeat(SEGMENTS)])[None]
+def positions(kept: Tensor, patches: int = PATCHES, segments: int = SEGMENTS) -> Tensor:
+    """Position ids of the whole sequence, those of the text as if no patch were missing.
+
+    Args:
+        kept: [B, K], which patches are shown, ascending.
+        patches: How many there are.
+        segments: Of the text.
+
+    Returns:
+        [B, len(PREFIX) + K + segments * SEGMENT_LENGTH].
+    """
+    before = torch.arange(len(PREFIX)).expand(len(kept), -1)
+    segment = torch.arange(SEGMENT_LENGTH).repeat(segments) + len(PREFIX) + patches
+    return torch.cat([before, kept + len(PREFIX), segment.expand(len(kept), -1)], dim=1)
 
 
 def _causal(length: int, like: Tensor) -> Tensor:
@@ -128,14 +138,11 @@ def segment_attention(
 
 
 def word_table() -> tuple[Tensor, Tensor]:
-    """Which words describe a label.
+    """Which words describe a label; see `table_of`.
 
-    Returns:
-        The ids of all describing words, [W], and for each field and value which of them apply,
-        [fields, values, W] float. The middle of an object is called "object": one such patch an
-        object makes counting possible.
+    The middle of an object is called "object": one such patch an object makes counting possible.
     """
-    words: dict[str, list[tuple[str, ...]]] = {
+    words: dict[str, Sequence[tuple[str, ...]]] = {
         "shape": [(word,) for word in FIELDS["shape"]],
         "color": [(word,) for word in FIELDS["color"]],
         "size": [() for _ in FIELDS["size"]],
@@ -143,28 +150,43 @@ def word_table() -> tuple[Tensor, Tensor]:
         "place": [tuple(place.split()) for place in FIELDS["place"]],
         "middle": [("object",)],
     }
-    ids = sorted({IDS[word] for field in words.values() for value in field for word in value})
-    values = max(len(field) for field in FIELDS.values()) + 1
-    table = torch.zeros(len(FIELDS), values, len(ids))
-    for row, field in enumerate(FIELDS):
-        for value, describing in enumerate(words[field]):
+    return table_of(words, IDS)
+
+
+def table_of(
+    words: Mapping[str, Sequence[tuple[str, ...]]], ids: Mapping[str, int]
+) -> tuple[Tensor, Tensor]:
+    """Which words describe a label.
+
+    Args:
+        words: Field -> the words of each of its values, from value 1 on.
+        ids: Number of every word.
+
+    Returns:
+        The ids of all describing words, [W], and for each field and value which of them apply,
+        [fields, values, W] float.
+    """
+    used = sorted({ids[word] for field in words.values() for value in field for word in value})
+    table = torch.zeros(len(words), max(map(len, words.values())) + 1, len(used))
+    for row, field in enumerate(words.values()):
+        for value, describing in enumerate(field):
             for word in describing:
-                table[row, value + 1, ids.index(IDS[word])] = 1
-    return torch.tensor(ids), table
+                table[row, value + 1, used.index(ids[word])] = 1
+    return torch.tensor(used), table
 
 
 def describe_patches(labels: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Words of each patch.
 
     Args:
-        labels: [B, fields, 144].
-        table: Of `word_table`.
+        labels: [B, rows, N], a row for each field of the table first.
+        table: Of `table_of`.
 
     Returns:
-        Multi-hot words, [B, 144, W], and two masks, [B, 144]: objects, and background.
+        Multi-hot words, [B, N, W], and two masks, [B, N]: objects, and background.
     """
     wanted = labels.long().clamp(min=0)
-    words = sum(table[field][wanted[:, field]] for field in range(len(FIELDS)))
+    words = sum(table[field][wanted[:, field]] for field in range(len(table)))
     assert isinstance(words, Tensor)
     known = labels[:, 0] != IGNORED
     return words.clamp(max=1), (labels[:, 0] > 0), known & (labels[:, 0] == 0)

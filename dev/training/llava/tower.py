@@ -20,14 +20,14 @@ WIDTH = 128
 _HELD_OUT = 256
 
 
-def vision_config() -> CLIPVisionConfig:
-    """The tower: 6 layers of width 128, 12x12 patches and CLS."""
+def vision_config(image_size: int = IMAGE_SIZE) -> CLIPVisionConfig:
+    """The tower: 6 layers of width 128, patches of 8x8 pixels and CLS."""
     return CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
         num_hidden_layers=6,
         num_attention_heads=4,
-        image_size=IMAGE_SIZE,
+        image_size=image_size,
         patch_size=PATCH_SIZE,
         projection_dim=64,
         hidden_act="gelu",
@@ -35,7 +35,7 @@ def vision_config() -> CLIPVisionConfig:
 
 
 def as_input(pixels: NDArray[np.uint8]) -> Tensor:
-    """[B, 96, 96, 3] bytes to [B, 3, 96, 96] in [-1, 1], as the image processor does it."""
+    """[B, H, W, 3] bytes to [B, 3, H, W] in [-1, 1], as the image processor does it."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.bfloat16) / 127.5 - 1.0
 
 
@@ -77,8 +77,13 @@ def patch_losses(
         )
         # Apart, or the many background patches drown the few that carry something.
         something, nothing = wanted > 0, wanted == 0
-        losses.append(each[something].mean() + each[nothing].mean())
+        losses.append(_mean(each, something) + _mean(each, nothing))
     return losses
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Of the chosen values; 0 where none is."""
+    return values[where].sum() / where.sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from dev.pages import committed_results as committed
 from dev.pages import which
 from dev.pages.which_composed import dominating, is_composition
 from dev.pages.which_kind import narrowed
+from vlmcompress.methods.composition.spec import parse
 
 SINGLE = {
     "cdpruner(negate=False)": 0,  # reads the question
@@ -87,7 +88,7 @@ def test_every_medium_has_its_table(single):
     ],
 )
 def test_what_depends_on_the_question(spec, reads):
-    assert which.reads_question(spec) is reads
+    assert parse(spec).reads_question is reads
 
 
 def test_the_cheapest_is_the_fastest_that_was_timed():

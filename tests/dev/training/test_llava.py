@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from dev.training.llava.attention_targets import referents, wanted_attention
-from dev.training.llava.data import FIELDS, SIDE, label
+from dev.training.llava.data import FIELDS, PATCHES, SIDE, label
 from dev.training.llava.model import make_processor, make_tokenizer, vocabulary
 from dev.training.llava.packed_questions import (
     IDS,
@@ -107,7 +107,7 @@ def test_segments_attend_as_if_each_were_alone():
 
 
 def test_positions_restart_with_every_segment():
-    ids = positions()[0]
+    ids = positions(torch.arange(PATCHES)[None])[0]
     starts = ids[PREFIX_LENGTH::SEGMENT_LENGTH]
     assert starts.tolist() == [PREFIX_LENGTH] * SEGMENTS
     assert ids[:PREFIX_LENGTH].tolist() == list(range(PREFIX_LENGTH))

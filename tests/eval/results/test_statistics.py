@@ -12,6 +12,7 @@ from vlmcompress.eval.results.statistics import (
     Interval,
     holm,
     mean_difference,
+    mean_of,
     paired_test,
     proportion,
     retained,
@@ -267,3 +268,14 @@ def test_few_questions_cannot_have_a_lower_p_than_all_their_flips():
     a, b = np.full(8, 0.75), np.full(8, 0.5)
     assert paired_test(a, b) == pytest.approx(2 / 256, abs=0.002)
     assert paired_test(a, b, resamples=99) >= 2 / 256
+
+
+def test_the_mean_of_values_without_bounds():
+    rng = np.random.default_rng(0)
+    values = rng.exponential(5.0, 400)
+    interval = mean_of(values)
+    error = values.std(ddof=1) / 20
+    assert interval.low == pytest.approx(values.mean() - 1.96 * error, abs=error / 4)
+    assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=error / 4)
+    assert mean_of(values[:1]) is None
+    assert mean_of(np.full(3, 7.0)) == Interval(7.0, 7.0)

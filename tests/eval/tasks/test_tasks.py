@@ -13,20 +13,33 @@ from vlmcompress.eval.tasks.registry import load_tasks, task_names
 from vlmcompress.eval.worlds.clip_questions import CLIP_KINDS, held_out_clips
 from vlmcompress.eval.worlds.clips import render_clip
 from vlmcompress.eval.worlds.long_clips import LENGTHS, LONG_CLIP_KINDS
+from vlmcompress.eval.worlds.posters.draw import draw_poster
+from vlmcompress.eval.worlds.posters.questions import POSTER_KINDS, held_out_posters
 from vlmcompress.eval.worlds.world import KINDS, draw, held_out
+
+ON_POSTERS = tuple(kind for kind in POSTER_KINDS if kind != "count")
+
+
+def asked_posters(limit):
+    return held_out_posters(limit, kinds=ON_POSTERS)
 
 
 def test_names_of_all_tasks():
-    tasks = {"pictures": KINDS, "clips": CLIP_KINDS}
-    tasks |= {f"clips-{frames}": LONG_CLIP_KINDS for frames in LENGTHS}
-    alone = [f"{task}/{kind}" for task, kinds in tasks.items() for kind in kinds]
-    assert set(task_names()) == {*tasks, *alone}
+    every = {"pictures": KINDS, "posters": ON_POSTERS, "clips": CLIP_KINDS}
+    every |= {f"clips-{frames}": LONG_CLIP_KINDS for frames in LENGTHS}
+    names = [[task, *(f"{task}/{kind}" for kind in kinds)] for task, kinds in every.items()]
+    assert task_names() == [name for group in names for name in group]
     assert [task.name for task in load_tasks(task_names())] == task_names()
 
 
 @pytest.mark.parametrize(
     ("name", "limit", "source"),
-    [("pictures", None, held_out), ("pictures", 33, held_out), ("clips", 40, held_out_clips)],
+    [
+        ("pictures", None, held_out),
+        ("pictures", 33, held_out),
+        ("posters", 33, asked_posters),
+        ("clips", 40, held_out_clips),
+    ],
 )
 def test_seed_zero_asks_the_held_out_questions(name, limit, source):
     samples = load(name).samples(limit, 0)
@@ -42,6 +55,14 @@ def test_pictures_are_drawn_as_ever():
     for sample, (scene, _) in zip(task.samples(5, 0), held_out(5), strict=True):
         (picture,) = sample.load()
         assert np.array_equal(picture, draw(scene))
+
+
+def test_posters_are_drawn_as_ever():
+    task = load("posters")
+    assert task.medium == "image"
+    for sample, (poster, _) in zip(task.samples(3, 0), asked_posters(3), strict=True):
+        (picture,) = sample.load()
+        assert np.array_equal(picture, draw_poster(poster))
 
 
 def test_clips_come_as_videos_with_their_times():
@@ -67,7 +88,7 @@ def test_one_kind_alone():
     assert task.describe()["kinds"] == ["count"]
 
 
-@pytest.mark.parametrize("name", ["pictures", "clips"])
+@pytest.mark.parametrize("name", ["pictures", "posters", "clips"])
 def test_seeds_are_repeatable_and_share_no_world(name):
     task = load(name)
     seeds = [{s.load.args[0].seed for s in task.samples(60, seed)} for seed in (0, 1, 99)]

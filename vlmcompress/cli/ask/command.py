@@ -23,6 +23,7 @@ from vlmcompress.cli.options import (
     MaxMemory,
     ModelName,
     Options,
+    Profile,
     Quiet,
     VideoFiles,
     path_option,
@@ -129,6 +130,7 @@ def ask(
     dtype: Dtype = None,
     positions: PositionRule = Positions.keep,
     max_memory: MaxMemory = None,
+    profile: Profile = None,
     compare: Compare = False,
     repeat: Repeat = None,
     overlay: Overlay = None,
@@ -168,7 +170,7 @@ def ask(
     check_data_file(media.words)
     if is_many(media.words, each):
         _no_picture_options(compare, overlay, as_json, decoder)
-        found = setting(method, budget, option or [], positions.value, max_memory)
+        found = setting(method, budget, option or [], positions.value, max_memory, profile)
         ask_many(media, found, many)
         return
     if out is not None or resume or batch is not None:
@@ -177,7 +179,15 @@ def ask(
             "--out, --resume and --batch are for --each, a folder, or a .jsonl or .csv file"
         )
     request = check(
-        media, model, method, budget, option or [], overlay, positions.value, max_memory
+        media,
+        model,
+        method,
+        budget,
+        option or [],
+        overlay,
+        positions.value,
+        max_memory,
+        profile,
     )
     tell(request.notes)
     with quiet():

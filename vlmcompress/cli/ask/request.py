@@ -44,6 +44,7 @@ def check(
     overlay: Path | None,
     positions: str = "keep",
     max_memory: str | None = None,
+    profile: Path | None = None,
 ) -> Request:
     """Read the images and videos and check everything else, the cheapest first.
 
@@ -60,7 +61,7 @@ def check(
         model = default_model(named.has_video)
     resolve(model)
 
-    found = setting(method, budget, options, positions, max_memory)
+    found = setting(method, budget, options, positions, max_memory, profile)
     media = [read(file, kind, arguments) for file, kind in named.files]
     files = [file for file, _ in named.files]
     return Request(named.question, files, media, model, found, named.notes)
@@ -72,11 +73,18 @@ def setting(
     options: Sequence[str],
     positions: str,
     max_memory: str | None = None,
+    profile: Path | None = None,
 ) -> Setting:
     """What the command line says of method and budget; see `setting_of`."""
     from vlmcompress.asking.setting import setting_of
 
-    return setting_of(method, budget, options_of(options), positions, max_memory=max_memory)
+    if profile is not None:
+        from vlmcompress.tuned import Tuned
+
+        Tuned.read(profile)  # before pictures are read and a model is loaded
+    return setting_of(
+        method, budget, options_of(options), positions, max_memory=max_memory, profile=profile
+    )
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, Any]:

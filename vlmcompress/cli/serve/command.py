@@ -7,11 +7,13 @@ import json
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vlmcompress.cli.common import one_line_errors
+from vlmcompress.cli.common import one_line_errors, tell
+from vlmcompress.cli.options import Profile
 from vlmcompress.errors import VLMCompressError
 
 Model = Annotated[
@@ -54,6 +56,7 @@ def serve(
     positions: Positions = "keep",
     show: Show = False,
     check: Check = None,
+    profile: Profile = None,
 ) -> None:
     """Serve a model with vLLM, on fewer visual tokens.
 
@@ -64,13 +67,15 @@ def serve(
     Examples:
       vlmcompress serve tiny-llava --method divprune --budget 25% -- --port 8000
       vlmcompress serve Qwen/Qwen2.5-VL-3B-Instruct -m visionzip -b 25% --print
+      vlmcompress serve tiny-llava --profile mine.json --budget 25% --print
       vlmcompress serve --check http://localhost:8000
 
     Exit code 2: bad input; else that of vLLM.
     """
     if check is not None:
         # Of `--print` nothing is to be seen: a check starts no server.
-        if (model, arguments or None, method, budget, positions) != (*[None] * 4, "keep"):
+        given = (model, arguments or None, method, budget, profile, positions)
+        if given != (*[None] * 5, "keep"):
             raise VLMCompressError(
                 "--check asks a server that is running: give it no model, settings or arguments"
             )
@@ -78,22 +83,26 @@ def serve(
 
         typer.echo(asked(check))
         return
-    if model is None or method is None:
-        raise VLMCompressError("give a model and --method, or --check URL")
-    where, overrides = _settings(model, method, budget, positions)
-    given = ["serve", where, "--hf-overrides", json.dumps(overrides), *(arguments or ())]
+    if model is None or (method is None and profile is None):
+        raise VLMCompressError("give a model and --method or --profile, or --check URL")
+    where, overrides = _settings(model, method, budget, positions, profile)
+    command = ["serve", where, "--hf-overrides", json.dumps(overrides), *(arguments or ())]
     if show:
-        typer.echo(shlex.join(["vllm", *given]))
+        typer.echo(shlex.join(["vllm", *command]))
         return
     if importlib.util.find_spec("vllm") is None:
         raise VLMCompressError("vLLM is not installed: pip install 'vlmcompress[vllm]'")
     # As a module: the script `vllm` need not be on the path of whoever calls this one.
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *given]
-    os.execv(command[0], command)
+    python = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
+    os.execv(python[0], [*python, *command])
 
 
 def _settings(
-    model: str, method: str, budget: str | None, positions: str
+    model: str,
+    method: str | None,
+    budget: str | None,
+    positions: str,
+    profile: Path | None,
 ) -> tuple[str, dict[str, Any]]:
     """Where the model is, and what overrides its configuration."""
     from types import SimpleNamespace
@@ -111,6 +120,8 @@ def _settings(
     config = read_config(where, {})
     if not config:
         raise VLMCompressError(f"cannot read the configuration of {model!r}")
+    if method is None or profile is not None:
+        method = _tuned(profile, method, budget, config)
     overrides = hf_overrides(config.get("architectures") or [], method, budget, positions)
     # What is malformed, and what no picture could be served with, fails here, not in vLLM.
     settings = Settings.of_server(SimpleNamespace(**{KEY: overrides[KEY]}))
@@ -121,3 +132,22 @@ def _settings(
         if asked is None or not asked.is_cost:
             plan(settings, Layout.of(Grid(1, 24, 24)))
     return where, overrides
+
+
+def _tuned(
+    profile: Path | None, method: str | None, budget: str | None, config: dict[str, Any]
+) -> str:
+    """What a profile takes of the methods that can be served; says so on stderr."""
+    from vlmcompress.budget.budget import Budget
+    from vlmcompress.defaults import AUTO
+    from vlmcompress.serving.served_profile import best_served
+    from vlmcompress.tuned import Tuned, check_profile
+
+    assert profile is not None
+    check_profile(AUTO if method is None else method, profile)
+    tuned = Tuned.read(profile)
+    tuned.check_model({"type": config.get("model_type")})
+    asked = None if budget is None else Budget.parse(budget)
+    spec, said = best_served(tuned, tuned.nearest(asked))
+    tell([said])
+    return spec

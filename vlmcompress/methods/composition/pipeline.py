@@ -17,6 +17,7 @@ from vlmcompress.methods.contracts.before_projector import (
     let_in,
 )
 from vlmcompress.methods.contracts.method import (
+    OF_THE_QUESTION,
     AttentionBias,
     InDecoder,
     Method,
@@ -108,6 +109,15 @@ class Pipeline:
     def name(self) -> str:
         """For example "divprune+fastv"."""
         return "+".join(method.name for method in self.methods)
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether what is kept depends on the question: by a signal, or between decoder layers.
+
+        What it drops may then be what a later question about the same pictures asks for.
+        """
+        asks = {choice for need in self.needs for choice in need.split("|")}
+        return bool(asks & OF_THE_QUESTION) or self.decoder is not None
 
     @property
     def needs(self) -> frozenset[str]:

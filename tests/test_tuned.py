@@ -1,0 +1,162 @@
+"""A profile as it is read, and what `auto` takes of it."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from raced import found, profile_of, row
+
+import vlmcompress
+from vlmcompress.api import compress
+from vlmcompress.asking.setting import setting_of
+from vlmcompress.budget.budget import Budget
+from vlmcompress.errors import (
+    BudgetError,
+    CompositionError,
+    UnsupportedModelError,
+    VLMCompressError,
+)
+from vlmcompress.media.given import media_of
+from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.tuned import Tuned
+
+SAMPLE = Path(vlmcompress.__file__).parent / "assets" / "samples" / "street.png"
+
+
+@pytest.fixture
+def profile(tmp_path, tiny_llava):
+    """Writes a profile of tiny-llava, as changed."""
+
+    def write(**changed):
+        taken = {"50%": "scope", "25%": "stride", "12.5%": "pool"}
+        content = profile_of(tiny_llava[0], taken) | changed
+        path = tmp_path / "mine.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+def test_auto_takes_what_was_found(tiny_llava, profile):
+    model, processor = tiny_llava
+    picture = str(SAMPLE)
+    answer = vlmcompress.ask(model, processor, picture, "what ?", profile=profile(), budget="25%")
+    assert answer.report.method == "auto: stride"
+    assert answer.report.reason == (
+        "tuned at 25%: stride says what the whole model says in 90.0% (85.0 to 94.0) of 320 "
+        "answers, KL 0.1; of the 4 left at the end not told apart from it: none"
+    )
+    named = vlmcompress.ask(model, processor, picture, "what ?", "stride", "25%")
+    assert answer.report.images[0].kept == named.report.images[0].kept
+    plain = vlmcompress.ask(model, processor, picture, "what ?", "auto", "25%")
+    assert plain.report.method != answer.report.method
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [("25%", "25%"), (0.5, "50%"), ("30%", "25%"), ("1%", "12.5%"), (36, "25%"), (144, "50%")],
+)
+def test_the_nearest_budget_is_taken_and_said(tiny_llava, profile, asked, taken):
+    choice = Tuned.read(profile()).choice(ModelParts.of(tiny_llava[0]), Budget.parse(asked))
+    assert choice.spec == {"50%": "scope", "25%": "stride", "12.5%": "pool"}[taken]
+    near = f"tuned at {taken}, the nearest to {Budget.parse(asked)} in the profile: "
+    exact = str(Budget.parse(asked)) == taken
+    assert choice.reason.startswith(f"tuned at {taken}: " if exact else near)
+
+
+def test_budgets_that_cannot_be_compared(tiny_llava, profile):
+    tuned, parts = Tuned.read(profile()), ModelParts.of(tiny_llava[0])
+    for budget in ("0.4 flops", "120 ms", "8 per frame"):
+        with pytest.raises(BudgetError, match=r"cannot be compared .*: give one of 50%, 25%"):
+            tuned.choice(parts, Budget.parse(budget))
+    with pytest.raises(BudgetError, match=r"needs a budget; profile .* knows 50%, 25%, 12\.5%"):
+        tuned.choice(parts, None)
+    with pytest.raises(BudgetError, match="cannot be compared"):
+        tuned.nearest(Budget.parse(64))  # of how many, nobody knows
+    with pytest.raises(BudgetError, match="cannot be compared"):
+        Tuned.read(profile(budgets={"64": found("pool")})).nearest(Budget.parse("25%"))
+    assert Tuned.read(profile(budgets={"64": found("pool")})).nearest(Budget.parse(64)) == "64"
+
+
+def test_another_model_is_refused(tiny_llava, tiny_qwen, profile):
+    path = profile()
+    with pytest.raises(UnsupportedModelError, match="of another model, tiny-llava: type llava th"):
+        compress(tiny_qwen[0], "auto", "25%", profile=path)
+    other = copy.deepcopy(tiny_llava[0])
+    with compress(other, "auto", "25%", profile=path):
+        pass
+    with compress(other.to(torch.bfloat16), "auto", "25%", profile=path):
+        pass
+    for name, weight in other.named_parameters():
+        if weight.dim() == 1 and "norm" in name:
+            weight.data *= 1.5
+    with pytest.raises(UnsupportedModelError, match="is of other weights, those of tiny-llava"):
+        compress(other, "auto", "25%", profile=path)
+    deeper = profile(model={**json.loads(path.read_text())["model"], "layers": 9})
+    with pytest.raises(UnsupportedModelError, match="layers 9 there, 6 here"):
+        compress(tiny_llava[0], "auto", "25%", profile=deeper)
+
+
+def test_a_profile_goes_with_auto_only(tiny_llava, profile):
+    with pytest.raises(CompositionError, match='give it with "auto", not divprune'):
+        compress(tiny_llava[0], "divprune", "25%", profile=profile())
+    with pytest.raises(CompositionError, match='give it with "auto", not divprune'):
+        setting_of("divprune", profile=profile())
+    assert setting_of(profile="p.json").label == "auto"
+    assert setting_of(profile="p.json").budget == "25%"
+
+
+def test_a_chat_keeps_its_profile_until_a_method_is_named(tiny_llava, profile):
+    picture = media_of(str(SAMPLE))
+    with vlmcompress.Chat(*tiny_llava, picture, budget="25%", profile=profile()) as chat:
+        assert chat.ask("what ?").report.method == "auto: stride"
+        assert chat.set(budget="50%").profile is not None
+        assert chat.ask("what ?").report.method == "auto: scope"
+        assert chat.set("divprune", "50%").profile is None
+
+
+BROKEN = {
+    "[]": "is no profile",
+    "{": "is not JSON",
+    '{"kind": "tuning", "format": 2}': "is no profile of this version",
+}
+
+
+@pytest.mark.parametrize("text", list(BROKEN))
+def test_what_is_no_profile(tmp_path, text):
+    path = tmp_path / "p.json"
+    path.write_text(text)
+    with pytest.raises(VLMCompressError, match=BROKEN[text]) as caught:
+        Tuned.read(path)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(VLMCompressError, match=r"cannot read profile .*: No such file"):
+        Tuned.read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"budgets": {}},
+        {"budgets": {"25%": []}},
+        {"budgets": {"25%": {**found("pool"), "rows": []}}},
+        {"budgets": {"25%": {**found("pool"), "rows": [7]}}},
+        {"budgets": {"25%": {**found("pool"), "rows": [{"method": "pool"}]}}},
+        {"budgets": {"25%": {**found("pool"), "rows": [row("pool", agreement="all")]}}},
+        {"budgets": {"25%": {**found("pool"), "rows": [row("pool", agreement_interval=[1])]}}},
+        {"budgets": {"25%": {**found("pool"), "last": None}}},
+        {"model": []},
+        {"model": {"weights": ["1"]}},
+        {"kind": "calibration"},
+    ],
+)
+def test_a_damaged_profile_is_no_profile(profile, changed):
+    with pytest.raises(VLMCompressError, match="is no profile of this version"):
+        Tuned.read(profile(**changed))
+
+
+def test_a_method_that_is_gone_is_said(tiny_llava, profile):
+    path = profile(budgets={"25%": found("divprun")})
+    with pytest.raises(VLMCompressError, match="did you mean 'divprune'"):
+        compress(tiny_llava[0], "auto", "25%", profile=path)
