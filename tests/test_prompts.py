@@ -32,9 +32,10 @@ def load_kind(tmp_path_factory):
 @pytest.fixture
 def some_model(monkeypatch):
     """As much of a model as a prompt needs."""
-    family = SimpleNamespace(name="some", video=True)
+    family = SimpleNamespace(name="some", video=True, placeholders=lambda model: {})
     monkeypatch.setattr(prompts, "family_of", lambda model: family)
-    return SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
+    config = SimpleNamespace(get_text_config=SimpleNamespace)
+    return SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16, config=config)
 
 
 def picture(seed, size=(64, 48)):

@@ -243,7 +243,7 @@ WORLDS = {
         _draw_poster,
     ),
     "clips": World("video", CLIP_VERSION, CLIP_KINDS, make_clip, ask_clip, 4, _film),
-    **{f"clips of {frames} frames": _long(frames) for frames in LENGTHS},
+    **{f"clips-{frames}": _long(frames) for frames in LENGTHS},
 }
 """Worlds by name."""
 

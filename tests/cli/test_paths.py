@@ -35,7 +35,11 @@ def about_files():
 
 
 FOUND = {f"{name} {option.name}": (name, option) for name, option in about_files()}
-NEEDED = {"check": ["tiny-llava"], "calibrate": ["gsearch", "--out", "x.json"]}
+NEEDED = {
+    "check": ["tiny-llava"],
+    "calibrate": ["gsearch", "--out", "x.json"],
+    "tune": ["--out", "x.json"],
+}
 
 
 def understood(which, given):

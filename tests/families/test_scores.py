@@ -181,13 +181,13 @@ def test_every_decoder_method_works_or_says_why(case, name):
     options, refused = {"k": case.first_cut} if name == "fastv" else {}, ""
     try:
         method = get_method(name, **options)
-        with compress(case.model, method, budget="70%" if name != "fastv" else None) as c:
+        with compress(case.model, method, budget="80%" if name != "fastv" else None) as c:
             short = case.logits(case.single)[:, -1]
     except VLMCompressError as error:
         refused = str(error)
     if refused:
         assert name != "fastv"
-        assert any(reason in refused for reason in REASONS)
+        assert any(reason in refused for reason in REASONS), refused
         return
     assert c.report().engaged
     reference = masked if maskable(case) else staged

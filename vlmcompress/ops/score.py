@@ -265,10 +265,15 @@ def _open(
     if allowed is None:
         return (0, tokens), None, None
     low, high, blind = 0, tokens, ~allowed.any(-1, keepdim=True)
-    if allowed.is_cpu:
+    if _near(allowed):
         columns = allowed.any(0).nonzero()[:, 0]
         low, high = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
     return (low, high), allowed[:, low:high] | blind, blind
+
+
+def _near(tensor: Tensor) -> bool:
+    """Whether its values can be looked at without waiting for a device."""
+    return tensor.is_cpu
 
 
 def _block(like: Tensor, max_bytes: int) -> int:

@@ -40,11 +40,11 @@ class Model:
 
     def __init__(self, monkeypatch):
         self.asked = []
-        monkeypatch.setattr(runner, "Batch", lambda model, processor, part: Fake(part))
+        monkeypatch.setattr(runner, "Batch", lambda model, processor, part, memory: Fake(part))
         monkeypatch.setattr(runner, "answer", self.answer)
         self.stop_after = None
 
-    def answer(self, model, processor, inputs, case, max_new_tokens):
+    def answer(self, model, processor, inputs, case, max_memory=None, *, max_new_tokens):
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
         if case == NONE:
@@ -59,6 +59,8 @@ class Model:
 
 
 class Fake:
+    max_memory = None
+
     def __init__(self, part):
         self.samples = part
 
@@ -196,10 +198,10 @@ def test_a_bad_file_does_not_cost_its_neighbors(model, tmp_path, bad):
 def test_what_fails_in_a_batch_only_is_asked_alone(model, tmp_path):
     answer = model.answer
 
-    def out_of_memory(model, processor, inputs, case, max_new_tokens):
+    def out_of_memory(model, processor, inputs, case, max_memory, max_new_tokens):
         if len(inputs) > 1:
             raise RuntimeError("out of\nmemory")
-        return answer(model, processor, inputs, case, max_new_tokens)
+        return answer(model, processor, inputs, case, max_new_tokens=max_new_tokens)
 
     runner.answer = out_of_memory
     carry_out(tmp_path, [job([FULL], count=4)])

@@ -234,7 +234,8 @@ def test_one_sample_only_has_exactly_one_circle():
 def test_shipped_samples_are_what_the_code_draws():
     folder = Path(vlmcompress.__file__).parent / "assets" / "samples"
     listing = json.loads((folder / "samples.json").read_text())
-    assert sorted(listing) == sorted(path.name for path in folder.glob("*.png"))
+    posters = json.loads((folder / "posters.json").read_text())
+    assert sorted([*listing, *posters]) == sorted(path.name for path in folder.glob("*.png"))
     for name, sample in SAMPLES.items():
         assert listing[f"{name}.png"] == asdict(sample)
         shipped = np.asarray(Image.open(folder / f"{name}.png"), dtype=int)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vlmcompress.cli.ask.media import find_question, is_there
 from vlmcompress.cli.common import progress, quiet, tell
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
@@ -49,6 +48,8 @@ def is_many(words: Sequence[str], each: bool) -> bool:
 
 def check_data_file(words: Sequence[str]) -> None:
     """Raise where a word is the name of a file of questions that is not there."""
+    from vlmcompress.cli.ask.media import is_there
+
     for word in words:
         name = Path(word)
         if name.suffix.lower() in SUFFIXES and len(word.split()) == 1 and not is_there(word):
@@ -160,6 +161,7 @@ def _write(
 def _questions(media: MediaArguments) -> Callable[[], Iterator[Question]]:
     """What gives all questions, as often as it is called; a file is read anew each time."""
     from vlmcompress.asking.questions import in_folder, of_file, of_files
+    from vlmcompress.cli.ask.media import find_question, is_there
     from vlmcompress.files.untrusted import check_file_name
 
     words = [*media.words, *media.images, *media.videos]
