@@ -172,6 +172,8 @@ def test_damage_that_is_not_sampled_does_no_harm(tmp_path):
 def test_ctrl_c_ends_reading(tmp_path):
     file = write_clip(tmp_path / "x.avi", 2000, (64, 64), codec="mpeg4")
     code = (
+        # what a shell runs in the background is born deaf to it
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from vlmcompress.media.video import read_video; print('go', flush=True)\n"
         "while True: read_video(sys.argv[1], frames=700)"
     )
