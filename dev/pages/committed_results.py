@@ -20,6 +20,9 @@ INSIDE = FOLDER / "inside-the-tower"
 RESTORE = FOLDER / "restore"
 """The same of methods with and without RESTORE around them, and of methods that `make accuracy` has
 not measured yet."""
+TUNED = FOLDER / "tuned"
+"""The same, on the same questions as in `FOLDER`, of methods that `tune` took and that are not in
+there yet."""
 FAMILIES = {"tiny-llava": "llava", "tiny-qwen": "qwen2_5_vl"}
 """Model -> its family."""
 
@@ -29,7 +32,7 @@ def results(model: str, folder: Path | None = None) -> dict[str, Any]:
 
     Args:
         model: one of `FAMILIES`.
-        folder: `FOLDER` by default, `INSIDE` or `RESTORE`.
+        folder: `FOLDER` by default, `INSIDE`, `RESTORE` or `TUNED`.
 
     Raises:
         VLMCompressError: there is no such file, or it is no JSON.

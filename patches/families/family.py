@@ -62,6 +62,8 @@ class Family:
     before a cut is then watched instead."""
     no_costs: str | None = None
     """Why its FLOPs are not known; None where they are."""
+    no_merging: str | None = None
+    """Why the decoder cannot be given new features in place of several; None where it can."""
     masks_output: bool = False
     """Whether the model hands its attention mask to the base model and multiplies what it makes of
     the hidden states by it: `patches/call/output_mask.py` then does so for what is left."""

@@ -89,6 +89,7 @@ class Generic(Family):
         compared = self.name in TESTED - UNSCORED
         self.no_scores = None if compared else _NO_SCORES
         self.no_costs = self._row.no_costs
+        self.no_merging = self._row.no_merging
         arguments = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
         self._end = _end_token(config)
         self._sizes_known = any(name.endswith("grid_thw") for name in arguments)
