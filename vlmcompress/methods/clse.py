@@ -11,11 +11,10 @@ from torch import Tensor
 from vlmcompress.methods.contracts.layer_view import LayerView
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.contracts.options import check_fields
-from vlmcompress.methods.shared.calibrated_schedules import cut, meet, scaled_cuts, stairs
-from vlmcompress.methods.shared.schedules import check_cuts
+from vlmcompress.methods.shared.calibrated_schedules import published
 from vlmcompress.ops.spectrum import evolution, high_frequency
 
-_CUTS, _DEPTH, _TOKENS = (1, 11, 21), 32, 576
+_CUTS, _OF = (1, 11, 21), (32, 576)
 _LEFT = {192: (330, 210, 62), 128: (220, 140, 41), 64: (110, 70, 20)}
 
 
@@ -56,15 +55,8 @@ class CLSE(DecoderMethod):
 
     def schedule(self, layers: int, tokens: int, budget: float | None) -> dict[int, int]:
         """{layer: tokens left}, without cuts that change nothing."""
-        check_cuts("clse", [1], layers)
-        shares = stairs(
-            scaled_cuts(_CUTS, _DEPTH, layers),
-            [count / _TOKENS for count in _LEFT[self.setting]],
-            layers,
-        )
-        if budget is None:
-            return cut(shares, tokens)
-        return meet("clse", shares, tokens, budget, earlier="fastv(k=1)")
+        counts = dict(zip(_CUTS, _LEFT[self.setting], strict=True))
+        return published("clse", counts, _OF, layers, tokens, budget, earlier="fastv(k=1)")
 
     def score(self, view: LayerView) -> Tensor:
         """[V] attention of the last token in the layer before, times the change where there is a

@@ -10,11 +10,10 @@ from torch import Tensor
 from vlmcompress.methods.contracts.layer_view import LayerView
 from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.contracts.options import check_types
-from vlmcompress.methods.shared.calibrated_schedules import cut, meet, scaled_cuts, stairs
-from vlmcompress.methods.shared.schedules import check_cuts
+from vlmcompress.methods.shared.calibrated_schedules import published
 from vlmcompress.ops.text_prior import text_raters
 
-_CUTS, _DEPTH, _TOKENS = (3, 7, 16), 32, 576
+_CUTS, _OF = (3, 7, 16), (32, 576)
 _LEFT = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
 
 
@@ -48,15 +47,8 @@ class SparseVLM(DecoderMethod):
 
     def schedule(self, layers: int, tokens: int, budget: float | None) -> dict[int, int]:
         """{layer: tokens left}, without cuts that change nothing."""
-        check_cuts("sparsevlm", [1], layers)
-        shares = stairs(
-            scaled_cuts(_CUTS, _DEPTH, layers),
-            [count / _TOKENS for count in _LEFT[self.setting]],
-            layers,
-        )
-        if budget is None:
-            return cut(shares, tokens)
-        return meet("sparsevlm", shares, tokens, budget, earlier="adaptinfer")
+        counts = dict(zip(_CUTS, _LEFT[self.setting], strict=True))
+        return published("sparsevlm", counts, _OF, layers, tokens, budget, earlier="adaptinfer")
 
     def score(self, view: LayerView) -> Tensor:
         """[V] attention of the raters in the layer that just ran, mean over heads and raters."""

@@ -5,7 +5,7 @@ question with its answer each. A segment sees the prefix and itself and its posi
 the prefix, so training meets exactly what inference with a single question will.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,20 @@ class PackedBatch:
 
 def pose(scene: Scene, rng: np.random.Generator, odds: Sequence[float]) -> list[Question]:
     """Ask `SEGMENTS` questions about `scene`, kinds drawn with `odds`."""
+    return drawn(lambda kind: ask(scene, kind, rng), KINDS, rng, odds, SEGMENTS)
+
+
+def drawn(
+    asked: Callable[[str], Question | None],
+    kinds: Sequence[str],
+    rng: np.random.Generator,
+    odds: Sequence[float],
+    count: int,
+) -> list[Question]:
+    """`count` questions, their kinds drawn with `odds` from those that can be asked."""
     questions: list[Question] = []
-    while len(questions) < SEGMENTS:
-        kind = KINDS[int(rng.choice(len(KINDS), p=odds))]
-        question = ask(scene, kind, rng)
+    while len(questions) < count:
+        question = asked(kinds[int(rng.choice(len(kinds), p=odds))])
         if question is not None:
             questions.append(question)
     return questions

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from dev.training.llava.attention_targets import Targets, spread
-from dev.training.llava.packed_questions import PREFIX, SEGMENT_LENGTH
+from dev.training.llava.packed_questions import PREFIX, SEGMENT_LENGTH, drawn
 from dev.training.small.data import MIDDLE, ORDER, OWNER, PATCHES
 from vlmcompress.eval.worlds.posters.poster import ICONS, Poster
 from vlmcompress.eval.worlds.posters.questions import PLURALS, POSTER_KINDS, ask_poster
@@ -23,13 +23,7 @@ def pose_posters(
     poster: Poster, rng: np.random.Generator, odds: Sequence[float], count: int = SEGMENTS
 ) -> list[Question]:
     """Ask `count` questions about `poster`, kinds drawn with `odds` from those that it allows."""
-    questions: list[Question] = []
-    while len(questions) < count:
-        kind = POSTER_KINDS[int(rng.choice(len(POSTER_KINDS), p=odds))]
-        question = ask_poster(poster, kind, rng)
-        if question is not None:
-            questions.append(question)
-    return questions
+    return drawn(lambda kind: ask_poster(poster, kind, rng), POSTER_KINDS, rng, odds, count)
 
 
 def choose_patches(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home
 from vlmcompress.files.untrusted import read_json, short
-from vlmcompress.methods.shared.schedules import check_reachable, falling, nearest
+from vlmcompress.methods.shared.schedules import check_cuts, check_reachable, falling, nearest
 
 VERSION = 1
 """Format number of the files that `vlmcompress calibrate` writes."""
@@ -99,6 +99,40 @@ def stairs(cuts: Sequence[int], shares: Sequence[float], layers: int) -> tuple[f
     for layer in range(1, layers):
         held.append(steps.get(layer, held[-1]))
     return tuple(held)
+
+
+def published(
+    method: str,
+    counts: Mapping[int, int],
+    of: tuple[int, int],
+    layers: int,
+    tokens: int,
+    budget: float | None,
+    *,
+    earlier: str,
+) -> dict[int, int]:
+    """Schedule of a paper's counts, in proportion in another decoder and of other pictures.
+
+    Args:
+        method: its name, for messages.
+        counts: layer -> tokens that enter it and all later ones, as published.
+        of: layers and tokens that they were published for.
+        layers: of the decoder.
+        tokens: that enter the decoder.
+        budget: true mean over layers; None for the published shares.
+        earlier: what to use where the budget is too small, for messages.
+
+    Raises:
+        BudgetError: see `check_cuts` and `meet`.
+    """
+    depth, total = of
+    check_cuts(method, [1], layers)
+    shares = stairs(
+        scaled_cuts(list(counts), depth, layers), [n / total for n in counts.values()], layers
+    )
+    if budget is None:
+        return cut(shares, tokens)
+    return meet(method, shares, tokens, budget, earlier=earlier)
 
 
 def cut(shares: Sequence[float], tokens: int, scale: float = 1.0, least: int = 0) -> dict[int, int]:
