@@ -20,7 +20,8 @@ from vlmcompress.errors import (
 )
 from vlmcompress.media.given import media_of
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.tuned import Tuned
+from vlmcompress.serving.served_profile import served_method
+from vlmcompress.tuned import Tuned, how_sure
 
 SAMPLE = Path(vlmcompress.__file__).parent / "assets" / "samples" / "street.png"
 
@@ -133,7 +134,7 @@ def test_what_was_read_is_as_good_as_its_file(tiny_llava, profile):
     assert by_file.method == "auto: stride"
     with pytest.raises(VLMCompressError, match=r"name of a file or what tune\(\) gave, not 7"):
         compress(tiny_llava[0], "auto", "25%", profile=7)
-    with pytest.raises(VLMCompressError, match="None is no method"):
+    with pytest.raises(VLMCompressError, match="no method given: write"):
         compress(tiny_llava[0])
 
 
@@ -204,3 +205,23 @@ def test_a_method_that_is_gone_is_said(tiny_llava, profile):
     path = profile(budgets={"25%": found("divprun")})
     with pytest.raises(VLMCompressError, match="did you mean 'divprune'"):
         compress(tiny_llava[0], "auto", "25%", profile=path)
+
+
+def test_one_that_stands_alone_at_the_end_has_no_ties():
+    assert how_sure({**found("pool"), "last": 1}).endswith("KL 0.1; no other was left at the end")
+
+
+def test_a_server_takes_what_it_can_serve(profile):
+    config = {"model_type": "llava"}
+    path = profile(budgets={"25%": found("fastv", "pool"), "50%": found("fastv")})
+    method, said = served_method(path, "25%", config)
+    assert method == "pool"
+    assert "the best that can be served is pool" in said
+    with pytest.raises(CompositionError, match="has no method at 50% that can be served"):
+        served_method(path, "50%", config)
+    with pytest.raises(UnsupportedModelError, match="type llava there, qwen2_vl here"):
+        served_method(path, "25%", {"model_type": "qwen2_vl"})
+    with pytest.raises(CompositionError, match='give it with "auto", not pool'):
+        served_method(path, "25%", config, "pool")
+    with pytest.raises(BudgetError, match="auto needs a budget"):
+        served_method(path, None, config)

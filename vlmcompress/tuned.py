@@ -209,12 +209,15 @@ def how_sure(found: Mapping[str, Any]) -> str:
     """
     row, others = found["rows"][0], found["tied"]
     low, high = row["agreement_interval"]
-    tied = f"of the {found['last']} left at the end not told apart from it: "
+    named = ", ".join(others) or "none"
+    tied = f"of the {found['last']} left at the end not told apart from it: {named}"
+    if found["last"] == 1:
+        tied = "no other was left at the end"
     warned = "".join(f"; {warning}" for warning in found["warnings"])
     return (
         f"{row['method']} says what the whole model says in {row['agreement']:.1%} "
         f"({100 * low:.1f} to {100 * high:.1f}) of {row['n']} answers, KL {row['kl']:.3g}; "
-        f"{tied}{', '.join(others) or 'none'}{warned}"
+        f"{tied}{warned}"
     )
 
 
