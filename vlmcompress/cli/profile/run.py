@@ -114,7 +114,8 @@ def taken(
     """
     if profile is None:
         return list(asked)
-    tuned, parts, found = Tuned.read(profile), ModelParts.of(model), []
+    tuned, parts = Tuned.read(profile), ModelParts.of(model)
+    found: list[MethodAtBudget] = []
     for one in asked:
         if one.method == defaults.AUTO:
             choice = tuned.choice(parts, None if one.budget is None else Budget.parse(one.budget))

@@ -24,7 +24,7 @@ _NOTHING = frozenset({"none", "no", "off", "null", "nothing", "baseline", "vanil
 _PART = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
-def parse(spec: str | Method | Sequence[Method], /, **options: Any) -> Pipeline:
+def parse(spec: str | Method | Sequence[Method] | None, /, **options: Any) -> Pipeline:
     """The pipeline that `spec` describes.
 
     Args:
