@@ -181,3 +181,10 @@ def test_the_picture_has_a_panel_for_each_cell_that_stands_alone(task):
     panels = [axes for axes in picture(task).axes if axes.lines]
     assert [len(axes.lines) for axes in panels] == [len(one.specs) for one in shown]
     assert len(shown) < len(found)
+
+
+def test_what_keeps_more_than_the_budget_is_not_ranked(task):
+    rows = [{**row, "over_budget": row["method"] == "divprune"} for row in ran(task)]
+    found = measured({**task, "cases": rows}, "64")
+    assert "divprune" not in found
+    assert found.keys() | {"divprune"} == measured(task, "64").keys()
