@@ -28,14 +28,17 @@ SAMPLES := vlmcompress/assets/samples
 DEMO = $(SAMPLES)/street.png "what color is the circle ?" --method divprune --budget 36
 CLIP = --video $(SAMPLES)/runway.mp4 "which way does the circle move ?" --budget 25%
 
-# What is measured on both built-in models beside all single methods.
+# What is measured on every built-in model beside all single methods.
 SETTINGS = tome(stage='projector'),pitome(stage='projector'),mctf(stage='projector')
-SETTINGS := $(SETTINGS),cdpruner(negate=False),psigmoid(rows='last'),fastv(k=1)
-SETTINGS := $(SETTINGS),ppllava(repair='window'),ppllava(repair='count'),aim,todre
+SETTINGS := $(SETTINGS),cdpruner(negate=False),psigmoid(rows='last'),fastv(k=1),aim,todre
 SETTINGS := $(SETTINGS),divprune+fastv,scope+fastv,mmtok+fastv,cdpruner(negate=False)+fastv
 SETTINGS := $(SETTINGS),scope+pyramiddrop,mmtok+pyramiddrop,cdpruner(negate=False)+pyramiddrop
-SETTINGS := $(SETTINGS),mctf(stage='projector')+fastv,mctf(stage='projector')+pyramiddrop
-SETTINGS := $(SETTINGS),scope+adaptinfer,pitome+divprune+adaptinfer,unit-drop+divprune
+SETTINGS := $(SETTINGS),mctf(stage='projector')+fastv,scope+adaptinfer,unit-drop+divprune
+# The same on the two that are asked at shares of their tokens, and on the one at counts.
+AT_SHARES := $(SETTINGS),ppllava(repair='window'),ppllava(repair='count')
+AT_SHARES := $(AT_SHARES),mctf(stage='projector')+pyramiddrop,pitome+divprune+adaptinfer
+AT_COUNTS := $(SETTINGS),priortr(k=1),dart(k=1),flashvid,vscan
+AT_COUNTS := $(AT_COUNTS),restore(divprune),restore(scope),restore(holov),restore(visionzip)
 INSIDE = divprune,unit-drop+divprune,unit-drop(whole_tower=True)+divprune
 # What `restore` goes around in docs/eval/restore, and methods that are in no other table yet.
 SELECTORS = stride divprune hiprune todre-select token-correlation vispruner holov cdpruner scope
@@ -44,8 +47,8 @@ REPAIRED := $(SELECTORS) $(patsubst %,restore(%),$(SELECTORS))
 REPAIRED := $(REPAIRED) flashvid vscan priortr hawk priortr(k=1) fastv(k=1)
 # Two processes with a thread each get more out of two cores than one process with two.
 MEASURE = OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes 2 --num_machines 1 \
-	--mixed_precision no --dynamo_backend no --module vlmcompress eval \
-	--device cpu --budgets 50%,25%,12.5%,6.25% --resume
+	--mixed_precision no --dynamo_backend no --module vlmcompress eval --device cpu --resume
+SHARES = --budgets 50%,25%,12.5%,6.25%
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-laws test-families test-oldest test-newest \
@@ -154,6 +157,7 @@ readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and 
 	$(BIN)/python -m dev.pages.pictures.kept --before-after docs/pictures/before_after.jpg
 	$(BIN)/python -m dev.pages.pictures.concepts --out docs/pictures
 	$(BIN)/python -m dev.pages.pictures.long_clips --out docs/pictures
+	$(BIN)/python -m dev.pages.pictures.papers_geometry --out docs/pictures
 	$(BIN)/vlmcompress ask $(DEMO) --overlay docs/overlay.png
 	$(BIN)/vlmcompress ask $(CLIP) --overlay docs/clip.png
 	$(BIN)/python -m dev.pages.readme
@@ -162,17 +166,20 @@ readme: $(READY) ## rewrite the pictures, the generated parts of README.md, and 
 	$(BIN)/python -m dev.pages.results
 	$(BIN)/python -m dev.pages.retrieval
 	$(BIN)/python -m dev.pages.long_clips
+	$(BIN)/python -m dev.pages.papers_geometry
 	$(BIN)/python -m dev.pages.speed
 	$(BIN)/python -m dev.pages.tuning
 	$(BIN)/python -m dev.pages.which
 
-accuracy: $(READY) ## evaluate all methods on the built-in models again (an hour on two cores)
-	$(MEASURE) --model tiny-llava --limit pictures=500 --out docs/eval/tiny-llava \
-		--methods "all,embedlens(table='tiny-llava'),$(SETTINGS)"
-	$(MEASURE) --model tiny-qwen --limit pictures=500,clips=192 --out docs/eval/tiny-qwen \
-		--methods "all,embedlens(table='tiny-qwen'),$(SETTINGS)"
+accuracy: $(READY) ## evaluate all methods on the built-in models again (two hours on two cores)
+	$(MEASURE) $(SHARES) --model tiny-llava --limit pictures=500 --out docs/eval/tiny-llava \
+		--methods "all,embedlens(table='tiny-llava'),$(AT_SHARES)"
+	$(MEASURE) $(SHARES) --model tiny-qwen --limit pictures=500,clips=192 \
+		--out docs/eval/tiny-qwen --methods "all,embedlens(table='tiny-qwen'),$(AT_SHARES)"
+	$(MEASURE) --budgets 192,128,64,32 --model small-llava --tasks posters --limit 270 \
+		--out docs/eval/small-llava --methods "all,embedlens(table='small-llava'),$(AT_COUNTS)"
 	for model in tiny-llava tiny-qwen; do \
-		$(MEASURE) --model $$model --tasks pictures --limit 600 --seed 7 --methods "$(INSIDE)" \
+		$(MEASURE) $(SHARES) --model $$model --tasks pictures --limit 600 --seed 7 --methods "$(INSIDE)" \
 			--out docs/eval/inside-the-tower/$$model || exit; \
 	done
 	for model in tiny-llava tiny-qwen; do \
@@ -203,6 +210,9 @@ baselines: $(READY) ## write eval/baselines.json, which `make gate` compares wit
 			--methods "divprune,scope,pyramiddrop,todre-select,divprune+fastv" --device cpu \
 			--out build/gate --save-baselines eval/baselines.json || exit; \
 	done
+	rm -rf build/gate; $(BIN)/vlmcompress eval --model small-llava --tasks posters --limit 36 \
+		--budgets 64 --methods "divprune,cdpruner(negate=False)" --device cpu --out build/gate \
+		--save-baselines eval/baselines.json
 
 gate: $(READY) ## fail if a method answers worse than eval/baselines.json says, beyond noise
 	$(BIN)/vlmcompress eval --check eval/baselines.json

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from vlmcompress.errors import VLMCompressError
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "eval"
-"""Holds a folder for each of `FAMILIES`, as `vlmcompress eval --out` writes it."""
+"""Holds a folder for each of `FAMILIES` and `AT_COUNTS`, as `vlmcompress eval --out` writes it."""
 RESULTS = "results.json"
 INSIDE = FOLDER / "inside-the-tower"
 """The same of pipelines that drop inside the tower, and what they are compared with."""
@@ -24,14 +24,16 @@ TUNED = FOLDER / "tuned"
 """The same, on the same questions as in `FOLDER`, of methods that `tune` took and that are not in
 there yet."""
 FAMILIES = {"tiny-llava": "llava", "tiny-qwen": "qwen2_5_vl"}
-"""Model -> its family."""
+"""Model -> its family; measured at shares of the tokens, from which "auto" is chosen."""
+AT_COUNTS = {"small-llava": "llava"}
+"""The same of what is measured at the counts of tokens that papers use."""
 
 
 def results(model: str, folder: Path | None = None) -> dict[str, Any]:
     """The content of the results.json of a model, see `vlmcompress.eval.results.summary.summarise`.
 
     Args:
-        model: one of `FAMILIES`.
+        model: one of `FAMILIES` or `AT_COUNTS`.
         folder: `FOLDER` by default, `INSIDE`, `RESTORE` or `TUNED`.
 
     Raises:
@@ -52,6 +54,11 @@ def results(model: str, folder: Path | None = None) -> dict[str, Any]:
 def all_results(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     """Model -> content of its results.json; see `results`."""
     return {model: results(model, folder) for model in FAMILIES}
+
+
+def at_counts() -> dict[str, dict[str, Any]]:
+    """The same of `AT_COUNTS`."""
+    return {model: results(model) for model in AT_COUNTS}
 
 
 def scores_of(row: Mapping[str, Any]) -> npt.NDArray[np.float64]:

@@ -77,16 +77,19 @@ same budget, and *italic with a down arrow* (↓) is worse: where the paired tes
 methods at the budget (Holm), has p < 0.05. A dash is a budget that the method cannot meet with its
 default layers, or a stage or table that the model does not have; a count in brackets is what was
 kept where it differs from the budget by half a token or more. `default` is the method's own
-setting, without a budget. Intervals and p values: {reports}."""
+setting, without a budget. Intervals and p values: {reports}. At 192, 128, 64 and 32 of 576 tokens:
+[papers_geometry.md](papers_geometry.md)."""
 
 
 def pages() -> dict[Path, str]:
     """Every file and its content: the overview, and a page for each method."""
     built_in = [info for info in list_methods() if info.package is None]
     results = committed.all_results()
-    newer = committed.all_results(committed.RESTORE)
+    newer, counts = committed.all_results(committed.RESTORE), committed.at_counts()
     each = {
-        FOLDER / f"{info.name}.md": method_page(info, results if measured(info, results) else newer)
+        FOLDER / f"{info.name}.md": method_page(
+            info, {**(results if measured(info, results) else newer), **counts}
+        )
         for info in built_in
     }
     return {PAGE: overview(built_in), **each}

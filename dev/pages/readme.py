@@ -13,6 +13,7 @@ from typing import Any
 
 from dev.pages import committed_results as committed
 from dev.pages.generated import ROOT, keep_up, updated
+from dev.pages.papers_agreement import MODEL, TASK, headline
 from dev.pages.results import SPEED
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.eval.results.scores import RANDOM_NAME
@@ -52,7 +53,8 @@ def figures() -> str:
         f"time of an answer. All {task['tokens']:g} tokens: {_cell(full)}; none: "
         f"{_right(rows[TEXT_ONLY, None])}. `{source['model']}`, {source['dtype']}, batches of "
         f"{source['batch']}, {source['device']}, {source['threads']} thread, torch {torch}; "
-        f"`{RANDOM_NAME}` is the mean of three seeds. {real_shape()} {large_tower()} "
+        f"`{RANDOM_NAME}` is the mean of three seeds. "
+        f"{headline(committed.results(MODEL)['tasks'][TASK])} {real_shape()} {large_tower()} "
         f"{under_load()}"
     )
 

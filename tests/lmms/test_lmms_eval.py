@@ -40,7 +40,7 @@ ENVIRONMENT = {
 def folder(tmp_path_factory):
     """The tasks as files, and a place for results."""
     path = tmp_path_factory.mktemp("lmms")
-    for task in ("pictures", "clips"):
+    for task in ("pictures", "clips", "posters"):
         write_task(task, LIMIT, 0, path / "tasks")
     return path
 
@@ -54,7 +54,7 @@ def manager(folder):
 def models():
     return {
         name: vlmcompress.load(name, device="cpu", dtype="float32")
-        for name in ("tiny-llava", "tiny-qwen")
+        for name in ("tiny-llava", "tiny-qwen", "small-llava")
     }
 
 
@@ -99,6 +99,7 @@ def theirs(manager, name, task, method, budget):
         ("tiny-qwen", "clips", "none", None),
         ("tiny-qwen", "clips", "divprune", "25%"),
         ("tiny-qwen", "pictures", "divprune", "25%"),
+        ("small-llava", "posters", "divprune", "64"),
     ],
 )
 def test_accuracy_and_every_answer_are_ours(manager, models, name, task, method, budget):

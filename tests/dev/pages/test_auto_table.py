@@ -123,7 +123,7 @@ def test_a_run_of_auto_itself_is_passed_over(results):
 
 @pytest.mark.slow
 def test_the_command_writes_the_file(results, monkeypatch, tmp_path):
-    monkeypatch.setattr(committed, "all_results", lambda: results)
+    monkeypatch.setattr(committed, "all_results", lambda folder=None: results)
     monkeypatch.setattr(sys, "argv", ["auto_table", "--out", str(tmp_path / "auto.json")])
     auto_table.main()
     assert '"divprune+fastv"' in (tmp_path / "auto.json").read_text()

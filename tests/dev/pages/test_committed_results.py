@@ -88,6 +88,25 @@ def test_they_belong_to_these_tasks_methods_and_budgets(all_results):
         assert asked <= measured
 
 
+COUNTS = ["192", "128", "64", "32"]
+
+
+def test_those_at_the_papers_counts(all_results):
+    """Of `small-llava`: every method, those that were measured elsewhere as well."""
+    assert committed.AT_COUNTS.keys().isdisjoint(committed.FAMILIES)
+    ((model, content),) = committed.at_counts().items()
+    ((name, task),) = content["tasks"].items()
+    assert (content["provenance"]["model"], name, task["tokens"]) == (model, "posters", 576)
+    assert content["budgets"] == COUNTS
+    (now,) = load_tasks([name])
+    (described,) = content["descriptions"]
+    assert described == {**now.describe(), "limit": task["asked"]}
+    assert task["failed"] == 0
+    assert task["scored"] == task["asked"] == 270
+    measured = {(row["method"], row["budget"]) for row in task["cases"]}
+    assert {(case.method, case.budget) for case in cases([ALL], COUNTS, False)} <= measured
+
+
 def test_the_models_see(all_results):
     for _, name, task in tasks(all_results):
         full, blind = find(task, "full"), find(task, TEXT_ONLY)

@@ -67,6 +67,14 @@ def test_a_page_says_what_to_use(single):
     assert "Videos" not in text
 
 
+def test_what_is_measured_at_counts_has_its_tables_and_is_not_for_auto(single):
+    made = {m: content(m, pictures=single) for m in ("tiny-llava", "small-llava")}
+    text = which.page(made)
+    assert "## A model like `llava`, measured on `small-llava`" in text
+    assert "(eval/small-llava/report.md)" in text
+    assert "| keep | takes | right | tiny-llava pictures |\n" in text
+
+
 def test_every_medium_has_its_table(single):
     clips = {**single, "medium": "video", "kinds": {"motion": 70}}
     text = which.page({"tiny-qwen": content("tiny-qwen", clips=clips)})

@@ -1,5 +1,6 @@
 """small-llava and small-clip as they ship: ordinary folders of trained models."""
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import vlmcompress
+from dev.pages import committed_results as committed
 from dev.training.sample_files import POSTERS
 from dev.training.small.data import OWNER, label_poster
 from vlmcompress.eval.tasks.registry import load_tasks
@@ -51,6 +53,12 @@ def commonest_answers():
             if question is not None:
                 said[kind][question.answer] += 1
     return {kind: answers.most_common(1)[0][0] for kind, answers in said.items()}
+
+
+def test_the_committed_results_are_of_these_weights():
+    weights = (ASSETS / "small_llava" / "model.safetensors").read_bytes()
+    told = committed.results("small-llava")["provenance"]["weights_sha256"]
+    assert told == hashlib.sha256(weights).hexdigest()
 
 
 def test_both_are_small_and_kept_in_half_precision():

@@ -114,7 +114,7 @@ def test_summary_is_of_prompts_with_pictures():
     assert summarize(answers[2:]) == {}
 
 
-@pytest.mark.parametrize("source", ["pictures", "clips", "pictures/count"])
+@pytest.mark.parametrize("source", ["pictures", "clips", "pictures/count", "posters"])
 def test_a_written_task_asks_and_scores_as_ours(source, tmp_path):
     name = lmms_task.write_task(source, 5, 1, tmp_path / "new")
     assert name == "vlmcompress_" + source.replace("/", "_")

@@ -68,9 +68,9 @@ def clone(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def drawn(count, folder):
+def drawn(count, folder, task="pictures"):
     """Pictures as files, the messages that show them, and how our own evaluation asks them."""
-    samples = load_tasks(["pictures"])[0].samples(count, 0)
+    samples = load_tasks([task])[0].samples(count, 0)
     messages = []
     for sample in samples:
         path = folder / f"{sample.index}.png"
@@ -81,14 +81,20 @@ def drawn(count, folder):
     return samples, messages
 
 
-def test_run_py_gets_the_model_and_its_arguments(clone, tmp_path, monkeypatch):
-    samples, messages = drawn(3, tmp_path)
+@pytest.mark.parametrize(
+    ("pretrained", "task", "budget"),
+    [("tiny-llava", "pictures", "6%"), ("small-llava", "posters", "64")],
+)
+def test_run_py_gets_the_model_and_its_arguments(
+    clone, tmp_path, monkeypatch, pretrained, task, budget
+):
+    samples, messages = drawn(3, tmp_path, task)
     data, out = tmp_path / "data.json", tmp_path / "out.json"
     data.write_text(json.dumps(messages))
     monkeypatch.setattr(sys, "argv", ["x"])
     arguments = [
-        *("--run", str(clone / "run.py"), "--name", "mine", "--pretrained", "tiny-llava"),
-        *("--method", "divprune", "--budget", "6%", "--max-new-tokens", "6"),
+        *("--run", str(clone / "run.py"), "--name", "mine", "--pretrained", pretrained),
+        *("--method", "divprune", "--budget", budget, "--max-new-tokens", "6"),
         *("--device", "cpu", "--dtype", "float32"),
         *("--", "--data", str(data), "--out", str(out)),
     ]
@@ -96,7 +102,7 @@ def test_run_py_gets_the_model_and_its_arguments(clone, tmp_path, monkeypatch):
         vlmevalkit.main(arguments)
     assert ended.value.code == 3, "of run.py"
     names, answers = json.loads(out.read_text())
-    given = {"pretrained": "tiny-llava", "method": "divprune", "budget": "6%", **CPU}
+    given = {"pretrained": pretrained, "method": "divprune", "budget": budget, **CPU}
     prompts = [(sample.load(), sample.question) for sample in samples]
     subject = Subject(HarnessSettings.read(given))
     ours = [subject.ask([prompt], max_new_tokens=6)[0].text for prompt in prompts]
