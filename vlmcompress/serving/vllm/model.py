@@ -125,7 +125,9 @@ class Pruned:
             # As many must come back as the prompt has places for, or the whole server ends.
             _log.error("vlmcompress: %s; evenly spaced tokens are kept instead", error)
             found = evenly(plan, device), None
-        return left(plan, features, *map(_agreed, found))
+        kept, merged = found
+        agreed = None if merged is None else _agreed(merged)
+        return left(plan, features, _agreed(kept), agreed)
 
     def _chosen(
         self, features: Tensor, plan: ItemPlan, signals: dict[str, Any]
@@ -239,10 +241,10 @@ def _run(feature: Any) -> tuple[positions.Run, ItemPlan] | None:
     return positions.Run(place.offset + first, plan.keep, plan.given), plan
 
 
-def _agreed(found: Tensor | None) -> Tensor | None:
+def _agreed(found: Tensor) -> Tensor:
     """What rank 0 chose: a difference in the last digit between ranks could choose others."""
     group = get_tp_group()
-    if found is None or group.world_size == 1:
+    if group.world_size == 1:
         return found
     agreed: Tensor = group.broadcast(found.contiguous(), src=0)
     return agreed
