@@ -47,8 +47,7 @@ class Located:
     def of(cls, row: int, pieces: Pieces, layout: Layout, placeholders: Tensor) -> Located:
         """Tell visual tokens from separators."""
         visual = layout.visual
-        rows = torch.tensor([(s.start, s.stop) for s in layout.separators]).view(-1, 2)
-        separators = Separators(placeholders[~visual], rows)
+        separators = Separators.of(layout, placeholders[~visual])
         return cls(row, pieces, 0, layout, placeholders[visual], separators, placeholders)
 
     def under(self, valid: Tensor) -> Located:

@@ -125,6 +125,13 @@ class ProjectorMethod(Method):
         """
         return share_kept(self.name, grid, budget, getattr(self, "ratio", None))
 
+    def goes_by(self, grid: Grid) -> bool:
+        """Whether grid and count alone say which places are left, whatever the tokens are.
+
+        An engine that lays out prompts beforehand then knows them, too.
+        """
+        return False
+
 
 @dataclass(frozen=True)
 class Selector(ProjectorMethod):
