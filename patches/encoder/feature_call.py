@@ -264,7 +264,7 @@ class FeatureCalls:
                 layouts[modality] = method.layouts(modality, call)
         seen = HostChunk.of(ids, two_dimensional(given.get("attention_mask")))
         tokens = family.placeholders(installed.model)
-        images = locate(seen.ids, tokens, layouts, family.continues)
+        images = locate(seen.ids, tokens, layouts, family.continues, family.of_pieces)
         return Prompt.of(seen.unmasked, images)
 
     def _parameters(self, modality: str) -> inspect.Signature:

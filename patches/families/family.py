@@ -62,8 +62,6 @@ class Family:
     before a cut is then watched instead."""
     no_costs: str | None = None
     """Why its FLOPs are not known; None where they are."""
-    no_merging: str | None = None
-    """Why the decoder cannot be given new features in place of several; None where it can."""
     masks_output: bool = False
     """Whether the model hands its attention mask to the base model and multiplies what it makes of
     the hidden states by it: `patches/call/output_mask.py` then does so for what is left."""
@@ -146,6 +144,10 @@ class Family:
             pieces: the columns of the visual tokens of each.
         """
         return [False] * len(pieces)
+
+    def of_pieces(self, layout: Layout) -> Layout:
+        """How the tokens of an image of several pieces lie; `layout` has the grids of all."""
+        return layout
 
     def unmasked(self, call: Mapping[str, Any], state: CacheState) -> dict[str, Any]:
         """Arguments of the base model with which it makes masks for the chunk alone.

@@ -3,7 +3,8 @@
 transformers looks that function up by a name in the module's configuration. A watched module is
 given a copy of its configuration that names one of ours, which is known to `AttentionInterface`; it
 shows what it was given and calls what the model's own configuration names, so masks and results
-stay what they were.
+stay what they were. Code that asks whether the name is "eager" or "sdpa", to make a mask for these,
+is told what it would be told without us.
 """
 
 from __future__ import annotations
@@ -86,12 +87,32 @@ def _watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return vars(module)[_WATCH](module, *args, **kwargs)
 
 
+class _Alias(str):
+    """Our name by its letters, so that it is looked up; equal to the name that it stands for."""
+
+    stands_for: str
+
+    @classmethod
+    def of(cls, real: str) -> _Alias:
+        """Of the name of a real attention function."""
+        found = cls(_FLASH if "flash" in real else NAME)
+        found.stands_for = real
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) is True or self.stands_for == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
 @functools.cache
 def _kind_of(kind: type[Any]) -> type[Any]:
     """The same kind of configuration that names our attention function."""
 
     def name(self: Any) -> str:
-        real = str(self._vlmcompress_watches._attn_implementation)
-        return _FLASH if "flash" in real else NAME
+        return _Alias.of(str(self._vlmcompress_watches._attn_implementation))
 
     return type(kind.__name__, (kind,), {"_attn_implementation": property(name)})
