@@ -52,6 +52,10 @@ class PackedRun:
         assert self.blocks is not None
         return self.blocks.repeat_interleave(self.side**2)
 
+    def settle(self, blocks: Tensor) -> None:
+        """Note which blocks stay, [U] bool."""
+        self.blocks, self._places, self._lengths = blocks, {}, {}
+
     def take(self, values: Tensor) -> Tensor:
         """Those of values for each patch [P, ...] that stay."""
         device = values.device
@@ -146,9 +150,11 @@ class PatchDropping:
 
     def _settle(self, run: PackedRun, kept: Sequence[Tensor], order: Sequence[Tensor]) -> None:
         """Note what stays."""
-        run.kept, run.blocks = kept, torch.zeros(sum(map(len, order)), dtype=torch.bool)
+        blocks = torch.zeros(sum(map(len, order)), dtype=torch.bool)
         for places, mine in zip(order, kept, strict=True):
-            run.blocks[places[mine]] = True
+            blocks[places[mine]] = True
+        run.kept = kept
+        run.settle(blocks)
 
     def put_back(
         self, done: PackedRun, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
@@ -180,18 +186,23 @@ class PatchDropping:
             return None
         if number == self._first:
             self._reach(run, args[0] if args else kwargs["hidden_states"])
-        changed = dict(kwargs)
-        changed["cu_seqlens"], longest = run.lengths(kwargs["cu_seqlens"])
-        if kwargs.get("max_seqlen") is not None:
-            changed["max_seqlen"] = longest
-        cos, sin = kwargs["position_embeddings"]
-        changed["position_embeddings"] = run.take(cos), run.take(sin)
+        changed = self._shorter(run, kwargs)
         if number > self._first:
             return args, changed
         run.ran = True
         if args:
             return (run.take(args[0]), *args[1:]), changed
         return args, {**changed, "hidden_states": run.take(kwargs["hidden_states"])}
+
+    def _shorter(self, run: PackedRun, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a layer is told of the patches, of those that stay alone."""
+        changed = dict(kwargs)
+        changed["cu_seqlens"], longest = run.lengths(kwargs["cu_seqlens"])
+        if kwargs.get("max_seqlen") is not None:
+            changed["max_seqlen"] = longest
+        cos, sin = kwargs["position_embeddings"]
+        changed["position_embeddings"] = run.take(cos), run.take(sin)
+        return changed
 
     def _reach(self, run: PackedRun, hidden: Tensor) -> None:
         """What enters the first layer that works less: [P, D]."""

@@ -42,7 +42,7 @@ def impossible(subject: Any, method: Any) -> str | None:
     family = family_of(subject.model)
     try:
         pipeline = Pipeline.of([method])
-        settled = pipeline.for_stages(family.name, family.stages, family.merges).methods[0]
+        settled = pipeline.for_stages(family.name, family.stages).methods[0]
     except VLMCompressError:
         return f"{method.name} acts at the {method.acts_at} stage"
     if method.acts_at == "encoder" and subject.modality == "video" and not one_to_one(subject):

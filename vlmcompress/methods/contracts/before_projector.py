@@ -7,18 +7,14 @@ put back as copies after the projector, and only one token of each group enters 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from vlmcompress.methods.contracts.method import Method, Stage, share_kept
 from vlmcompress.ops.questions import Asking
 from vlmcompress.tokens import Grid
-
-Name = TypeVar("Name", bound=str)
-"""Of stages."""
 
 
 class EncoderView(Protocol):
@@ -101,18 +97,6 @@ class EncoderMethod(Method):
     def proportional(self) -> bool:
         """Whether later layers attend to a token in proportion to its size."""
         return False
-
-
-def let_in(method: type[Method], stages: Collection[Name], merges: bool) -> list[Name]:
-    """Where a model lets a method in.
-
-    Args:
-        method: any.
-        stages: where the model lets methods in.
-        merges: whether its vision tower lets patches be merged, and not only dropped.
-    """
-    shut = not merges and issubclass(method, EncoderMethod)
-    return [stage for stage in stages if not (shut and stage == "encoder")]
 
 
 @dataclass(frozen=True)
