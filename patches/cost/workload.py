@@ -44,7 +44,7 @@ def load_of(
 
     Exact but for what only the run decides: a plan's separators are taken to stay as long as there
     are as many tokens, a `PixelSelector` or `TowerDropper` to leave the same share of every frame
-    and window, and an `EncoderMethod` the same share of padding as of the picture.
+    and window, and an `EncoderMethod` of every window, and of padding as of the picture.
 
     Args:
         model: of a supported family.

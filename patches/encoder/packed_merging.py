@@ -149,9 +149,7 @@ class PackedTowerMerging(PatchDropping):
         check_proportional(self._method, self._towers)
         patches = QwenPatches.of(self._model, self._family, modality, call)
         clips = []
-        for grid, order in zip(
-            patches.grids, self._order(modality, call, patches), strict=True
-        ):
+        for grid, order in zip(patches.grids, self._order(modality, call, patches), strict=True):
             frame = Grid(1, grid.h, grid.w)
             keep = min(planner.upstream(frame, grid), len(frame))
             counts = scheduled(self._method, self._depth, frame, keep)
@@ -173,9 +171,7 @@ class PackedTowerMerging(PatchDropping):
         for clip, slot, layout in zip(done.clips, slots, done.layouts, strict=True):
             groups = (slot + torch.arange(len(slot))[:, None] * clip.total).flatten()
             whole = not clip.merged
-            found.append(
-                Survivors.everything(layout) if whole else Survivors.of(groups, layout)
-            )
+            found.append(Survivors.everything(layout) if whole else Survivors.of(groups, layout))
         return replace(encoded, survivors=found)
 
     def _running(self) -> _Run | None:
@@ -189,9 +185,7 @@ class PackedTowerMerging(PatchDropping):
             return None
         return args, self._shorter(run, kwargs)
 
-    def _look(
-        self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
-    ) -> None:
+    def _look(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         run = self._running()
         if run is None:
             return
@@ -228,9 +222,7 @@ class PackedTowerMerging(PatchDropping):
         hidden = whole[run.shorten(hidden.device).to(hidden.device)].flatten(0, 1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    def _merged_frames(
-        self, run: _Run, clip: _Frames, number: int, blocks: Tensor
-    ) -> Tensor:
+    def _merged_frames(self, run: _Run, clip: _Frames, number: int, blocks: Tensor) -> Tensor:
         """[t, n, m, D] of the tokens of a clip after a layer."""
         assert run.seen is not None
         rows = clip.places if run.row is None else run.row[clip.places]
@@ -245,9 +237,7 @@ class PackedTowerMerging(PatchDropping):
         name, count = self._method.name, clip.counts[number]
         bias = run.bias if self._method.proportional else None
         means = patches.mean(2), clip.sizes
-        view = _PackedView(
-            number, self._depth, 0, *means, run.seen, tokens, bias, patches.shape[2]
-        )
+        view = _PackedView(number, self._depth, 0, *means, run.seen, tokens, bias, patches.shape[2])
         with torch.no_grad(), collected(run.checks):
             merge = self._method.merge(view, count)
             merge = clip.checked(name, merge, count, run.checks)

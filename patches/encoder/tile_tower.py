@@ -100,9 +100,7 @@ class TileTowerDropping(TileTower):
         kept = torch.cat([batch.kept.cpu() for batch in done.batches])
         alive = torch.zeros(len(kept), len(self._tile), dtype=torch.bool).scatter_(1, kept, True)
         groups = torch.where(alive, torch.arange(alive.numel()).view(alive.shape), -1)
-        return replace(
-            encoded, survivors=self._survivors(groups, modality, call, encoded.layouts)
-        )
+        return replace(encoded, survivors=self._survivors(groups, modality, call, encoded.layouts))
 
     def _run(self) -> _Run | None:
         run: _Run | None = getattr(self._thread, "run", None)

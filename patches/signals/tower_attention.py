@@ -126,9 +126,7 @@ class AttentionCall:
         return None if mask is None else _open_keys(mask).expand(len(self.hidden), -1)
 
 
-def biased(
-    q: Tensor, k: Tensor, scaling: float, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def biased(q: Tensor, k: Tensor, scaling: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """q @ k * scaling + bias [..., n] of each key, as one more dimension of both [..., H, n, d]."""
     if bias is None:
         return q, k

@@ -14,7 +14,6 @@ import torch
 from torch.nn.functional import pad
 from transformers.vision_utils import get_vision_window_index
 
-from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 
 
@@ -93,10 +92,19 @@ def square_tiles(tiles: int, side: int, block: int, cls: int, schedule: Any) -> 
     ]
 
 
+def shrinking(schedule: dict[int, int], tokens: int) -> dict[int, int]:
+    """The layers of a schedule that merge anything."""
+    before = [tokens, *(count for _, count in sorted(schedule.items()))]
+    pairs = zip(sorted(schedule.items()), before, strict=False)
+    return {layer: count for (layer, count), last in pairs if count < last}
+
+
 class MergedTower:
     """Hooks on the bare tower of a model."""
 
-    def __init__(self, subject: Any, tower: Any, depth: int, method: Any, tiles: list[Tile]) -> None:
+    def __init__(
+        self, subject: Any, tower: Any, depth: int, method: Any, tiles: list[Tile]
+    ) -> None:
         self.subject, self.method, self.tiles, self.depth = subject, method, tiles, depth
         self.layers = attention_layers(tower)[:depth]
         places = sum(tile.rows.numel() + len(tile.first) for tile in tiles)
@@ -124,8 +132,7 @@ class MergedTower:
         handles = []
         for number, (layer, attention) in enumerate(self.layers):
             handles.append(layer.register_forward_hook(self.after(number), prepend=True))
-            name = "qkv" if hasattr(attention, "qkv") else "k_proj"
-            handles.append(getattr(attention, name).register_forward_hook(self.note))
+            handles.append(keys_of(attention).register_forward_hook(self.note))
         self.subject.model.set_attn_implementation("eager")
         with monkeypatch.context() as patch, torch.no_grad():
             patch.setattr(module, "eager_attention_forward", spy)
@@ -137,7 +144,7 @@ class MergedTower:
 
     def note(self, module: Any, args: Any, output: torch.Tensor) -> None:
         fused = output.shape[-1] == 3 * args[0].shape[-1]
-        self.keys = (output.chunk(3, -1)[1] if fused else output).flatten(0, -2)
+        self.keys = (output.chunk(3, -1)[1] if fused else output).reshape(len(self.bias), -1)
 
     def after(self, number: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> Any:
@@ -192,6 +199,14 @@ class MergedTower:
         return torch.cat([flat[tile.first], flat[tile.rows[tile.places]].mean(1)])
 
 
+def keys_of(attention: Any) -> Any:
+    """The module that gives keys before rotary embedding: the last norm, or the projection."""
+    norm = getattr(attention, "k_norm", None)
+    if getattr(norm, "weight", None) is not None:
+        return norm
+    return next(found for n in ("qkv", "k_proj", "k") if (found := getattr(attention, n, None)))
+
+
 def picture_groups(tiles: list[Tile]) -> list[list[int]]:
     """Of tiles that are one picture or clip."""
     found, start = [], 0
@@ -199,8 +214,3 @@ def picture_groups(tiles: list[Tile]) -> list[list[int]]:
         found += [[start + token for token in group] for group in tile.groups]
         start += len(tile.rows)
     return found
-
-
-def towers_of(subject: Any) -> Any:
-    (tower,) = ModelParts.of(subject.model).towers
-    return tower

@@ -135,7 +135,6 @@ def _fits(stage: Stage | None, family: str | None) -> Callable[[dict[str, Any]],
         VLMCompressError: there is no such family, or it is refused.
     """
     from vlmcompress.methods.contracts.method import resolve
-    from vlmcompress.methods.registry import METHODS
 
     signals = None
     stages = [one.value for one in Stage if stage in (None, one)]

@@ -7,21 +7,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from bare import bare, last_logits
+from bare import last_logits
 from bare_tower import feature_depth, running_towers
 from cut_pixels import encode, every_feature, pictures
-from merged_tower import MergedTower, packed_tiles, picture_groups, square_tiles
+from merged_tower import MergedTower, packed_tiles, picture_groups, shrinking, square_tiles
 from subject_models import SUBJECTS
 
 from vlmcompress.api import compress
-from vlmcompress.errors import (
-    BudgetError,
-    CompositionError,
-    UnsupportedCallError,
-    UnsupportedModelError,
-)
-from vlmcompress.laws.snapshots import snapshot
-from vlmcompress.methods import get_method
 from vlmcompress.methods.tome import ToMe
 from vlmcompress.patches.families.tower_layers import attention_layers
 
@@ -89,15 +81,6 @@ def method_of(spec: str) -> Any:
     return parse(spec).upstream
 
 
-def shrinking(method: Any, depth: int, tokens: int, keep: int) -> dict[int, int]:
-    """The layers of a schedule that merge anything."""
-    counts, before = {}, tokens
-    for layer, count in sorted(method.schedule(depth, tokens, keep).items()):
-        if count < before:
-            counts[layer] = before = count
-    return counts
-
-
 @pytest.mark.pairs
 @pytest.mark.parametrize("share", [0.8, 0.6])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -114,7 +97,7 @@ def test_merging_equals_a_tower_by_hand(name, spec, attention, share, monkeypatc
 
         def counts(tokens: int, method: Any = method) -> dict[int, int]:
             keep = round(share * tokens * subject.frames) // subject.frames
-            return shrinking(method, depth, tokens, keep)
+            return shrinking(method.schedule(depth, tokens, keep), tokens)
 
         hand = MergedTower(subject, tower, depth, method, packed_tiles(subject, inputs, counts))
         expected = every_feature(hand.run(lambda: encode(subject, inputs), monkeypatch))
@@ -152,7 +135,7 @@ def test_merging_in_tiles_equals_a_tower_by_hand(
 
         def counts(tokens: int, method: Any = method) -> dict[int, int]:
             keep = round(float(share[:-1]) / 100 * tokens)
-            return shrinking(method, depth, tokens, keep)
+            return shrinking(method.schedule(depth, tokens, keep), tokens)
 
         own = square_tiles(tiles, side, block, cls, counts)
         hand = MergedTower(subject, tower, depth, method, own)
