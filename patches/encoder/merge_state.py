@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -140,6 +141,24 @@ class Merging:
         return means.to(patches).unflatten(2, patches.shape[2:]), groups
 
 
+class Seen:
+    """What an attention was given, worked out once, and only as far as it is asked for."""
+
+    def __init__(self, call: AttentionCall, bias: Tensor | None) -> None:
+        """`bias` [B, n] or [P] was added to the logits of each key, where it was."""
+        self._call, self._bias = call, bias
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """[B, n, d] or [P, d] float32: mean over heads."""
+        return self._call.heads("k").float().mean(-3)
+
+    @cached_property
+    def received(self) -> Tensor:
+        """[B, n] or [P] float32."""
+        return self._call.received(self._bias)
+
+
 @dataclass(frozen=True)
 class TowerView:
     """The `EncoderView` of a layer that just ran; see `methods.contracts.before_projector`."""
@@ -149,15 +168,12 @@ class TowerView:
     protected: int
     hidden: Tensor
     sizes: Tensor
-    seen: AttentionCall
-    """What its attention was given."""
+    seen: Seen
     tokens: Callable[[Tensor], Tensor]
     """Values of what the attention was given, [..., D], as values of tokens [B, n, D]."""
-    bias: Tensor | None
-    """[...]: what was added to the logits of each key, where that was."""
 
     def keys(self) -> Tensor:
-        return self.tokens(self.seen.heads("k").float().mean(-3))
+        return self.tokens(self.seen.keys)
 
     def received(self) -> Tensor:
-        return self.tokens(self.seen.received(self.bias)[..., None])[..., 0]
+        return self.tokens(self.seen.received[..., None])[..., 0]

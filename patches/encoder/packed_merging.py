@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from vlmcompress.methods.contracts.before_projector import EncoderMethod, Merge
 from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.patches.encoder.merge_state import (
     Merging,
+    Seen,
     TowerView,
     check_proportional,
     scheduled,
@@ -60,19 +62,26 @@ class _Frames(Merging):
         return means
 
 
+class _Seen(Seen):
+    """Of all frames of a call."""
+
+    @cached_property
+    def received(self) -> Tensor:
+        """[P] float32: the sum over the queries of the key's own window."""
+        lengths = torch.tensor(self._call.lengths())
+        return super().received * lengths.repeat_interleave(lengths).to(self._call.hidden.device)
+
+
 @dataclass(frozen=True)
-class _PackedView(TowerView):
+class _FramesView(TowerView):
     """Of the frames of one image or clip."""
 
     patches: int
     """m: of each token."""
 
     def received(self) -> Tensor:
-        # The mean is over the queries of a window; those of the others in the frame give nothing.
-        lengths = torch.tensor(self.seen.lengths(), device=self.hidden.device)
-        queries = lengths.repeat_interleave(lengths)[:, None]
-        given = self.seen.received(self.bias)[:, None] * queries
-        return self.tokens(given)[..., 0] / (self.hidden.shape[1] * self.patches)
+        # The queries of other windows give nothing, and count.
+        return super().received() / (self.hidden.shape[1] * self.patches)
 
 
 @dataclass
@@ -148,12 +157,12 @@ class PackedTowerMerging(PatchDropping):
     ) -> tuple[Any, _Run]:
         check_proportional(self._method, self._towers)
         patches = QwenPatches.of(self._model, self._family, modality, call)
-        clips = []
+        clips, device = [], next(self._towers[0].parameters()).device
         for grid, order in zip(patches.grids, self._order(modality, call, patches), strict=True):
             frame = Grid(1, grid.h, grid.w)
             keep = min(planner.upstream(frame, grid), len(frame))
             counts = scheduled(self._method, self._depth, frame, keep)
-            clips.append(_Frames(grid, order.to(patches.rows[0].device), counts))
+            clips.append(_Frames(grid, order.to(device), counts))
         done = _Run(patches.layouts, side=patches.side, clips=clips)
         return self._through(run, done), done
 
@@ -216,15 +225,17 @@ class PackedTowerMerging(PatchDropping):
             return None
         hidden = output[0] if isinstance(output, tuple) else output
         blocks = hidden.view(-1, run.side**2, hidden.shape[-1])
-        pieces = [self._merged_frames(run, clip, number, blocks) for clip in run.clips]
+        seen = _Seen(run.seen, run.bias if self._method.proportional else None)
+        pieces = [self._merged_frames(run, clip, number, blocks, seen) for clip in run.clips]
         run.seen, run.ran = None, True
         whole = torch.cat([piece.flatten(0, 1) for piece in pieces])
         hidden = whole[run.shorten(hidden.device).to(hidden.device)].flatten(0, 1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    def _merged_frames(self, run: _Run, clip: _Frames, number: int, blocks: Tensor) -> Tensor:
+    def _merged_frames(
+        self, run: _Run, clip: _Frames, number: int, blocks: Tensor, seen: Seen
+    ) -> Tensor:
         """[t, n, m, D] of the tokens of a clip after a layer."""
-        assert run.seen is not None
         rows = clip.places if run.row is None else run.row[clip.places]
         rows = rows.to(blocks.device)
         patches = blocks[rows]
@@ -235,9 +246,8 @@ class PackedTowerMerging(PatchDropping):
             return values.view(-1, run.side**2, values.shape[-1]).mean(1)[rows]
 
         name, count = self._method.name, clip.counts[number]
-        bias = run.bias if self._method.proportional else None
         means = patches.mean(2), clip.sizes
-        view = _PackedView(number, self._depth, 0, *means, run.seen, tokens, bias, patches.shape[2])
+        view = _FramesView(number, self._depth, 0, *means, seen, tokens, patches.shape[2])
         with torch.no_grad(), collected(run.checks):
             merge = self._method.merge(view, count)
             merge = clip.checked(name, merge, count, run.checks)

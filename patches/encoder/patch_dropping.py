@@ -39,7 +39,9 @@ class PackedRun:
     ran: bool = False
     """Whether a layer was given fewer patches."""
     _places: dict[torch.device, Tensor] = field(default_factory=dict)
-    _lengths: dict[int, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
+    _lengths: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    _hosts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Borders of the whole sequence, and the same on the CPU."""
 
     @property
     def idle(self) -> bool:
@@ -70,11 +72,16 @@ class PackedRun:
         """
         if id(ends) not in self._lengths:
             counts = torch.cat([torch.zeros(1, dtype=torch.long), self.patches.cumsum(0)])
-            borders = torch.unique_consecutive(counts[ends.cpu().long()])
+            borders = torch.unique_consecutive(counts[self._on_host(ends)])
             longest = int(borders.diff().max())
+            self._lengths[id(ends)] = borders.to(ends), longest
+        return self._lengths[id(ends)]
+
+    def _on_host(self, ends: Tensor) -> Tensor:
+        if id(ends) not in self._hosts:
             # The key is kept alive, so that its id stays its own.
-            self._lengths[id(ends)] = ends, borders.to(ends), longest
-        return self._lengths[id(ends)][1:]
+            self._hosts[id(ends)] = ends, ends.cpu().long()
+        return self._hosts[id(ends)][1]
 
 
 class PatchDropping:

@@ -18,6 +18,7 @@ from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.ops.gather import take
 from vlmcompress.patches.encoder.merge_state import (
     Merging,
+    Seen,
     TowerView,
     check_proportional,
     scheduled,
@@ -241,9 +242,8 @@ class TileTowerMerging(TileTower):
             self._protected,
             tiles.tokens(hidden),
             tiles.every_size(),
-            seen,
+            Seen(seen, tiles.log_sizes(hidden) if biased else None),
             tiles.tokens,
-            tiles.log_sizes(hidden) if biased else None,
         )
         with torch.no_grad(), collected(run.checks):
             merge = self._method.merge(view, count)

@@ -31,10 +31,15 @@ FAMILIES = 3
 """That a method meets in the default tier."""
 
 
+SMALL = {"mctf": {"floor": 1}}
+"""Options without which a method keeps all of so small pictures."""
+
+
 @pytest.fixture(params=NAMES)
 def method(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Each registered method."""
-    return get_method(request.param, **told(request.param, tmp_path_factory))
+    name: str = request.param
+    return get_method(name, **told(name, tmp_path_factory), **SMALL.get(name, {}))
 
 
 def impossible(subject: Any, method: Any) -> str | None:
