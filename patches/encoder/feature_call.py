@@ -159,7 +159,7 @@ class FeatureCalls:
         if self._method is not None and not self._method.takes_chunks:
             upstream = self._installed.planner.pipeline.upstream
             raise CompositionError(
-                f"{getattr(upstream, 'name', upstream)} chooses among the patches of a whole clip, "
+                f"{getattr(upstream, 'name', upstream)} works on the patches of a whole clip, "
                 "and max_memory encodes it in pieces: leave one of them out"
             )
 

@@ -138,7 +138,7 @@ class Merging:
         self.sizes, self.slot = groups.sum(self.sizes), groups.slot.gather(1, self.slot)
         with torch.autocast(patches.device.type, enabled=False):
             means = groups.mean(patches.flatten(2).to(device), merge.weights[:, first:].to(device))
-        return means.to(patches).unflatten(2, patches.shape[2:]), groups
+        return means.to(patches).view(len(means), count, *patches.shape[2:]), groups
 
 
 class Seen:

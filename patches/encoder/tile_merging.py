@@ -52,10 +52,10 @@ class _Tiles(Merging):
 
     def apart(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Protected tokens [B, P, D], and patches of the others [B, n, m, D]."""
-        first, patches = values.split([self.protected, values.shape[1] - self.protected], dim=1)
+        first, patches = values[:, : self.protected], values[:, self.protected :]
         if patches.shape[1] == len(self._members):
             patches = patches[:, self._members]
-        return first, patches.unflatten(1, (-1, self._each))
+        return first, patches.reshape(len(patches), -1, self._each, patches.shape[-1])
 
     def tokens(self, values: Tensor) -> Tensor:
         """[B, P + n * m, D] -> [B, P + n, D]: means over the patches of each token."""
