@@ -210,7 +210,7 @@ def compress(
             else Tuned.read(profile).choice(parts, parsed)
         )
         pipeline, reason = parse(choice.spec), choice.reason
-    pipeline = pipeline.for_stages(family.name, family.stages, family.merges)
+    pipeline = pipeline.for_stages(family.name, family.stages)
     planner = Planner(pipeline, parsed, len(parts.layers), reason)
     planner.check(family.largest_image(model))
     grid = family.fixed_grid(model)
@@ -247,8 +247,6 @@ class ModelInfo:
     no_costs: str | None = None
     """Why a budget cannot be a cost (FLOPs or milliseconds), as no one knows the FLOPs; None where
     it can."""
-    merges: bool = False
-    """Whether the encoder stage lets methods merge patches, and not only drop them."""
 
 
 def list_models() -> list[ModelInfo]:
@@ -261,7 +259,6 @@ def list_models() -> list[ModelInfo]:
             name=name,
             classes=(facts.class_name,),
             stages=facts.stages,
-            merges=facts.merges,
             images=facts.images,
             video=facts.video,
             signals=tuple(sorted(facts.signals)),

@@ -40,8 +40,6 @@ class Family:
     images: bool = True
     video: bool = False
     stages: tuple[Stage, ...] = ("projector", "decoder")
-    merges: bool = False
-    """Whether the encoder stage lets methods merge patches, and not only drop them."""
     renumbers: bool = True
     """Whether positions are one number per token, so that their gaps can be closed."""
     encoder: Encoder = Encoder()

@@ -25,7 +25,6 @@ class LlavaNext(Family):
     class_name = "LlavaNextForConditionalGeneration"
     encoder = TileEncoder()
     stages = ("encoder", "projector", "decoder")
-    merges = True
 
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]

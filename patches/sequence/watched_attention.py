@@ -3,8 +3,9 @@
 transformers looks that function up by a name in the module's configuration. A watched module is
 given a copy of its configuration that names one of ours, which is known to `AttentionInterface`; it
 shows what it was given and calls what the model's own configuration names, so masks and results
-stay what they were. Code that asks whether the name is "eager" or "sdpa", to make a mask for these,
-is told what it would be told without us.
+stay what they were, but for what the onlooker wants to be added to the logits. Code that asks
+whether the name is "eager" or "sdpa", to make a mask for these, is told what it would be told
+without us.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -30,21 +32,36 @@ _NAMES = ("self_attn", "attn", "attention", "mixer")
 """What layers call their attention."""
 
 
+Look = Callable[[Attended], Tensor | None]
+"""Is shown what a module attends with, and says what is to be added to the logits, broadcast to
+[B, H, Q, K] in the dtype of the queries; None for nothing."""
+
+
 @dataclass(eq=False)
 class _Watch:
     """Of one module."""
 
-    look: Callable[[Attended], None]
+    look: Look
     config: Any
     """The module's own, whose attention implementation users may change at any time."""
 
     def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        self.look(_attended(module, query, key, *args, **kwargs))
+        given = query, key, value, attention_mask
+        bias = self.look(_attended(module, *given, *args, **kwargs))
+        if bias is not None:
+            given = query, key, value, _added(attention_mask, bias)
         name = self.config._attn_implementation
         attend = eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-        return attend(module, query, key, *args, **kwargs)
+        return attend(module, *given, *args, **kwargs)
 
 
 def attention_of(layer: nn.Module) -> Any:
@@ -52,7 +69,7 @@ def attention_of(layer: nn.Module) -> Any:
     return next((found for name in _NAMES if (found := getattr(layer, name, None))), None)
 
 
-def watch(attached: Attachments, module: Any, look: Callable[[Attended], None]) -> None:
+def watch(attached: Attachments, module: Any, look: Look) -> None:
     """Call `look` whenever a module attends, before it does, until `attached` is removed.
 
     Args:
@@ -81,6 +98,15 @@ def _attended(
     if options.get("scaling") is None:
         options["scaling"] = getattr(module, "scaling", query.shape[-1] ** -0.5)
     return Attended(module, query, key, attention_mask, options)
+
+
+def _added(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """A mask of numbers under which `bias` is added, too."""
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.where(mask, torch.finfo(bias.dtype).min)
+    return mask + bias
 
 
 def _watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,6 @@ from vlmcompress.methods.contracts.before_projector import (
     PixelSelector,
     Resizer,
     TowerDropper,
-    let_in,
 )
 from vlmcompress.methods.contracts.method import (
     OF_THE_QUESTION,
@@ -129,23 +128,17 @@ class Pipeline:
         """What is added to the decoder's attention logits."""
         return None if self.projector is None else self.projector.attention_bias
 
-    def for_stages(self, family: str, stages: Collection[Stage], merges: bool = True) -> Pipeline:
+    def for_stages(self, family: str, stages: Collection[Stage]) -> Pipeline:
         """The pipeline as it acts in a model that lets methods in at `stages`.
 
         Args:
             family: its name, for messages.
             stages: where it lets methods in.
-            merges: whether its vision tower lets patches be merged, and not only dropped.
 
         Raises:
             CompositionError: a method acts at another stage, and cannot do otherwise.
         """
-        return Pipeline.of(
-            [
-                method.settled(family, let_in(type(method), stages, merges))
-                for method in self.methods
-            ]
-        )
+        return Pipeline.of([method.settled(family, stages) for method in self.methods])
 
     def upstream_count(self, grid: Grid, layers: int, budget: float | None) -> int:
         """Tokens that the upstream method leaves of an image or tile of the given grid.
