@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
-from vlmcompress.patches.sequence.attention_masks import CHUNKED, FULL, SLIDING, LayerKinds
+from vlmcompress.patches.sequence.attention_masks import LayerKinds, check_made_here
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,7 @@ def check_bias(lm: Any, kinds: LayerKinds, distance: bool, name: str) -> None:
         UnsupportedModelError: FlashAttention, layers that are no attention, or no rotary
             frequencies.
     """
-    if kinds.flash:
-        raise UnsupportedModelError(
-            f"{name} adds a bias to attention logits, which "
-            f"{lm.config._attn_implementation} cannot take: use eager or sdpa"
-        )
-    others = sorted(set(kinds.names) - {FULL, SLIDING, CHUNKED})
-    if others:
-        raise UnsupportedModelError(
-            f"{name} adds a bias to the attention logits of every decoder layer, and this decoder "
-            f"has layers of another kind: {', '.join(others)}"
-        )
+    check_made_here(lm, kinds, f"{name} adds a bias to attention logits")
     if distance:
         frequencies_of(lm, kinds, name)
 
