@@ -175,7 +175,7 @@ def layer_kinds(lm: nn.Module, layers: int, masks_in_base: bool) -> LayerKinds:
 
 
 def check_made_here(lm: Any, kinds: LayerKinds, what: str) -> None:
-    """Refuse what needs masks that are made here, where some layers take none.
+    """Refuse what needs masks of ours where some layers take none.
 
     Raises:
         UnsupportedModelError: FlashAttention, or layers that are no plain attention; says `what`.
@@ -186,9 +186,9 @@ def check_made_here(lm: Any, kinds: LayerKinds, what: str) -> None:
         )
     others = sorted(set(kinds.names) - {FULL, SLIDING, CHUNKED})
     if others:
+        found = ", ".join(others)
         raise UnsupportedModelError(
-            f"{what} in every decoder layer, and this decoder has layers of another kind: "
-            f"{', '.join(others)}"
+            f"{what} in every layer, and this decoder has layers of another kind: {found}"
         )
 
 

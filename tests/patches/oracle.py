@@ -176,9 +176,9 @@ def entering(report: Any, subject: Any, inputs: dict[str, torch.Tensor]) -> list
             hidden = hidden.clone()
             for row, columns in late[number]:
                 hidden[row, columns] = seen[0][row, columns]
-            return (
-                ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
-            )
+            if args:
+                return (hidden, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": hidden}
 
         return entered
 

@@ -16,13 +16,17 @@ class Inject(LateEntry):
     """Experimental. Layers 0 to m-1 run on the text alone; all visual tokens enter layer m.
 
     They enter with what the projector gave, at their own positions; below layer m they are no
-    queries, no keys, and nothing in the KV cache. The third proposal of EmbedLens (its official
-    code: an "entry" layer), without its filter of tokens: for that write "embedlens+inject".
+    queries, no keys, and nothing in the KV cache. The third proposal of EmbedLens, without its
+    filter of tokens (for that write "embedlens+inject") and without a layer where they leave again.
+    Nobody has measured here yet what it costs in right answers.
 
     For a budget m is the smallest layer whose mean N * (L - m) / L is within it, so that the mean
     falls short of the budget by less than N / L. Without a budget m is L // 2. Where `layer` says m
     a budget is an upper bound that methods before the decoder fill: "divprune+inject(layer=2)"
     keeps budget * L / (L - 2) tokens from layer 2 on.
+
+    Refused where the first layers add features to visual tokens (DeepStack), where layers carry a
+    state along, with FlashAttention, and with renumbered positions.
     """
 
     name: ClassVar[str] = "inject"

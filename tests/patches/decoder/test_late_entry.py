@@ -24,6 +24,7 @@ from vlmcompress.errors import (
 from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import get_method
 from vlmcompress.methods.contracts.method import mean_tokens
+from vlmcompress.patches.sequence.earlier_inputs import EarlierInputs
 
 NAMES = [name for name in [*MECHANISMS, "random internvl"] if "qwen3-vl" not in name]
 SOME = ["random llava", "random llava-next", "random qwen2.5-vl", "random gemma3"]
@@ -246,3 +247,20 @@ def test_a_prompt_without_text_is_refused_and_one_that_ends_with_an_image_is_not
         late = last_logits(subject, inputs)
         report = c.report()
     assert (late - oracle(report, subject, inputs)).abs().max() < TOLERANCE
+
+
+def test_it_remembers_nothing_to_rank_by(monkeypatch):
+    subject = subject_of("random llava")
+    seen: list[int] = []
+    wants = EarlierInputs.wants
+    monkeypatch.setattr(
+        EarlierInputs, "wants", lambda self, n: wants(self, n) and not seen.append(n)
+    )
+    inputs = subject.batch(subject.prompt(1, 1))
+    with compress(subject.model, "fastv"):
+        last_logits(subject, inputs)
+    assert seen
+    seen.clear()
+    with compress(subject.model, "inject(layer=2)"):
+        last_logits(subject, inputs)
+    assert not seen
