@@ -10,12 +10,8 @@ from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.patches.call.shared import Shared
 from vlmcompress.patches.cost.budget_solver import Solver
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.patches.sequence.attention_bias import check_bias
-from vlmcompress.patches.sequence.attention_masks import (
-    LayerKinds,
-    check_made_here,
-    layer_kinds,
-)
+from vlmcompress.patches.sequence.attention_bias import check_bias, check_made_here
+from vlmcompress.patches.sequence.attention_masks import LayerKinds, layer_kinds
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.signals.signals import Signals
 

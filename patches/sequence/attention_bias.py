@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
-from vlmcompress.patches.sequence.attention_masks import LayerKinds, check_made_here
+from vlmcompress.patches.sequence.attention_masks import CHUNKED, FULL, SLIDING, LayerKinds
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,24 @@ def closer(positions: Tensor, frequencies: Tensor) -> Tensor:
         waves = torch.cat([turns.cos(), turns.sin()], dim=-1)
         alike = (waves @ waves.mT / len(frequencies)).clamp(max=1.0)
     return (2 - alike).log()
+
+
+def check_made_here(lm: Any, kinds: LayerKinds, what: str) -> None:
+    """Refuse what needs masks of ours where some layers take none.
+
+    Raises:
+        UnsupportedModelError: FlashAttention, or layers that are no plain attention; says `what`.
+    """
+    if kinds.flash:
+        raise UnsupportedModelError(
+            f"{what}, which {lm.config._attn_implementation} cannot take: use eager or sdpa"
+        )
+    others = sorted(set(kinds.names) - {FULL, SLIDING, CHUNKED})
+    if others:
+        found = ", ".join(others)
+        raise UnsupportedModelError(
+            f"{what} in every layer, and this decoder has layers of another kind: {found}"
+        )
 
 
 def check_bias(lm: Any, kinds: LayerKinds, distance: bool, name: str) -> None:

@@ -174,24 +174,6 @@ def layer_kinds(lm: nn.Module, layers: int, masks_in_base: bool) -> LayerKinds:
     return LayerKinds(names, reaches, made_here, attention == "eager", flash, both_ways)
 
 
-def check_made_here(lm: Any, kinds: LayerKinds, what: str) -> None:
-    """Refuse what needs masks of ours where some layers take none.
-
-    Raises:
-        UnsupportedModelError: FlashAttention, or layers that are no plain attention; says `what`.
-    """
-    if kinds.flash:
-        raise UnsupportedModelError(
-            f"{what}, which {lm.config._attn_implementation} cannot take: use eager or sdpa"
-        )
-    others = sorted(set(kinds.names) - {FULL, SLIDING, CHUNKED})
-    if others:
-        found = ", ".join(others)
-        raise UnsupportedModelError(
-            f"{what} in every layer, and this decoder has layers of another kind: {found}"
-        )
-
-
 @dataclass(frozen=True)
 class VisibleKeys:
     """Keys of one kind of layer: columns of the unshortened sequence and which are valid."""
