@@ -232,6 +232,13 @@ def test_what_it_refuses(name, method, asked, kind, words):
     assert "\n" not in str(error.value)
 
 
+def test_flash_attention_is_refused_before_anything_runs():
+    subject = SUBJECTS["random llava"]()
+    subject.lm.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(UnsupportedModelError, match="masks of its own, which flash_attention_2"):
+        compress(subject.model, "inject")
+
+
 def test_renumbered_positions_are_refused():
     with pytest.raises(CompositionError, match="give positions='keep', got 'renumber'"):
         compress(subject_of("random llava").model, "inject", positions="renumber")
