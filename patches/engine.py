@@ -36,6 +36,7 @@ from vlmcompress.patches.hooks.unsupported import check_forward, check_generate,
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.sequence.host_chunk import HostChunk
+from vlmcompress.patches.sequence.late_entry import check_late_entry
 
 
 class Engine:
@@ -68,11 +69,15 @@ class Engine:
 
         Raises:
             CompositionError: the model is compressed already.
-            UnsupportedModelError: a seam is missing or the attention implementation is unknown.
+            UnsupportedModelError: a seam is missing, the attention implementation is unknown, or
+                the method lets tokens in late where the family cannot take it.
         """
         kinds = self._on.kinds  # refuses attention that it does not know
         if self.planner.pipeline.decoder is not None:
             kinds.check_cuts()
+        if self.planner.pipeline.enters_late:
+            name, family = self.planner.pipeline.name, self._on.family
+            check_late_entry(name, family.name, bool(family.deepstack), self.positions)
         model = self._on.model
         with _MARKING:
             if engine_of(model) is not None:

@@ -35,7 +35,7 @@ def questions(
     for image, plan in zip(images, plans, strict=True):
         if len(image.placeholders):
             ends[image.row] = max(ends[image.row], int(image.placeholders[-1]))
-        if plan.schedule:
+        if plan.schedule and not plan.late:
             cut.add(image.row)
     found = []
     for row, end in enumerate(ends):

@@ -15,7 +15,7 @@ from vlmcompress.methods.contracts.method import Stage
 from vlmcompress.patches.families.frames import Frames
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.patches.hooks.arguments import CACHE_NAMES, cache_name, carries_images
-from vlmcompress.patches.sequence.cache_state import CacheState
+from vlmcompress.patches.sequence.cache_state import WHOLE, CacheState
 from vlmcompress.tokens import Grid, Layout
 from vlmcompress.version import NEWEST_TRANSFORMERS
 
@@ -164,7 +164,7 @@ class Family:
                 "projector-stage method, or start a new cache"
             )
         length = call["input_ids"].shape[1]
-        past = state.stages[0].index.shape[1] + state.tail
+        past = state.stages[WHOLE].index.shape[1] + state.tail
         changed: dict[str, Any] = {"attention_mask": None}
         for name in types:
             # The model finds images by their place in the cache.

@@ -18,7 +18,7 @@ from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import DecoderMethod, Selector, get_method
 from vlmcompress.methods.composition.pipeline import Pipeline
-from vlmcompress.methods.contracts.method import resolve
+from vlmcompress.methods.contracts.method import LateEntry, resolve
 from vlmcompress.methods.registry import METHODS
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.patches.signals.availability import given_by
@@ -54,6 +54,8 @@ def impossible(subject: Any, method: Any) -> str | None:
         return "take images only"
     if getattr(settled, "watches", False) and not hasattr(subject.lm.layers[0].mlp, "down_proj"):
         return "has a mixture of experts"
+    if isinstance(settled, LateEntry) and family.deepstack:
+        return "DeepStack"
     _, missing = resolve(settled.asks, given_by(family, subject.model.model))
     return f"{method.name} needs " if missing else None
 
@@ -84,7 +86,10 @@ def check_image(image: Any, method: Any, budget: str | None) -> None:
     assert all(0 <= token < before for token in kept)
     assert image.after == len(kept)
     alive = set(kept)
-    for _, survivors in sorted(image.cuts.items()):
+    late = isinstance(method, LateEntry)
+    if late:
+        assert image.cuts == {0: [], image.enters: kept}
+    for _, survivors in [] if late else sorted(image.cuts.items()):
         assert survivors == sorted(set(survivors))
         assert alive.issuperset(survivors)
         alive = set(survivors)
@@ -99,6 +104,8 @@ def check_image(image: Any, method: Any, budget: str | None) -> None:
     asked = round(float(budget.rstrip("%")) / 100 * before)
     if isinstance(method, Selector):
         assert image.after == asked
+    elif late:
+        assert asked - before / len(image.per_layer) < image.mean <= asked
     elif isinstance(method, DecoderMethod):
         assert image.after == before
         # An adaptive cut may only take more.

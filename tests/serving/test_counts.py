@@ -96,7 +96,7 @@ def test_newlines_are_placeholders_that_the_model_encodes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings("fastv", "25%"), "fastv cannot be served: fastv drops tokens between decoder"),
+        (Settings("fastv", "25%"), "fastv cannot be served: fastv acts between decoder"),
         (Settings("divprune+fastv", "25%"), r"divprune\+fastv cannot be served"),
         (Settings("restore(divprune)", "25%"), r"restore\(divprune\) cannot be served: it adds a"),
         (Settings("tome", "25%"), r"tome\(stage='projector'\)"),

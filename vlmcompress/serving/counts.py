@@ -31,7 +31,7 @@ def pipeline_of(method: str) -> Pipeline:
     pipeline = parse(method)
     if pipeline.decoder is not None:
         raise CompositionError(
-            f"{pipeline.name} cannot be served: {pipeline.decoder.name} drops tokens between "
+            f"{pipeline.name} cannot be served: {pipeline.decoder.name} acts between "
             "decoder layers, and vLLM has laid out the KV cache of all layers by then; methods "
             "between projector and decoder can be served (vlmcompress ls methods)"
         )

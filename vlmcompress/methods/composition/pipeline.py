@@ -19,6 +19,7 @@ from vlmcompress.methods.contracts.method import (
     OF_THE_QUESTION,
     AttentionBias,
     InDecoder,
+    LateEntry,
     Method,
     ProjectorMethod,
     Stage,
@@ -49,7 +50,8 @@ class Pipeline:
     encoder) before a projector method goes half the way in proportion: it is asked for
     round(sqrt(N * k)) tokens, the projector method for k of those. A decoder method
     that decides by content (`adaptive`) follows its own rule then, and the budget is an upper
-    bound. Without a budget each method uses its own default.
+    bound. Where the user says at which layer tokens enter, the methods before it are asked for
+    round(min(budget / s, N)). Without a budget each method uses its own default.
     """
 
     projector: ProjectorMethod | None
@@ -116,7 +118,12 @@ class Pipeline:
         What it drops may then be what a later question about the same pictures asks for.
         """
         asks = {choice for need in self.needs for choice in need.split("|")}
-        return bool(asks & OF_THE_QUESTION) or self.decoder is not None
+        return bool(asks & OF_THE_QUESTION) or not (self.decoder is None or self.enters_late)
+
+    @property
+    def enters_late(self) -> bool:
+        """Whether visual tokens may enter after the first layer of the decoder."""
+        return isinstance(self.decoder, LateEntry)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -261,7 +268,10 @@ class Pipeline:
         if self.projector is None and self.upstream is None:
             return tokens
         default = mean_tokens(layers, tokens, self.decoder.schedule(layers, tokens, None))
-        return round(min(budget * tokens / default, math.sqrt(tokens * min(budget, tokens))))
+        ask = budget * tokens / default
+        if isinstance(self.decoder, LateEntry) and self.decoder.layer is not None:
+            return round(min(ask, tokens))  # the layer is the user's, and the rest is ours
+        return round(min(ask, math.sqrt(tokens * min(budget, tokens))))
 
     @property
     def has_threshold(self) -> bool:
