@@ -34,13 +34,13 @@ SETTINGS := $(SETTINGS),cdpruner(negate=False),psigmoid(rows='last'),fastv(k=1),
 SETTINGS := $(SETTINGS),divprune+fastv,scope+fastv,mmtok+fastv,cdpruner(negate=False)+fastv
 SETTINGS := $(SETTINGS),scope+pyramiddrop,mmtok+pyramiddrop,cdpruner(negate=False)+pyramiddrop
 SETTINGS := $(SETTINGS),mctf(stage='projector')+fastv,scope+adaptinfer,unit-drop+divprune
+SETTINGS := $(SETTINGS),priortr(k=1),flashvid,vscan,restore(scope)
 # The same on the two that are asked at shares of their tokens, and on the one at counts.
 AT_SHARES := $(SETTINGS),ppllava(repair='window'),ppllava(repair='count')
 AT_SHARES := $(AT_SHARES),mctf(stage='projector')+pyramiddrop,pitome+divprune+adaptinfer
-AT_COUNTS := $(SETTINGS),priortr(k=1),dart(k=1),flashvid,vscan
-AT_COUNTS := $(AT_COUNTS),restore(divprune),restore(scope),restore(holov),restore(visionzip)
+AT_COUNTS := $(SETTINGS),dart(k=1),restore(divprune),restore(holov),restore(visionzip)
 INSIDE = divprune,unit-drop+divprune,unit-drop(whole_tower=True)+divprune
-# What `restore` goes around in docs/eval/restore, and methods that are in no other table yet.
+# What `restore` goes around in docs/eval/restore.
 SELECTORS = stride divprune hiprune todre-select token-correlation vispruner holov cdpruner scope
 SELECTORS := $(SELECTORS) mmtok
 REPAIRED := $(SELECTORS) $(patsubst %,restore(%),$(SELECTORS))

@@ -18,11 +18,7 @@ RESULTS = "results.json"
 INSIDE = FOLDER / "inside-the-tower"
 """The same of pipelines that drop inside the tower, and what they are compared with."""
 RESTORE = FOLDER / "restore"
-"""The same of methods with and without RESTORE around them, and of methods that `make accuracy` has
-not measured yet."""
-TUNED = FOLDER / "tuned"
-"""The same, on the same questions as in `FOLDER`, of methods that `tune` took and that are not in
-there yet."""
+"""The same of methods with and without RESTORE around them."""
 FAMILIES = {"tiny-llava": "llava", "tiny-qwen": "qwen2_5_vl"}
 """Model -> its family; measured at shares of the tokens, from which "auto" is chosen."""
 AT_COUNTS = {"small-llava": "llava"}
@@ -34,7 +30,7 @@ def results(model: str, folder: Path | None = None) -> dict[str, Any]:
 
     Args:
         model: one of `FAMILIES` or `AT_COUNTS`.
-        folder: `FOLDER` by default, `INSIDE`, `RESTORE` or `TUNED`.
+        folder: `FOLDER` by default, `INSIDE` or `RESTORE`.
 
     Raises:
         VLMCompressError: there is no such file, or it is no JSON.

@@ -85,13 +85,8 @@ def pages() -> dict[Path, str]:
     """Every file and its content: the overview, and a page for each method."""
     built_in = [info for info in list_methods() if info.package is None]
     results = committed.all_results()
-    newer, counts = committed.all_results(committed.RESTORE), committed.at_counts()
-    each = {
-        FOLDER / f"{info.name}.md": method_page(
-            info, {**(results if measured(info, results) else newer), **counts}
-        )
-        for info in built_in
-    }
+    results |= committed.at_counts()
+    each = {FOLDER / f"{info.name}.md": method_page(info, results) for info in built_in}
     return {PAGE: overview(built_in), **each}
 
 
@@ -143,12 +138,6 @@ def _stages(info: MethodInfo) -> str:
 
 def _asks(info: MethodInfo) -> set[str]:
     return {choice for need in info.needs for choice in need.split("|")}
-
-
-def measured(info: MethodInfo, results: Mapping[str, Any]) -> bool:
-    """Whether results have a row of a method."""
-    tasks = (task for content in results.values() for task in content["tasks"].values())
-    return any(_of(info.name, row["method"]) for task in tasks for row in task["cases"])
 
 
 def _of(name: str, spec: str) -> bool:

@@ -48,14 +48,14 @@ def figures() -> str:
         ],
     )
     torch = source["versions"]["torch"]
+    beside = headline(committed.results(MODEL)["tasks"][TASK])
+    more = [f"- {line}" for line in (beside, real_shape(), large_tower(), under_load())]
     return (
         f"{table}\n\nRight answers to {task['scored']} held-out questions about drawn scenes, and "
         f"time of an answer. All {task['tokens']:g} tokens: {_cell(full)}; none: "
         f"{_right(rows[TEXT_ONLY, None])}. `{source['model']}`, {source['dtype']}, batches of "
         f"{source['batch']}, {source['device']}, {source['threads']} thread, torch {torch}; "
-        f"`{RANDOM_NAME}` is the mean of three seeds. "
-        f"{headline(committed.results(MODEL)['tasks'][TASK])} {real_shape()} {large_tower()} "
-        f"{under_load()}"
+        f"`{RANDOM_NAME}` is the mean of three seeds.\n\n" + "\n".join(more)
     )
 
 

@@ -64,7 +64,7 @@ def tables(found: Mapping[tuple[str, str], Profile] | None = None) -> str:
     for (model, task), profile in (profiles() if found is None else found).items():
         parts = parts or [_ABOUT]
         results = committed.results(model)["tasks"][task]
-        lines = list(_lines(profile, [results, *_also(model, task)]))
+        lines = list(_lines(profile, results))
         parts.append(
             f"### `{model}`, {task}\n\n{as_table(_HEADS, [line for line, _ in lines])}\n\n"
             f"{_kept(lines)} {_made(profile, results)}\n"
@@ -72,28 +72,17 @@ def tables(found: Mapping[tuple[str, str], Profile] | None = None) -> str:
     return "\n".join(parts)
 
 
-def _also(model: str, task: str) -> list[Mapping[str, Any]]:
-    """Answers to the same questions by methods that were measured later."""
-    if not (committed.TUNED / model / committed.RESULTS).exists():
-        return []
-    tasks = committed.results(model, committed.TUNED)["tasks"]
-    return [tasks[task]] if task in tasks else []
-
-
-def _lines(
-    profile: Profile, tasks: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[list[str], float | None]]:
+def _lines(profile: Profile, task: Mapping[str, Any]) -> Iterator[tuple[list[str], float | None]]:
     """Cells of each budget, and by how many points the tuned method is apart from the best.
 
     Args:
         profile: of one model and task.
-        tasks: answers to the same labelled questions, all methods first.
+        task: answers of all methods to labelled questions.
     """
-    picks = taken(tasks[0])
+    picks = taken(task)
     for budget, at in profile["budgets"].items():
         rows = {
             row["method"]: committed.scores_of(row)
-            for task in tasks[::-1]
             for row in methods_at(task, budget)
             if not row["over_budget"]
         }

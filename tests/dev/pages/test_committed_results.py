@@ -48,24 +48,6 @@ def find(task, method, budget=None):
     return row
 
 
-APART = {
-    "unit-drop",
-    "hawk",
-    "flashvid-merge",
-    "flashvid-prune",
-    "vscan-merge",
-    "vscan-prune",
-    "priortr",
-    "restore",
-    "chunk",
-    "clse",
-    "prunesid",
-    "v-cast",
-}
-"""Measured in docs/eval/inside-the-tower and docs/eval/restore, the last four not yet; `make
-accuracy` would add them."""
-
-
 def test_they_belong_to_these_tasks_methods_and_budgets(all_results):
     assert [(model, name) for model, name, _ in tasks(all_results)] == [
         ("tiny-llava", "pictures"),
@@ -84,7 +66,7 @@ def test_they_belong_to_these_tasks_methods_and_budgets(all_results):
         assert task["scored"] == task["asked"] >= 192
         measured = {(row["method"], row["budget"]) for row in task["cases"]}
         wanted = cases([ALL], BUDGETS, now.medium == "video")
-        asked = {(case.method, case.budget) for case in wanted if case.method not in APART}
+        asked = {(case.method, case.budget) for case in wanted}
         assert asked <= measured
 
 
@@ -92,7 +74,7 @@ COUNTS = ["192", "128", "64", "32"]
 
 
 def test_those_at_the_papers_counts(all_results):
-    """Of `small-llava`: every method, those that were measured elsewhere as well."""
+    """Of `small-llava`: every method."""
     assert committed.AT_COUNTS.keys().isdisjoint(committed.FAMILIES)
     ((model, content),) = committed.at_counts().items()
     ((name, task),) = content["tasks"].items()

@@ -24,18 +24,6 @@ def test_what_labels_buy():
     assert max(scores.mean() for scores in equal) > 0.61
 
 
-@pytest.mark.parametrize("model", committed.FAMILIES)
-def test_methods_measured_later_answered_the_same_questions(model):
-    (task,) = committed.results(model, committed.TUNED)["tasks"].values()
-    whole = [
-        next(row["scores"] for row in one["cases"] if row["method"] == "full")
-        for one in (task, committed.results(model)["tasks"]["pictures"])
-    ]
-    assert whole[0] == whole[1]
-    assert tuning._also(model, "pictures") == [task]
-    assert tuning._also(model, "clips") == []
-
-
 def test_every_choice_has_answers():
     assert "| - |" not in tuning.tables()
 
