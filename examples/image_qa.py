@@ -16,9 +16,11 @@ def main() -> None:
     parser.add_argument("image")
     parser.add_argument("question")
     parser.add_argument("--model", default="tiny-llava", help="built-in name, folder or hub id")
-    parser.add_argument("--method", default="divprune")
+    parser.add_argument("--method", help="default: divprune, or what the profile takes")
     parser.add_argument("--budget", default="25%", help='visual tokens per image: 64 or "25%%"')
+    parser.add_argument("--profile", help="of `vlmcompress tune`, in the place of a method")
     arguments = parser.parse_args()
+    method = arguments.method or (None if arguments.profile else "divprune")
 
     model, processor = vlmcompress.load(arguments.model)
     content = [{"type": "image"}, {"type": "text", "text": arguments.question}]
@@ -34,8 +36,10 @@ def main() -> None:
         return processor.decode(ids[0, prompt_length:], skip_special_tokens=True).strip()
 
     print("all tokens:", answer())
-    with vlmcompress.compress(model, arguments.method, arguments.budget) as compression:
-        print(f"{arguments.method}:", answer())
+    with vlmcompress.compress(
+        model, method, arguments.budget, profile=arguments.profile
+    ) as compression:
+        print("fewer tokens:", answer())
     print(compression.report())
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from vlmcompress.models.formats import read_config
 from vlmcompress.models.names import resolve
 from vlmcompress.serving import hf_overrides
+from vlmcompress.serving.served_profile import served_method
 
 
 class Engine:
@@ -61,14 +62,19 @@ def main() -> None:
     parser.add_argument("question")
     parser.add_argument("--out", required=True)
     parser.add_argument("--model", default="tiny-llava")
-    parser.add_argument("--method", default="divprune")
+    parser.add_argument("--method", help="Default: divprune, or what the profile takes.")
     parser.add_argument("--budget", default="25%")
+    parser.add_argument("--profile", help="Of `vlmcompress tune`, in the place of a method.")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--gpus", type=int, default=1, help="Of each worker; 0 for CPUs.")
     given = parser.parse_args()
     model = resolve(given.model)
-    architectures = read_config(model, {})["architectures"]
-    overrides = hf_overrides(architectures, given.method, given.budget)
+    config = read_config(model, {})
+    method = given.method or "divprune"
+    if given.profile is not None:
+        method, said = served_method(given.profile, given.budget, config, given.method)
+        print(said)
+    overrides = hf_overrides(config["architectures"], method, given.budget)
     pictures = ray.data.read_binary_files(
         given.folder, include_paths=True, file_extensions=["png", "jpg", "jpeg", "webp"]
     )

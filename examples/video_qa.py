@@ -15,9 +15,12 @@ def main() -> None:
     parser.add_argument("video")
     parser.add_argument("question")
     parser.add_argument("--model", default="tiny-qwen", help="built-in name, folder or hub id")
-    parser.add_argument("--method", default="divprune")
+    parser.add_argument("--method", help="default: divprune, or what the profile takes")
     parser.add_argument("--budget", default="25%", help='64, "25%%", "16 per frame"')
+    parser.add_argument("--profile", help="of `vlmcompress tune`, in the place of a method")
+    parser.add_argument("--max-memory", help='for the vision encoder, as "500MB"')
     arguments = parser.parse_args()
+    method = arguments.method or (None if arguments.profile else "divprune")
 
     model, processor = vlmcompress.load(arguments.model)
     clip = vlmcompress.read_video(arguments.video)
@@ -40,8 +43,10 @@ def main() -> None:
         return processor.decode(ids[0, prompt_length:], skip_special_tokens=True).strip()
 
     print("all tokens:", answer())
-    with vlmcompress.compress(model, arguments.method, arguments.budget) as compression:
-        print(f"{arguments.method}:", answer())
+    with vlmcompress.compress(
+        model, method, arguments.budget, profile=arguments.profile, max_memory=arguments.max_memory
+    ) as compression:
+        print("fewer tokens:", answer())
     print(compression.report())
 
 

@@ -6,6 +6,7 @@ python examples/vllm_batch.py pictures/ "what is on the sign?" --model Qwen/Qwen
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -14,6 +15,7 @@ from vllm import LLM, SamplingParams
 from vlmcompress.models.formats import read_config
 from vlmcompress.models.names import resolve
 from vlmcompress.serving import hf_overrides
+from vlmcompress.serving.served_profile import served_method
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -24,16 +26,21 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("question")
     parser.add_argument("--model", default="tiny-llava")
-    parser.add_argument("--method", default="divprune")
+    parser.add_argument("--method", help="default: divprune, or what the profile takes")
     parser.add_argument("--budget", default="25%")
+    parser.add_argument("--profile", help="of `vlmcompress tune`, in the place of a method")
     parser.add_argument("--max-model-len", type=int, help="fewer tokens need less KV cache")
     given = parser.parse_args()
 
     model = resolve(given.model)
-    architectures = read_config(model, {})["architectures"]
+    config = read_config(model, {})
+    method = given.method or "divprune"
+    if given.profile is not None:
+        method, said = served_method(given.profile, given.budget, config, given.method)
+        print(said, file=sys.stderr)
     llm = LLM(
         model,
-        hf_overrides=hf_overrides(architectures, given.method, given.budget),
+        hf_overrides=hf_overrides(config["architectures"], method, given.budget),
         limit_mm_per_prompt={"image": 1},
         max_model_len=given.max_model_len,
     )

@@ -15,8 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlmcompress.budget.clock import mark
-from vlmcompress.errors import CompositionError, UnsupportedModelError
-from vlmcompress.methods.contracts.method import Reducer
+from vlmcompress.errors import CompositionError
 from vlmcompress.patches.call.entrance import Entrance
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.call.output_mask import OutputMask
@@ -37,6 +36,7 @@ from vlmcompress.patches.hooks.unsupported import check_forward, check_generate,
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.sequence.host_chunk import HostChunk
+from vlmcompress.patches.sequence.late_entry import check_late_entry
 
 
 class Engine:
@@ -70,17 +70,14 @@ class Engine:
         Raises:
             CompositionError: the model is compressed already.
             UnsupportedModelError: a seam is missing, the attention implementation is unknown, or
-                the method merges where the family cannot take it.
+                the method lets tokens in late where the family cannot take it.
         """
         kinds = self._on.kinds  # refuses attention that it does not know
         if self.planner.pipeline.decoder is not None:
             kinds.check_cuts()
-        method, reason = self.planner.pipeline.projector, self._on.family.no_merging
-        if reason is not None and isinstance(method, Reducer):
-            raise UnsupportedModelError(
-                f"{method.name} makes new features out of several, which {self._on.family.name} "
-                f"cannot take: {reason}; use a method that only drops"
-            )
+        if self.planner.pipeline.enters_late:
+            name, family = self.planner.pipeline.name, self._on.family
+            check_late_entry(name, family.name, bool(family.deepstack), self.positions)
         model = self._on.model
         with _MARKING:
             if engine_of(model) is not None:

@@ -20,7 +20,8 @@ from vlmcompress.errors import (
 )
 from vlmcompress.media.given import media_of
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.tuned import Tuned
+from vlmcompress.serving.served_profile import served_method
+from vlmcompress.tuned import Tuned, how_sure
 
 SAMPLE = Path(vlmcompress.__file__).parent / "assets" / "samples" / "street.png"
 
@@ -104,8 +105,9 @@ def test_a_profile_goes_with_auto_only(tiny_llava, profile):
         compress(tiny_llava[0], "divprune", "25%", profile=profile())
     with pytest.raises(CompositionError, match='give it with "auto", not divprune'):
         setting_of("divprune", profile=profile())
-    assert setting_of(profile="p.json").label == "auto"
-    assert setting_of(profile="p.json").budget == "25%"
+    for given in (profile(), Tuned.read(profile())):
+        assert setting_of(profile=given).label == "auto"
+        assert setting_of(profile=given).budget == "25%"
 
 
 def test_a_chat_keeps_its_profile_until_a_method_is_named(tiny_llava, profile):
@@ -115,6 +117,49 @@ def test_a_chat_keeps_its_profile_until_a_method_is_named(tiny_llava, profile):
         assert chat.set(budget="50%").profile is not None
         assert chat.ask("what ?").report.method == "auto: scope"
         assert chat.set("divprune", "50%").profile is None
+        assert chat.set("auto", "25%").profile is not None
+        assert chat.ask("what ?").report.method == "auto: stride"
+        reports = [one.report for one in chat.compare(["auto", "divprune"], "50%")]
+        assert [one.method for one in reports[1:]] == ["auto: stride", "auto: scope", "divprune"]
+
+
+def test_what_was_read_is_as_good_as_its_file(tiny_llava, profile):
+    path = profile()
+    with compress(tiny_llava[0], budget="25%", profile=path) as c:
+        by_file = c.report()
+    read = Tuned.read(path)
+    path.unlink()
+    with compress(tiny_llava[0], "auto", "25%", profile=read) as c:
+        assert c.report() == by_file
+    assert by_file.method == "auto: stride"
+    with pytest.raises(VLMCompressError, match=r"name of a file or what tune\(\) gave, not 7"):
+        compress(tiny_llava[0], "auto", "25%", profile=7)
+    with pytest.raises(VLMCompressError, match="no method given: write"):
+        compress(tiny_llava[0])
+
+
+@pytest.mark.parametrize(
+    ("methods", "asked"),
+    [
+        (None, ["auto: stride"]),
+        ("divprune", ["divprune", "auto: stride"]),
+        (["auto", "divprune"], ["auto: stride", "divprune"]),
+    ],
+)
+def test_compare_asks_what_the_profile_takes_besides(tiny_llava, profile, methods, asked):
+    given = (*tiny_llava, SAMPLE, "what ?", methods)
+    found = vlmcompress.compare(*given, "25%", profile=profile(), max_new_tokens=2)
+    assert [one.report.method for one in found] == ["full", *asked]
+    if methods != "divprune":
+        return
+    several = vlmcompress.compare(*given, ["25%", "50%"], profile=profile(), max_new_tokens=2)
+    assert [one.report.method for one in several][3:] == ["auto: stride", "auto: scope"]
+    assert "auto at 50%: tuned at 50%: scope says what" in str(several)
+
+
+def test_compare_refuses_a_profile_of_another_model(tiny_qwen, profile):
+    with pytest.raises(UnsupportedModelError, match="is of another model, tiny-llava"):
+        vlmcompress.compare(*tiny_qwen, SAMPLE, "what ?", "divprune", profile=profile())
 
 
 BROKEN = {
@@ -160,3 +205,23 @@ def test_a_method_that_is_gone_is_said(tiny_llava, profile):
     path = profile(budgets={"25%": found("divprun")})
     with pytest.raises(VLMCompressError, match="did you mean 'divprune'"):
         compress(tiny_llava[0], "auto", "25%", profile=path)
+
+
+def test_one_that_stands_alone_at_the_end_has_no_ties():
+    assert how_sure({**found("pool"), "last": 1}).endswith("KL 0.1; no other was left at the end")
+
+
+def test_a_server_takes_what_it_can_serve(profile):
+    config = {"model_type": "llava"}
+    path = profile(budgets={"25%": found("fastv", "pool"), "50%": found("fastv")})
+    method, said = served_method(path, "25%", config)
+    assert method == "pool"
+    assert "the best that can be served is pool" in said
+    with pytest.raises(CompositionError, match="has no method at 50% that can be served"):
+        served_method(path, "50%", config)
+    with pytest.raises(UnsupportedModelError, match="type llava there, qwen2_vl here"):
+        served_method(path, "25%", {"model_type": "qwen2_vl"})
+    with pytest.raises(CompositionError, match='give it with "auto", not pool'):
+        served_method(path, "25%", config, "pool")
+    with pytest.raises(BudgetError, match="auto needs a budget"):
+        served_method(path, None, config)

@@ -31,7 +31,7 @@ from vlmcompress.patches.signals.signals import Signals
 from vlmcompress.patches.signals.text_tower import LongText
 from vlmcompress.patches.signals.text_tower import check as check_text_tower
 from vlmcompress.report.report import Report
-from vlmcompress.tuned import Tuned, check_profile
+from vlmcompress.tuned import ProfileLike, Tuned, asked_for
 
 POSITIONS = ("keep", "renumber")
 ORDERS = ("raster", "method")
@@ -123,7 +123,7 @@ class Compression:
 
 def compress(
     model: nn.Module,
-    method: str | Method | Sequence[Method],
+    method: str | Method | Sequence[Method] | None = None,
     budget: int | SupportsFloat | str | Budget | None = None,
     *,
     positions: Literal["keep", "renumber"] = "keep",
@@ -131,7 +131,7 @@ def compress(
     processor: Any = None,
     text_tower: str | Path | tuple[nn.Module, Any] | LongText | None = None,
     max_memory: int | str | None = None,
-    profile: str | Path | None = None,
+    profile: ProfileLike | None = None,
     **options: Any,
 ) -> Compression:
     """Drop or merge visual tokens of `model` until the handle is removed.
@@ -169,9 +169,9 @@ def compress(
             tensors which vision tower and projector make for them take no more at once. Their
             features are those of the whole clip, so a method chooses what it would have chosen.
             Pixels and features are kept besides; pictures are encoded whole.
-        profile: for "auto", the file that `vlmcompress tune` wrote for this model: then "auto"
-            takes what was found there for the budget, or for the nearest to it, and the report says
-            how sure that is. One of another model is refused.
+        profile: in the place of a method, the file that `vlmcompress tune` wrote for this model (or
+            what `tune` gave): then "auto" takes what was found there for the budget, or for the
+            nearest to it, and the report says how sure. One of another model is refused.
         **options: fields of the method, for example `seed=1`.
 
     Returns:
@@ -187,7 +187,7 @@ def compress(
     _one_of("order", order, ORDERS)
     limit = None if max_memory is None else bytes_of(max_memory)
     check_text_tower(text_tower)
-    check_profile(method, profile)
+    method = asked_for(method, profile)
     pipeline = None if method == AUTO else parse(method, **options)
     parsed = None if budget is None else Budget.parse(budget)
     model = taken_out(model)
@@ -210,7 +210,7 @@ def compress(
             else Tuned.read(profile).choice(parts, parsed)
         )
         pipeline, reason = parse(choice.spec), choice.reason
-    pipeline = pipeline.for_stages(family.name, family.stages, family.merges)
+    pipeline = pipeline.for_stages(family.name, family.stages)
     planner = Planner(pipeline, parsed, len(parts.layers), reason)
     planner.check(family.largest_image(model))
     grid = family.fixed_grid(model)
@@ -247,8 +247,6 @@ class ModelInfo:
     no_costs: str | None = None
     """Why a budget cannot be a cost (FLOPs or milliseconds), as no one knows the FLOPs; None where
     it can."""
-    merges: bool = False
-    """Whether the encoder stage lets methods merge patches, and not only drop them."""
 
 
 def list_models() -> list[ModelInfo]:
@@ -261,7 +259,6 @@ def list_models() -> list[ModelInfo]:
             name=name,
             classes=(facts.class_name,),
             stages=facts.stages,
-            merges=facts.merges,
             images=facts.images,
             video=facts.video,
             signals=tuple(sorted(facts.signals)),

@@ -23,6 +23,7 @@ from vlmcompress.flops.exact import Costs, first_token
 from vlmcompress.methods.composition.pipeline import Upstream
 from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.spec import parse
+from vlmcompress.methods.contracts.before_projector import EncoderMethod
 from vlmcompress.methods.contracts.method import Stage, resolve
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.encoder.feature_call import before_projector
@@ -199,7 +200,9 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
 
     def fits(spec: str, share: float) -> bool:
         try:
-            pipeline = parse(spec).for_stages(family.name, stages, family.merges)
+            pipeline = parse(spec).for_stages(family.name, stages)
+            if isinstance(pipeline.upstream, EncoderMethod) and family.encoder.blocks:
+                return False  # what is known of merging was measured where a token is a patch
             pipeline.plan(grid, layers, max(1, round(share * len(grid))))
             before_projector(parts, Planner(pipeline, budget, layers), list)  # asks the tower
             return not resolve(pipeline.needs, defined(pipeline, parts, given))[1]
@@ -220,7 +223,7 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
     full = kept(len(grid))
 
     def inside(spec: str) -> float | None:
-        pipeline = parse(spec).for_stages(family.name, stages, family.merges)
+        pipeline = parse(spec).for_stages(family.name, stages)
         planner = Planner(pipeline, budget, layers)
 
         def part(share: float) -> float:

@@ -20,7 +20,7 @@ from vlmcompress.errors import (
     VLMCompressError,
 )
 from vlmcompress.files import at_home
-from vlmcompress.files.untrusted import read_json, said
+from vlmcompress.files.untrusted import read_json, said, short
 from vlmcompress.patches.families.parts import ModelParts
 
 KIND, FORMAT = "tuning", 1
@@ -62,12 +62,18 @@ class Tuned:
     budgets: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def read(cls, path: str | Path) -> Tuned:
-        """The profile in a file.
+    def read(cls, path: ProfileLike) -> Tuned:
+        """The profile in a file; one that was read is given back.
 
         Raises:
             VLMCompressError: the file cannot be read, or is no such profile.
         """
+        if isinstance(path, Tuned):
+            return path
+        if not isinstance(path, str | Path):
+            raise VLMCompressError(
+                f"a profile is the name of a file or what tune() gave, not {short(path)}"
+            )
         file = at_home(path)
         try:
             content = read_json(file)
@@ -152,11 +158,47 @@ class Tuned:
         return rows
 
 
-def check_profile(method: object, profile: object) -> None:
-    """Raise a CompositionError about a profile beside a method that is named."""
-    if profile is not None and method != AUTO:
+ProfileLike = str | Path | Tuned
+"""The file of a profile, or what was read of it."""
+
+
+def asked_for(method: Any, profile: ProfileLike | None) -> Any:
+    """The method that is named, or "auto" where a profile takes its place.
+
+    Whatever takes one method and a profile asks here, so that all refuse alike, before anything is
+    loaded.
+
+    Args:
+        method: as it was given; None where none was.
+        profile: see `Tuned.read`; None where none was given.
+
+    Raises:
+        CompositionError: both are given.
+        VLMCompressError: the profile cannot be read.
+    """
+    if profile is None:
+        return method
+    if method is not None and method != AUTO:
         named = method if isinstance(method, str) else "methods that are named"
         raise CompositionError(f'a profile chooses the method: give it with "{AUTO}", not {named}')
+    Tuned.read(profile)
+    return AUTO
+
+
+def all_asked_for(methods: Sequence[Any], profile: ProfileLike | None) -> list[Any]:
+    """Several methods, and behind them "auto" for what a profile takes unless it is among them.
+
+    Raises:
+        VLMCompressError: the profile cannot be read.
+    """
+    taken = asked_for(None, profile)
+    return [*methods, *(() if taken is None or taken in methods else (taken,))]
+
+
+def check_fits(profile: ProfileLike | None, model: Any) -> None:
+    """Raise an UnsupportedModelError where a profile is given and is of another model."""
+    if profile is not None:
+        Tuned.read(profile).check_model(identity(ModelParts.of(model)))
 
 
 def how_sure(found: Mapping[str, Any]) -> str:
@@ -167,12 +209,15 @@ def how_sure(found: Mapping[str, Any]) -> str:
     """
     row, others = found["rows"][0], found["tied"]
     low, high = row["agreement_interval"]
-    tied = f"of the {found['last']} left at the end not told apart from it: "
+    named = ", ".join(others) or "none"
+    tied = f"of the {found['last']} left at the end not told apart from it: {named}"
+    if found["last"] == 1:
+        tied = "no other was left at the end"
     warned = "".join(f"; {warning}" for warning in found["warnings"])
     return (
         f"{row['method']} says what the whole model says in {row['agreement']:.1%} "
         f"({100 * low:.1f} to {100 * high:.1f}) of {row['n']} answers, KL {row['kl']:.3g}; "
-        f"{tied}{', '.join(others) or 'none'}{warned}"
+        f"{tied}{warned}"
     )
 
 

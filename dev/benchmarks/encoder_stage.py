@@ -154,7 +154,7 @@ def costs_of(model: Any, pieces: Sequence[Grid], spec: str | None, share: str) -
         return first_token(shape_of(model), load_of(model, [(0, g, None) for g in pieces], [WORDS]))
     parts = ModelParts.of(model)
     family = parts.family
-    pipeline = parse(spec).for_stages(family.name, family.stages, family.merges)
+    pipeline = parse(spec).for_stages(family.name, family.stages)
     plans = Planner(pipeline, Budget.parse(share), len(parts.layers)).plan(pieces)
     images = [(0, grid, plan) for grid, plan in zip(pieces, plans, strict=True)]
     return first_token(shape_of(model), load_of(model, images, [WORDS], pipeline.upstream))

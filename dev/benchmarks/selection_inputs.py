@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
@@ -31,7 +31,7 @@ from vlmcompress.methods.contracts.before_projector import (
     TokenPatches,
     TowerDropper,
 )
-from vlmcompress.methods.contracts.method import tokens_per_layer
+from vlmcompress.methods.contracts.method import LateEntry, tokens_per_layer
 from vlmcompress.ops.apportion import even
 from vlmcompress.tokens import Grid, VisualTokens
 
@@ -101,6 +101,10 @@ def works(
     try:
         if isinstance(method, DecoderMethod):
             return _decoder(method, plain_layer(model, tuple(grids), dtype), count)
+        if isinstance(method, LateEntry):  # it chooses nothing
+            layers, total = plain_layer(model, tuple(grids), dtype).depth, sum(map(len, grids))
+            method.schedule(layers, total, count)
+            return partial(method.schedule, layers, total, count)
         if isinstance(method, DecoderReducer) and method.acts_at == "decoder":
             return _between(method, plain_layer(model, tuple(grids), dtype), count)
         if isinstance(method, PixelSelector | Resizer) and method.acts_at == "pixels":

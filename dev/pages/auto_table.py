@@ -58,7 +58,7 @@ def acts_at(pipeline: Pipeline, family: str) -> set[Stage]:
     """
     try:
         known = FAMILIES.get(family)
-        settled = pipeline.for_stages(family, known.stages, known.merges)
+        settled = pipeline.for_stages(family, known.stages)
     except CompositionError:
         return set()
     return {method.acts_at for method in settled.methods}
@@ -94,9 +94,10 @@ def figures(tables: Tables, budget: str, stages: Sequence[Stage]) -> list[dict[s
 
 
 def _lets_in(family: str, stages: Sequence[Stage]) -> bool:
-    """Whether methods act there in models of a family; in the encoder those that merge."""
+    """Whether methods act there in models of a family; in the encoder where a token is a patch."""
     known = FAMILIES.get(family)
-    return bool(set(known.stages) & set(stages)) and (known.merges or list(stages) != ["encoder"])
+    inside = list(stages) == ["encoder"]
+    return bool(set(known.stages) & set(stages)) and not (inside and known.encoder.blocks)
 
 
 def drops_inside(tables: Tables, budget: str) -> list[dict[str, Any]]:

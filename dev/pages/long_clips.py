@@ -50,6 +50,10 @@ vlmcompress ask --video clip.mp4 "what appears first ?" --frames 64 --budget 64 
 vlmcompress eval --model tiny-qwen --tasks clips-64 --batch 1 --max-memory 8MB --out long
 ```
 
+`compress`, `ask`, `compare` and `Chat` take it, and as `--max-memory` the commands `ask`, `chat`,
+`demo`, `eval` and `profile` and both [harnesses](harnesses.md). Where settings are compared, all
+visual tokens are encoded in pieces, too. A server does not take it: vLLM encodes clips itself.
+
 - **What is bounded**: the tensors that tower and projector hold at once for a chunk. The first two
   chunks, of one frame and of two, are measured, the others are as large as the limit allows. A
   limit that is too small for one frame is refused, with what it takes. What kernels use for

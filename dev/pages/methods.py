@@ -57,7 +57,7 @@ _NOTES = """
   processor=processor)`, and for CLIP's image-text similarity `text_tower=` (a `LongText` reads
   beyond CLIP's 77 tokens).
 - *Around another method*: `"restore(divprune)"`, `"restore(divprune(ratio=0.1), distance=False)"`.
-- *Before the projector*: `tome`, `pitome` and `mctf` merge inside towers with one token a patch,
+- *Before the projector*: `tome`, `pitome` and `mctf` merge inside the tower, patch by patch, and
   `unit-drop` leaves out, from a layer on, what becomes one token; `downsample` and `pixelprune`
   save the work of the whole encoder. The prompt keeps its placeholders; tokens that were merged or
   left out do not enter the decoder.

@@ -29,10 +29,11 @@ for the transformers that is installed.
 - *tested*: a tiny model with random weights of that type passes these laws in `tests/families` (for
   three types with separators in `tests/patches`). Keeping all tokens changes not one bit; dropping
   equals masking in the bare model or, where layers carry a state along, taking the tokens out of
-  its hidden states; generating with a cache equals recomputing; a padded batch equals its members;
-  removing leaves nothing behind; decoder-stage methods are shown the attention of the model's own
-  layers; SDPA gives what eager attention gives. What the bare model does not keep itself is not
-  asked.
+  its hidden states; merging and pooling equal the bare model with a projector that gives the merged
+  features or, between its layers, with the merged states put in their place; generating with a
+  cache equals recomputing; a padded batch equals its members; removing leaves nothing behind;
+  decoder-stage methods are shown the attention of the model's own layers; SDPA gives what eager
+  attention gives. What the bare model does not keep itself is not asked.
 - *by structure*: nothing of the type is known beforehand. All that is needed is looked for in the
   model; what is missing, and layers of an unknown kind, are refused; `compress` warns once.
   `vlmcompress check MODEL` asks these laws of your own weights: [what it asks](check.md).

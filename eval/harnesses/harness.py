@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from vlmcompress.api import compress
 from vlmcompress.budget.budget import Budget
+from vlmcompress.budget.memory import bytes_of
 from vlmcompress.defaults import AUTO
 from vlmcompress.errors import MediaError, UnsupportedModelError, VLMCompressError
 from vlmcompress.eval.run import answering
@@ -23,11 +24,12 @@ from vlmcompress.methods.composition.spec import parse
 from vlmcompress.models.loading import load
 from vlmcompress.prompts import Prompt, prepare
 from vlmcompress.registry import unknown
+from vlmcompress.tuned import Tuned, asked_for
 
 NONE = "none"
 """Another name of `full`, the run that others are compared with."""
 
-_FOR_COMPRESS = ("positions", "order", "text_tower")
+_FOR_COMPRESS = ("positions", "order", "text_tower", "max_memory", "profile")
 _FOR_LOADING = ("attn_implementation", "trust_remote_code", "revision")
 
 
@@ -39,7 +41,7 @@ class HarnessSettings:
         pretrained: a built-in name, a folder or a Hugging Face id.
         method: a spec such as "divprune(ratio=0.1)+fastv(k=3)"; "none" or "full" for the baseline.
         budget: as `Budget.parse` takes it.
-        positions: see `compress`; so are `order` and `text_tower`.
+        positions: see `compress`; so are `order`, `text_tower`, `max_memory` and `profile`.
         device: see `load`; so is `dtype`.
         attn_implementation: for transformers; so are `trust_remote_code` and `revision`.
         frames: how many of a clip, or fps: how many a second; see `read_video`.
@@ -51,6 +53,8 @@ class HarnessSettings:
     positions: str | None = None
     order: str | None = None
     text_tower: str | None = None
+    max_memory: int | str | None = None
+    profile: str | None = None
     device: str | None = None
     dtype: str | None = None
     attn_implementation: str | None = None
@@ -65,28 +69,32 @@ class HarnessSettings:
 
         Raises:
             VLMCompressError: a name that is unknown, or one that has to be given and is not; or a
-                method or budget that cannot be read.
+                method, budget, size or profile that cannot be read.
         """
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
                 raise unknown("argument of vlmcompress", name, known)
+        values = {name: _unquoted(value) for name, value in given.items()}
+        texts = ("pretrained", "method", "budget", "revision", "profile")
+        values |= {name: str(values[name]) for name in texts if values.get(name) is not None}
+        # Mistakes are found here, before a model is loaded.
+        values["method"] = asked_for(values.get("method"), values.get("profile"))
         for name in ("pretrained", "method"):
-            if given.get(name) is None:
+            if values.get(name) is None:
                 raise VLMCompressError(
                     f"{name}= is missing: give for example pretrained=tiny-llava,method=divprune,"
                     f"budget=25%, and method={NONE} for the baseline"
                 )
-        values = {name: _unquoted(value) for name, value in given.items()}
-        texts = ("pretrained", "method", "budget", "revision")
-        values |= {name: str(values[name]) for name in texts if values.get(name) is not None}
         if values["method"] == NONE:
             values["method"] = FULL
-        # Mistakes are found here, before a model is loaded.
         if values["method"] != AUTO:
             parse(values["method"])
-        if values.get("budget") is not None:
-            Budget.parse(values["budget"])
+        for name, check in (("budget", Budget.parse), ("max_memory", bytes_of)):
+            if values.get(name) is not None:
+                check(values[name])
+        if values.get("profile") is not None and values.get("budget") is None:
+            Tuned.read(values["profile"]).nearest(None)
         check_sampling(values.get("frames"), values.get("fps"))
         return cls(**values)
 

@@ -13,6 +13,7 @@ import torch
 
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.memory import bytes_of
+from vlmcompress.defaults import AUTO
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.cases import Case, cases
 from vlmcompress.eval.run.provenance import of_run
@@ -46,7 +47,8 @@ class Plan:
         device: where the model runs.
         dtype: of its weights.
         max_memory: that the vision encoder may take for a clip; see `compress`.
-        profile: of `vlmcompress tune`; what it takes at each budget is among the methods.
+        profile: of `vlmcompress tune`; what it takes at each budget is among the methods, and
+            "auto" means nothing else.
     """
 
     model: str
@@ -60,6 +62,11 @@ class Plan:
     dtype: str | None = None
     max_memory: int | str | None = None
     profile: Path | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """The methods but "auto" of a profile, which is one of them at each budget."""
+        return [one for one in self.methods if one != AUTO or self.profile is None]
 
     def limit_of(self, task: str) -> int | None:
         """Samples of one task."""
@@ -91,7 +98,7 @@ class Evaluation:
             Job(
                 task,
                 task.samples(plan.limit_of(task.name), plan.seed),
-                _union(cases(plan.methods, plan.budgets, task.medium == "video"), tuned),
+                _union(cases(plan.named, plan.budgets, task.medium == "video"), tuned),
             )
             for task in self.tasks
         ]
@@ -162,7 +169,7 @@ class Evaluation:
 def _check(plan: Plan) -> list[Task] | None:
     """What can be checked without a model, the cheapest first; gives the tasks that were named."""
     resolve(plan.model)
-    cases(plan.methods, plan.budgets, video=False)
+    cases(plan.named, plan.budgets, video=False)
     if plan.max_memory is not None:
         bytes_of(plan.max_memory)
     if plan.profile is not None:

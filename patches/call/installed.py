@@ -10,7 +10,7 @@ from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.patches.call.shared import Shared
 from vlmcompress.patches.cost.budget_solver import Solver
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.patches.sequence.attention_bias import check_bias
+from vlmcompress.patches.sequence.attention_bias import check_bias, check_made_here
 from vlmcompress.patches.sequence.attention_masks import LayerKinds, layer_kinds
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.signals.signals import Signals
@@ -72,8 +72,8 @@ class Installed(ModelParts):
         """Of the decoder's layers; users may change the attention implementation at any time.
 
         Raises:
-            UnsupportedModelError: the attention implementation is unknown, or takes no bias that
-                the method wants.
+            UnsupportedModelError: the attention implementation is unknown, or takes no bias or
+                mask that the method wants.
         """
         config: Any = self.lm.config
         attention = config._attn_implementation
@@ -82,6 +82,10 @@ class Installed(ModelParts):
             pipeline = self.planner.pipeline
             if pipeline.attention_bias is not None:
                 check_bias(self.lm, found, pipeline.attention_bias.distance, pipeline.name)
+                found = replace(found, masks_made_here=True)
+            if pipeline.enters_late:
+                # What the model makes of its cache's first layer is too short for later ones.
+                check_made_here(self.lm, found, f"{pipeline.name} needs attention masks of its own")
                 found = replace(found, masks_made_here=True)
             self._kinds[attention] = found
         return self._kinds[attention]

@@ -44,7 +44,7 @@ def load_of(
 
     Exact but for what only the run decides: a plan's separators are taken to stay as long as there
     are as many tokens, a `PixelSelector` or `TowerDropper` to leave the same share of every frame
-    and window, and an `EncoderMethod` the same share of padding as of the picture.
+    and window, and an `EncoderMethod` of every window, and of padding as of the picture.
 
     Args:
         model: of a supported family.
@@ -145,19 +145,16 @@ class _Tower:
             return self._native(image, upstream)
         count = self.encoder.tiles_of(self.base, image.layout) if tiles is None else tiles
         entering = [self.tile] * self.layers
+        depth, block = self.encoder.depth(self.base, self.layers), self.encoder.patches(self.base)
+        units = self.tile // block
+        keep = round(units * image.given / len(image.layout))
         if isinstance(upstream, EncoderMethod):
-            depth = self.encoder.depth(self.base, self.layers)
-            keep = round(self.tile * image.given / len(image.layout))
-            leaving = upstream.schedule(depth, self.tile, keep)
-            shorter = {layer + 1: patches for layer, patches in leaving.items()}
             # What comes behind the feature layer runs on all patches again.
-            entering[:depth] = tokens_per_layer(depth, self.tile, shorter)
+            merging = _merging(upstream, depth, units, keep)
+            entering[:depth] = [tokens * block for tokens in merging[:depth]]
         if isinstance(upstream, TowerDropper) and upstream.shortens:
-            depth = self.encoder.depth(self.base, self.layers)
-            block = self.encoder.patches(self.base)
-            keep = round(self.tile // block * image.given / len(image.layout)) * block
             first = upstream.before(depth)
-            entering[first:depth] = [keep] * (depth - first)
+            entering[first:depth] = [keep * block] * (depth - first)
         tokens = tuple(patches + self.cls for patches in entering)
         patches, separated = self.tile * count, any(image.separators)
         return _Work(
@@ -178,18 +175,30 @@ class _Tower:
             first, drops = upstream.before(self.layers), upstream.shortens
         kept = image.given if drops else whole
         counts = [whole if layer < first else kept for layer in range(self.layers)]
+        leaving = counts
+        if isinstance(upstream, EncoderMethod):
+            frame = grid.h * grid.w
+            merging = _merging(upstream, self.layers, frame, round(image.given / grid.t))
+            *counts, kept = (tokens * grid.t for tokens in merging)
+            leaving = [*counts[1:], kept]
         pairs = [
             self.encoder.compared(self.base, grid, layer, self.layers)
             * (count / whole * block) ** 2
             for layer, count in enumerate(counts)
         ]
-        early = sum(share for layer, share in self.taps if layer < first)
         return _Work(
             tokens=[tuple(count * block for count in counts)],
             pairs=[tuple(pairs)],
             patches=whole * block,
-            projected=kept + (whole - kept) * early,
+            projected=kept + sum(share * (leaving[layer] - kept) for layer, share in self.taps),
         )
+
+
+def _merging(method: EncoderMethod, depth: int, tokens: int, keep: int) -> list[int]:
+    """Tokens that enter each of `depth` layers of a tower, and those that leave the last."""
+    leaving = method.schedule(depth, tokens, keep)
+    shorter = {layer + 1: count for layer, count in leaving.items()}
+    return tokens_per_layer(depth + 1, tokens, shorter)
 
 
 def _taps(family: Family, base: Any) -> tuple[tuple[int, float], ...]:

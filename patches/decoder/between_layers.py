@@ -1,4 +1,4 @@
-"""Between the decoder's layers: tokens are dropped, and arguments follow those that are left."""
+"""Between the decoder's layers: tokens are dropped or enter, and arguments follow what is there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlmcompress.methods.contracts.method import DecoderMethod, DecoderReducer
+from vlmcompress.methods.contracts.method import DecoderMethod, DecoderReducer, LateEntry
 from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.decoder.captured_rows import CapturedAttention
@@ -65,13 +65,15 @@ class BetweenLayers:
         return original(hidden, mask, features)
 
     def _cut(self, number: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
-        """Score the surviving tokens of every image and keep the best of them.
+        """Score the surviving tokens of every image and keep the best of them, or let tokens in.
 
         `given` are the model's own arguments of the layer, by name.
         """
         on, stages, decoder = self._on, self._on.now.stages, self._on.planner.pipeline.decoder
         assert stages is not None
         assert decoder is not None
+        if isinstance(decoder, LateEntry):
+            return stages.late.before(number, hidden)
         own = stages.arguments.of(number, given, hidden)  # notes rotary embeddings, too
         hidden = hidden.to(device_of(on.layers[number], hidden.device))  # accelerate does so later
         context: CutContext = ComputedAttention(number, on.layers, stages, hidden)

@@ -63,7 +63,8 @@ class Prefill:
         layouts = {modality: found.layouts for modality, found in encoded.items()}
         self.unmasked = chunk.unmasked
         self.valid = self._chunk_valid()
-        images = locate(self.ids, family.placeholders(installed.model), layouts, family.continues)
+        tokens = family.placeholders(installed.model)
+        images = locate(self.ids, tokens, layouts, family.continues, family.of_pieces)
         self.images = [image.under(self.unmasked[image.row]) for image in images]
         self.survivors = [prompt_rows.open_survivors(image, encoded) for image in self.images]
         """Per image: what a method before the projector left; None without such a method."""
@@ -121,7 +122,7 @@ class Prefill:
         if idle:
             self.checks.settle()
             return None
-        embeds = prompt_rows.place(self.embeds, self.images, kept, reductions)
+        embeds = prompt_rows.place(self.kwargs, self.images, kept, reductions)
         index, keep, size = self._pack(kept)
         self._lay_out_stages(index, keep, size, kept)
         follow = self.kwargs, self.images, reductions, self.chunk, self.stages.placeholders

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.contracts.method import Method
+from vlmcompress.patches.sequence.deepstack import in_loop
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import Encoded
@@ -33,7 +35,7 @@ def questions(
     for image, plan in zip(images, plans, strict=True):
         if len(image.placeholders):
             ends[image.row] = max(ends[image.row], int(image.placeholders[-1]))
-        if plan.schedule:
+        if plan.schedule and not plan.late:
             cut.add(image.row)
     found = []
     for row, end in enumerate(ends):
@@ -83,13 +85,18 @@ def check_grid(method: Method, image: Located, plan: ImagePlan) -> None:
 
 
 def place(
-    embeds: Tensor,
+    arguments: Mapping[str, Any],
     images: Sequence[Located],
     kept: Sequence[Tensor],
     reductions: Sequence[Reduction | None],
 ) -> Tensor:
-    """Embeddings [B, L, D] with merged features written at the place of each group."""
-    if all(reduction is None for reduction in reductions):
+    """Embeddings [B, L, D] with merged features written at the place of each group.
+
+    Not for a decoder that adds all features in its loop: it is given them there, and adds them to
+    what the embeddings hold.
+    """
+    embeds: Tensor = arguments["inputs_embeds"]
+    if in_loop(arguments) is not None or all(reduction is None for reduction in reductions):
         return embeds
     embeds = embeds.clone()
     for image, indices, reduction in zip(images, kept, reductions, strict=True):

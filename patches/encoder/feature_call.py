@@ -19,12 +19,14 @@ from vlmcompress.methods.contracts.before_projector import (
 )
 from vlmcompress.patches.call.entrance import CALL
 from vlmcompress.patches.call.installed import Installed
+from vlmcompress.patches.encoder.packed_merging import PackedTowerMerging
 from vlmcompress.patches.encoder.packed_tower import PackedTowerDropping
 from vlmcompress.patches.encoder.patch_dropping import PatchDropping
-from vlmcompress.patches.encoder.patch_merging import PatchMerging
 from vlmcompress.patches.encoder.resizing import Resizing
 from vlmcompress.patches.encoder.streaming import Streaming
-from vlmcompress.patches.encoder.tile_tower import Ahead, TileTowerDropping
+from vlmcompress.patches.encoder.tile_merging import TileTowerMerging
+from vlmcompress.patches.encoder.tile_tower import TileTowerDropping
+from vlmcompress.patches.encoder.tile_units import Ahead
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.attachments import Attachments
@@ -106,12 +108,15 @@ def before_projector(parts: ModelParts, planner: Planner, ahead: Ahead) -> Befor
     method = planner.pipeline.upstream
     if method is None:
         return None
+    packed = "pixels" in parts.family.stages
     if isinstance(method, EncoderMethod):
-        return PatchMerging(parts, planner)
+        if packed:
+            return PackedTowerMerging(parts, planner)
+        return TileTowerMerging(parts, planner, ahead)
     if isinstance(method, Resizer):
         return Resizing(parts, planner)
     if isinstance(method, TowerDropper):
-        if "pixels" in parts.family.stages:
+        if packed:
             return PackedTowerDropping(parts, planner)
         return TileTowerDropping(parts, planner, ahead)
     return PatchDropping(parts, planner)
@@ -154,7 +159,7 @@ class FeatureCalls:
         if self._method is not None and not self._method.takes_chunks:
             upstream = self._installed.planner.pipeline.upstream
             raise CompositionError(
-                f"{getattr(upstream, 'name', upstream)} chooses among the patches of a whole clip, "
+                f"{getattr(upstream, 'name', upstream)} works on the patches of a whole clip, "
                 "and max_memory encodes it in pieces: leave one of them out"
             )
 
@@ -264,7 +269,7 @@ class FeatureCalls:
                 layouts[modality] = method.layouts(modality, call)
         seen = HostChunk.of(ids, two_dimensional(given.get("attention_mask")))
         tokens = family.placeholders(installed.model)
-        images = locate(seen.ids, tokens, layouts, family.continues)
+        images = locate(seen.ids, tokens, layouts, family.continues, family.of_pieces)
         return Prompt.of(seen.unmasked, images)
 
     def _parameters(self, modality: str) -> inspect.Signature:

@@ -1,33 +1,80 @@
-"""The patches of a batch of tiles while they are merged, and what a method sees of them."""
+"""The tokens of a batch of tiles while they are merged, and what a method sees of them.
+
+A token is what the projector makes one feature of: one patch, or a block of m of them.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.contracts.before_projector import Merge
+from vlmcompress.errors import BudgetError, UnsupportedModelError, VLMCompressError
+from vlmcompress.methods.contracts.before_projector import EncoderMethod, Merge
 from vlmcompress.ops.deferred_checks import Checks
-from vlmcompress.ops.gather import take
 from vlmcompress.ops.groups import Groups
-from vlmcompress.ops.score import attention_received
 from vlmcompress.patches.signals.tower_attention import AttentionCall
+from vlmcompress.tokens import Grid
+
+_MASKED = ("eager", "sdpa")
+"""Attention implementations that take a mask of numbers to be added."""
 
 
-class Tiles:
-    """A batch of B tiles with T tokens each, n of which remain."""
+def scheduled(method: EncoderMethod, depth: int, tile: Grid, keep: int) -> dict[int, int]:
+    """Layer -> tokens of a tile that leave it; layers that merge nothing are left out.
 
-    def __init__(self, hidden: Tensor, protected: int) -> None:
-        """`hidden` [B, T, D] enters the first layer; the first `protected` tokens stay alone."""
-        self.protected = protected
-        batch, self.total = hidden.shape[:2]
-        self.slot = torch.arange(self.total, device=hidden.device).expand(batch, -1)
-        """[B, T] int64: where each token of the beginning is now."""
-        self.sizes = torch.ones(batch, self.total, device=hidden.device)
+    Raises:
+        BudgetError: not one token would be left, or the method cannot leave so few.
+        VLMCompressError: the method's schedule is none.
+    """
+    name, current = method.name, len(tile)
+    if keep < 1:
+        raise BudgetError(
+            f"{name} leaves at least 1 token of each {tile} tile: the budget is too small"
+        )
+    counts = {}
+    for layer, count in sorted(method.schedule(depth, current, keep).items()):
+        if not (0 <= layer < depth and keep <= count <= current):
+            raise VLMCompressError(
+                f"{name} scheduled {count} tokens after layer {layer}: possible are layers 0 "
+                f"to {depth - 1} and at most {current}, at the end {keep}"
+            )
+        if count < current:
+            counts[layer] = current = count
+    if current != keep:
+        raise VLMCompressError(f"{name} scheduled {current} tokens, {keep} were due")
+    return counts
+
+
+def check_proportional(method: EncoderMethod, towers: Iterable[nn.Module]) -> None:
+    """Proportional attention needs a mask, which FlashAttention does not take.
+
+    Raises:
+        UnsupportedModelError: the method wants it, and a tower is set to another implementation.
+    """
+    for tower in towers if method.proportional else ():
+        config: Any = tower.config
+        if config._attn_implementation not in _MASKED:
+            raise UnsupportedModelError(
+                f"{method.name} attends in proportion to sizes, which the attention "
+                f"implementation {config._attn_implementation!r} of the vision tower cannot: "
+                f"use {' or '.join(_MASKED)} there, or proportional=False"
+            )
+
+
+class Merging:
+    """B tiles of N tokens each, n of which remain."""
+
+    def __init__(self, batch: int, tokens: int, protected: int, device: torch.device) -> None:
+        """None is merged yet. `protected` tokens that are no patches stand before each tile."""
+        self.protected, self.total = protected, tokens
+        self.slot = torch.arange(tokens, device=device).expand(batch, -1)
+        """[B, N] int64: where each token of the beginning is now."""
+        self.sizes = torch.ones(batch, tokens, device=device)
         """[B, n] float32: how many of those each token stands for."""
 
     @property
@@ -37,34 +84,29 @@ class Tiles:
 
     @property
     def merged(self) -> bool:
-        """Whether n is below T."""
+        """Whether n is below N."""
         return self.remaining < self.total
-
-    def log_sizes(self, hidden: Tensor) -> Tensor:
-        """[B, n] in the dtype and on the device of `hidden`."""
-        return self.sizes.log().to(hidden)
 
     def checked(self, name: str, merge: Merge, count: int, checks: Checks) -> Merge:
         """The merge; a plain one that fits stands in for one that is not what `Merge` says.
 
         Args:
             name: of the method.
-            merge: of the n tokens.
-            count: patches that must remain.
+            merge: of the protected tokens and the n others.
+            count: tokens that must remain, without the protected ones.
             checks: what only the device knows is checked there.
 
         Raises:
             VLMCompressError: a dtype or shape is wrong.
         """
-        leader, weights = merge.leader, merge.weights
-        shape = self.sizes.shape
+        leader, weights, first = merge.leader, merge.weights, self.protected
+        shape = (len(self.sizes), first + self.remaining)
         if leader.shape != shape or weights.shape != shape or leader.dtype != torch.int64:
             raise VLMCompressError(
-                f"{name} must give int64 leaders and weights of shape {tuple(shape)}, got "
+                f"{name} must give int64 leaders and weights of shape {shape}, got "
                 f"{leader.dtype} {tuple(leader.shape)} and {tuple(weights.shape)}"
             )
         places = torch.arange(shape[1], device=leader.device).expand(shape)
-        first = self.protected
         inside = ((leader >= 0) & (leader < shape[1])).all()
         known = leader.clamp(0, shape[1] - 1)
         own = (known.gather(1, known) == known).all()
@@ -80,26 +122,41 @@ class Tiles:
         stand_in = places.clamp_max(count + first - 1)
         return Merge(leader.where(good, stand_in), weights.where(good.to(weights.device), 1.0))
 
-    def merge(self, hidden: Tensor, merge: Merge, count: int) -> Tensor:
-        """[B, n, D] -> [B, count + protected, D], ordered by smallest member; weighted means."""
-        device = self.slot.device
-        groups = Groups.of(merge.leader.to(device), count=count + self.protected)
+    def merge(self, patches: Tensor, merge: Merge, count: int) -> tuple[Tensor, Groups]:
+        """Every group becomes the weighted mean of its members, patch by patch.
+
+        Args:
+            patches: [B, n, m, D] of the tokens.
+            merge: see `checked`.
+            count: tokens that remain.
+
+        Returns:
+            [B, count, m, D], ordered by smallest member; and the groups.
+        """
+        device, first = self.slot.device, self.protected
+        groups = Groups.of(merge.leader[:, first:].to(device) - first, count=count)
         self.sizes, self.slot = groups.sum(self.sizes), groups.slot.gather(1, self.slot)
-        with torch.autocast(hidden.device.type, enabled=False):
-            means = groups.mean(hidden.to(device), merge.weights.to(device))
-        return means.to(hidden)
+        with torch.autocast(patches.device.type, enabled=False):
+            means = groups.mean(patches.flatten(2).to(device), merge.weights[:, first:].to(device))
+        return means.to(patches).view(len(means), count, *patches.shape[2:]), groups
 
-    def expanded(self, hidden: Tensor) -> Tensor:
-        """[B, n, D] -> [B, T, D]: every token with the value of its group."""
-        return take(hidden, self.slot)
 
-    def contracted(self, hidden: Tensor) -> Tensor:
-        """The other way round; as it is where it was not expanded."""
-        if hidden.shape[1] == self.remaining:
-            return hidden
-        places = torch.arange(self.total, device=self.slot.device).expand_as(self.slot)
-        first = places.new_full(self.sizes.shape, self.total)
-        return take(hidden, first.scatter_reduce(1, self.slot, places, "amin"))
+class Seen:
+    """What an attention was given, worked out once, and only as far as it is asked for."""
+
+    def __init__(self, call: AttentionCall, bias: Tensor | None) -> None:
+        """`bias` [B, n] or [P] was added to the logits of each key, where it was."""
+        self._call, self._bias = call, bias
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """[B, n, d] or [P, d] float32: mean over heads."""
+        return self._call.heads("k").float().mean(-3)
+
+    @cached_property
+    def received(self) -> Tensor:
+        """[B, n] or [P] float32."""
+        return self._call.received(self._bias)
 
 
 @dataclass(frozen=True)
@@ -108,33 +165,15 @@ class TowerView:
 
     layer: int
     layers: int
+    protected: int
     hidden: Tensor
-    tiles: Tiles
-    seen: AttentionCall
-    """What its attention was given."""
-    biased: bool
-    """Whether that attended in proportion to sizes."""
-
-    @property
-    def protected(self) -> int:
-        return self.tiles.protected
-
-    @property
-    def sizes(self) -> Tensor:
-        return self.tiles.sizes
+    sizes: Tensor
+    seen: Seen
+    tokens: Callable[[Tensor], Tensor]
+    """Values of what the attention was given, [..., D], as values of tokens [B, n, D]."""
 
     def keys(self) -> Tensor:
-        return self._heads("k").mean(1)
+        return self.tokens(self.seen.keys)
 
     def received(self) -> Tensor:
-        q, k, scaling = self._heads("q"), self._heads("k"), self.seen.scaling
-        if self.biased:
-            # q.k * scaling + log(size), as one more dimension of queries and keys.
-            bias = self.tiles.log_sizes(k)[:, None, :, None].expand(*k.shape[:-1], 1)
-            q = torch.cat([q, torch.full_like(bias, 1 / math.sqrt(scaling))], -1)
-            k = torch.cat([k, bias / math.sqrt(scaling)], -1)
-        return attention_received(q, k, scaling)
-
-    def _heads(self, name: Literal["q", "k"]) -> Tensor:
-        """[B, H, n, d] float32."""
-        return self.seen.heads(name).float()
+        return self.tokens(self.seen.received[..., None])[..., 0]

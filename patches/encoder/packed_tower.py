@@ -44,24 +44,37 @@ class _Run(PackedRun):
         return all(map(int.__eq__, map(len, self.grids), self.counts))
 
 
+def check_segments(name: str, acts: str, parts: ModelParts) -> None:
+    """Raise unless the layers of the towers are told what sees what, and where it is.
+
+    Args:
+        name: of the method.
+        acts: what it does there.
+        parts: of the model.
+
+    Raises:
+        UnsupportedModelError: one is not.
+    """
+    for layer, _ in (one for tower in parts.towers for one in attention_layers(tower)):
+        known = inspect.signature(layer.forward).parameters
+        if not all(argument in known for argument in _SEGMENTS):
+            raise UnsupportedModelError(
+                f"{name} {acts} between layers that take {' and '.join(_SEGMENTS)}, and "
+                f"{type(layer).__name__} does not"
+            )
+
+
 class PackedTowerDropping(PatchDropping):
     """Lets a `TowerDropper` say which tokens go on through the tower."""
 
     def __init__(self, parts: ModelParts, planner: Planner) -> None:
         super().__init__(parts, planner)
         self._by_content = planner.budget is None and self._method.adaptive
-        layers = [attention_layers(tower) for tower in parts.towers]
-        depth = min(map(len, layers))
+        check_segments(self._method.name, "drops", parts)
+        depth = min(len(attention_layers(tower)) for tower in parts.towers)
         self._first = self._method.before(depth)
         self.dropped_before = self._first, depth
         self._method.suits(parts.family.encoder.patches(parts.base))
-        for layer, _ in (one for found in layers for one in found):
-            known = inspect.signature(layer.forward).parameters
-            if not all(name in known for name in _SEGMENTS):
-                raise UnsupportedModelError(
-                    f"{self._method.name} drops between layers that take "
-                    f"{' and '.join(_SEGMENTS)}, and {type(layer).__name__} does not"
-                )
 
     def encode(
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner

@@ -39,7 +39,9 @@ class PackedRun:
     ran: bool = False
     """Whether a layer was given fewer patches."""
     _places: dict[torch.device, Tensor] = field(default_factory=dict)
-    _lengths: dict[int, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
+    _lengths: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    _hosts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Borders of the whole sequence, and the same on the CPU."""
 
     @property
     def idle(self) -> bool:
@@ -51,6 +53,10 @@ class PackedRun:
         """[U * side**2] bool: the patches that stay."""
         assert self.blocks is not None
         return self.blocks.repeat_interleave(self.side**2)
+
+    def settle(self, blocks: Tensor) -> None:
+        """Note which blocks stay, [U] bool."""
+        self.blocks, self._places, self._lengths = blocks, {}, {}
 
     def take(self, values: Tensor) -> Tensor:
         """Those of values for each patch [P, ...] that stay."""
@@ -66,11 +72,16 @@ class PackedRun:
         """
         if id(ends) not in self._lengths:
             counts = torch.cat([torch.zeros(1, dtype=torch.long), self.patches.cumsum(0)])
-            borders = torch.unique_consecutive(counts[ends.cpu().long()])
+            borders = torch.unique_consecutive(counts[self._on_host(ends)])
             longest = int(borders.diff().max())
+            self._lengths[id(ends)] = borders.to(ends), longest
+        return self._lengths[id(ends)]
+
+    def _on_host(self, ends: Tensor) -> Tensor:
+        if id(ends) not in self._hosts:
             # The key is kept alive, so that its id stays its own.
-            self._lengths[id(ends)] = ends, borders.to(ends), longest
-        return self._lengths[id(ends)][1:]
+            self._hosts[id(ends)] = ends, ends.cpu().long()
+        return self._hosts[id(ends)][1]
 
 
 class PatchDropping:
@@ -146,9 +157,11 @@ class PatchDropping:
 
     def _settle(self, run: PackedRun, kept: Sequence[Tensor], order: Sequence[Tensor]) -> None:
         """Note what stays."""
-        run.kept, run.blocks = kept, torch.zeros(sum(map(len, order)), dtype=torch.bool)
+        blocks = torch.zeros(sum(map(len, order)), dtype=torch.bool)
         for places, mine in zip(order, kept, strict=True):
-            run.blocks[places[mine]] = True
+            blocks[places[mine]] = True
+        run.kept = kept
+        run.settle(blocks)
 
     def put_back(
         self, done: PackedRun, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
@@ -180,18 +193,23 @@ class PatchDropping:
             return None
         if number == self._first:
             self._reach(run, args[0] if args else kwargs["hidden_states"])
-        changed = dict(kwargs)
-        changed["cu_seqlens"], longest = run.lengths(kwargs["cu_seqlens"])
-        if kwargs.get("max_seqlen") is not None:
-            changed["max_seqlen"] = longest
-        cos, sin = kwargs["position_embeddings"]
-        changed["position_embeddings"] = run.take(cos), run.take(sin)
+        changed = self._shorter(run, kwargs)
         if number > self._first:
             return args, changed
         run.ran = True
         if args:
             return (run.take(args[0]), *args[1:]), changed
         return args, {**changed, "hidden_states": run.take(kwargs["hidden_states"])}
+
+    def _shorter(self, run: PackedRun, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a layer is told of the patches, of those that stay alone."""
+        changed = dict(kwargs)
+        changed["cu_seqlens"], longest = run.lengths(kwargs["cu_seqlens"])
+        if kwargs.get("max_seqlen") is not None:
+            changed["max_seqlen"] = longest
+        cos, sin = kwargs["position_embeddings"]
+        changed["position_embeddings"] = run.take(cos), run.take(sin)
+        return changed
 
     def _reach(self, run: PackedRun, hidden: Tensor) -> None:
         """What enters the first layer that works less: [P, D]."""

@@ -15,7 +15,7 @@ from vlmcompress.methods.contracts.method import Stage
 from vlmcompress.patches.families.frames import Frames
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.patches.hooks.arguments import CACHE_NAMES, cache_name, carries_images
-from vlmcompress.patches.sequence.cache_state import CacheState
+from vlmcompress.patches.sequence.cache_state import WHOLE, CacheState
 from vlmcompress.tokens import Grid, Layout
 from vlmcompress.version import NEWEST_TRANSFORMERS
 
@@ -40,8 +40,6 @@ class Family:
     images: bool = True
     video: bool = False
     stages: tuple[Stage, ...] = ("projector", "decoder")
-    merges: bool = False
-    """Whether the encoder stage lets methods merge patches, and not only drop them."""
     renumbers: bool = True
     """Whether positions are one number per token, so that their gaps can be closed."""
     encoder: Encoder = Encoder()
@@ -62,8 +60,6 @@ class Family:
     before a cut is then watched instead."""
     no_costs: str | None = None
     """Why its FLOPs are not known; None where they are."""
-    no_merging: str | None = None
-    """Why the decoder cannot be given new features in place of several; None where it can."""
     masks_output: bool = False
     """Whether the model hands its attention mask to the base model and multiplies what it makes of
     the hidden states by it: `patches/call/output_mask.py` then does so for what is left."""
@@ -147,6 +143,10 @@ class Family:
         """
         return [False] * len(pieces)
 
+    def of_pieces(self, layout: Layout) -> Layout:
+        """How the tokens of an image of several pieces lie; `layout` has the grids of all."""
+        return layout
+
     def unmasked(self, call: Mapping[str, Any], state: CacheState) -> dict[str, Any]:
         """Arguments of the base model with which it makes masks for the chunk alone.
 
@@ -164,7 +164,7 @@ class Family:
                 "projector-stage method, or start a new cache"
             )
         length = call["input_ids"].shape[1]
-        past = state.stages[0].index.shape[1] + state.tail
+        past = state.stages[WHOLE].index.shape[1] + state.tail
         changed: dict[str, Any] = {"attention_mask": None}
         for name in types:
             # The model finds images by their place in the cache.

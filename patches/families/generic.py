@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.ops.host_copies import on_cpu
 from vlmcompress.patches.families.family import Family, _expect
 from vlmcompress.patches.families.frames import PackedFrames
-from vlmcompress.patches.families.separators import separated, views_of
+from vlmcompress.patches.families.separators import separated, views_of, with_newlines
 from vlmcompress.patches.families.shapes import grid_of, pieces_of, shapes_of
 from vlmcompress.patches.families.table import (
     CLIPS,
@@ -40,6 +41,8 @@ _MARKS = 2
 """Tokens that may stand between two tiles of an image."""
 _MODALITIES = ("image", "video")
 _NO_SCORES = "no test found them equal to the attention of its layers"
+_NEWLINE = "image_newline"
+"""Parameter of a base model that ends the rows of its pictures with that vector."""
 _DEEPSTACK = "_deepstack_process"
 
 
@@ -89,7 +92,6 @@ class Generic(Family):
         compared = self.name in TESTED - UNSCORED
         self.no_scores = None if compared else _NO_SCORES
         self.no_costs = self._row.no_costs
-        self.no_merging = self._row.no_merging
         arguments = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
         self._end = _end_token(config)
         self._sizes_known = any(name.endswith("grid_thw") for name in arguments)
@@ -123,6 +125,10 @@ class Generic(Family):
         words, encoder = self._row.separators, self.encoder
         if encoder.sizes is not None and encoder.sizes.format(modality) in call and not words:
             return [Layout.of(Grid(*g)) for g in encoder.grids(self.base(model), modality, call)]
+        newline = getattr(self.base(model), _NEWLINE, None)
+        if isinstance(newline, Tensor) and isinstance(features, list) and not words:
+            found = on_cpu([(tokens == newline.to(tokens)).all(-1) for tokens in features])
+            return [with_newlines(newlines) for newlines in found]
         shapes = shapes_of(modality, call)
         counts = pieces_of(features, modality, call, shapes)
         rows = shapes if len(shapes) == len(counts) else [None] * len(counts)
@@ -141,6 +147,12 @@ class Generic(Family):
             before is not None and self._joined(ids[before[-1] + 1 : piece[0]])
             for before, piece in pairs
         ]
+
+    def of_pieces(self, layout: Layout) -> Layout:
+        """Pieces of one token each, of a tower that nothing is known of, are one row: a grid of a
+        single token leaves a method nothing to choose from."""
+        alone = all(len(grid) == 1 for grid in layout.parts) and not self.encoder.towers
+        return Layout((layout.grid,), layout.separators) if alone else layout
 
     def _joined(self, between: list[int]) -> bool:
         """Whether tiles with such tokens between them are of one image: none, or the marks of a

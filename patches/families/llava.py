@@ -20,7 +20,6 @@ class Llava(Family):
     class_name = "LlavaForConditionalGeneration"
     encoder = PatchEncoder()
     stages = ("encoder", "projector", "decoder")
-    merges = True
 
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]

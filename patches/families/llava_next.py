@@ -25,7 +25,6 @@ class LlavaNext(Family):
     class_name = "LlavaNextForConditionalGeneration"
     encoder = TileEncoder()
     stages = ("encoder", "projector", "decoder")
-    merges = True
 
     def layouts(
         self, model: nn.Module, modality: str, features: Sequence[Tensor], call: Mapping[str, Any]
@@ -35,7 +34,7 @@ class LlavaNext(Family):
         found = [(tokens == newline.to(tokens)).all(-1).sum() for tokens in features]
         counts = [int(one) for one in on_cpu(found)]
         return [
-            _with_newlines(len(tokens), rows, side(model))
+            with_newlines(len(tokens), rows, side(model))
             for tokens, rows in zip(features, counts, strict=True)
         ]
 
@@ -63,7 +62,7 @@ def side(model: nn.Module) -> int:
     return int(vision.image_size // vision.patch_size)
 
 
-def _with_newlines(count: int, rows: int, side: int) -> Layout:
+def with_newlines(count: int, rows: int, side: int) -> Layout:
     """Tell newlines from visual tokens.
 
     Args:
@@ -77,11 +76,6 @@ def _with_newlines(count: int, rows: int, side: int) -> Layout:
     width = rest // max(rows, 1) - 1
     if width < 1:
         return Layout((Grid(1, side, side),), tuple(_of_overview(rows, side)))
-    return rows_with_newlines(side, rows, width)
-
-
-def rows_with_newlines(side: int, rows: int, width: int) -> Layout:
-    """An overview of `side` x `side` tokens, then rows with a newline after each."""
     starts = [side * side + row * width for row in range(rows)]
     separators = (
         Separator(start + width + row, start, start + width) for row, start in enumerate(starts)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from vlmcompress.errors import UnsupportedModelError
+from vlmcompress.patches.families.family import square
 from vlmcompress.patches.families.shapes import Shape, grid_of
 from vlmcompress.tokens import Grid, Layout, Separator
 
@@ -67,6 +68,30 @@ def separated(words: str, count: int, shape: Shape | None, views: Views | None =
             f"no grid has {count} features with separators {words!r}: the rule is another"
         )
     return Layout(tuple(grids), tuple(_separators(said, grids, count)))
+
+
+def with_newlines(newlines: Tensor) -> Layout:
+    """The layout of a picture whose rows each end with one and the same vector.
+
+    What comes before the first row is an overview, a square, without them. Where the rows are not
+    equally long, all tokens are one row.
+
+    Args:
+        newlines: [count] bool, on the CPU: where that vector is among the features.
+    """
+    count, places = len(newlines), newlines.nonzero()[:, 0].tolist()
+    tokens = count - len(places)
+    width = places[1] - places[0] - 1 if len(places) > 1 else 0
+    overview = tokens - width * len(places)
+    if not width or places != list(range(overview + width, count, width + 1)):
+        ends = tuple(Separator(place, 0, tokens) for place in places)
+        return Layout((square(tokens),), ends)
+    starts = [overview + row * width for row in range(len(places))]
+    ends = tuple(
+        Separator(place, start, start + width) for place, start in zip(places, starts, strict=True)
+    )
+    whole = [square(overview)] if overview else []
+    return Layout((*whole, Grid(1, len(places), width)), ends)
 
 
 def views_of(call: Mapping[str, Any], number: int) -> Views | None:

@@ -66,8 +66,6 @@ class TypeFacts:
     signals: frozenset[str]
     no_costs: str | None
     """`Family.no_costs`."""
-    merges: bool = False
-    """`Family.merges`."""
 
 
 def known_types() -> dict[str, TypeFacts]:
@@ -85,8 +83,7 @@ def retriever_types() -> dict[str, TypeFacts]:
 def _of_family(family: type[Family]) -> TypeFacts:
     signals = frozenset(family.encoder.signals)
     media = family.images, family.video
-    costs, merges = family.no_costs, family.merges
-    return TypeFacts(family.class_name, family.stages, *media, signals, costs, merges)
+    return TypeFacts(family.class_name, family.stages, *media, signals, family.no_costs)
 
 
 def _of_type(name: str, class_name: str) -> TypeFacts:

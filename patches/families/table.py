@@ -36,8 +36,6 @@ class Row:
 
     no_cuts: str | None = None
     """Why its decoder layers cannot hold different tokens; None where they can."""
-    no_merging: str | None = None
-    """Why its decoder cannot be given new features in place of several; None where it can."""
     separators: str = ""
     """What stands among the features beside tokens of the picture, in words of
     `vlmcompress.patches.families.separators.WORDS`: "row" for one behind each row of tokens."""
@@ -69,7 +67,6 @@ def _names(text: str) -> list[str]:
     return text.split()
 
 
-_LOOP = "its decoder adds features of all tokens in its own loop"
 _BLOCKS = "its decoder keeps states of all tokens across blocks of layers"
 
 
@@ -174,7 +171,7 @@ ROWS: dict[str, Row] = {
     "hy_v4_vl": Row(separators="row"),
     **dict.fromkeys(_names("inkling2 inkling2_loop"), Row(no_cuts=_BLOCKS)),
     "gemma3n": Row(no_cuts="its hidden states are four streams, and tokens their third axis"),
-    "granite4_vision": Row(no_cuts=_LOOP, no_merging=_LOOP),
+    "granite4_vision": Row(no_cuts="its decoder adds features of all tokens in its own loop"),
     "unlimited_ocr": Row(
         no_cuts="its layers see all of the prompt, but a window of the answer",
         separators="row end",

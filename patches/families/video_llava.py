@@ -26,7 +26,6 @@ class VideoLlava(Family):
     class_name = "VideoLlavaForConditionalGeneration"
     encoder = TwoTowerEncoder()
     stages = ("encoder", "projector", "decoder")
-    merges = True
     video = True
     frames = BatchedTiles()
     feature_calls = IMAGES_AND_CLIPS

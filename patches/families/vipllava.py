@@ -13,4 +13,3 @@ class VipLlava(Family):
     class_name = "VipLlavaForConditionalGeneration"
     encoder = LayersEncoder()
     stages = ("encoder", "projector", "decoder")
-    merges = True

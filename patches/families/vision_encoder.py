@@ -10,16 +10,13 @@ from torch import Tensor
 
 from vlmcompress.tokens import Grid, Layout
 
-TILE_TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-"""Kinds of towers whose layers are known well enough to merge patches between them -> how many of
-their first tokens are no patches."""
 CLS_TOKENS = {
-    **TILE_TOWERS,
+    "clip_vision_model": 1,
     "internvl_vision": 1,
     "llama4_vision_model": 1,
     "qianfan_ocr_vision": 1,
 }
-"""The same of all towers that have such tokens."""
+"""Kinds of towers that have tokens that are no patches -> how many."""
 _NATIVE = ("pixtral",)
 """Kinds of towers that name an image size, yet take pictures of any."""
 _SIDES = (
@@ -64,6 +61,8 @@ class Encoder:
     """Whether patches attend to those of other frames of their clip."""
     cls_place: int = 0
     """Which token of a tile is its CLS, where it has one."""
+    blocks: ClassVar[bool] = False
+    """Whether a token is made of a block of patches, of `merge_side` along a side."""
     watched: bool = False
     """Whether queries and keys are taken where the layers attend with them, whatever their parts
     are called; otherwise they are computed from the usual names."""
@@ -99,7 +98,7 @@ class Encoder:
 
     def patches(self, base: Any) -> int:
         """Of how many neighbouring patches the projector makes one feature."""
-        return 1
+        return self.merge_side(base) ** 2 if self.blocks else 1
 
     def grids(
         self, base: Any, modality: str, call: Mapping[str, Any]

@@ -97,6 +97,7 @@ class InternVLEncoder(PatchEncoder):
     """InternVL: blocks of patches become one token, tile by tile; it has the mean of its block."""
 
     signals = signals_of("cls_attention", "encoder_attention", "keys", "projection")
+    blocks = True
 
     def gives(self, base: Any) -> frozenset[str]:
         return self.signals
@@ -106,14 +107,12 @@ class InternVLEncoder(PatchEncoder):
     ) -> Tensor:
         return block_means(self._selected(base, values, call), self.merge_side(base))
 
-    def patches(self, base: Any) -> int:
-        return self.merge_side(base) ** 2
-
 
 class Idefics3Encoder(Encoder):
     """Idefics3 and SmolVLM: SigLIP, and blocks of patches as in InternVL."""
 
     signals = signals_of("encoder_attention", "keys")
+    blocks = True
     towers = ("vision_model",)
     projector = "connector"
 
@@ -121,9 +120,6 @@ class Idefics3Encoder(Encoder):
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
     ) -> Tensor:
         return block_means(values, self.merge_side(base))
-
-    def patches(self, base: Any) -> int:
-        return self.merge_side(base) ** 2
 
 
 class ModernVBertEncoder(Idefics3Encoder):

@@ -23,6 +23,7 @@ class PackedEncoder(Encoder):
     """
 
     signals = signals_of("encoder_attention", "keys", "projection")
+    blocks = True
     towers = ("visual",)
     projector = "visual.merger"
     sizes = "{}_grid_thw"
@@ -31,9 +32,6 @@ class PackedEncoder(Encoder):
         self, base: Any, modality: str, values: Tensor, call: Mapping[str, Any]
     ) -> Tensor:
         return values.view(-1, self.patches(base), values.shape[-1]).mean(1)
-
-    def patches(self, base: Any) -> int:
-        return self.merge_side(base) ** 2
 
     def tile(self, base: Any) -> int | None:
         return None  # whatever image size its configuration names

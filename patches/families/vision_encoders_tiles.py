@@ -109,6 +109,7 @@ class BlockEncoder(Encoder):
     """Tiles or pictures of one size whose blocks of patches become a token each."""
 
     signals = signals_of("cls_attention", "encoder_attention", "keys")
+    blocks = True
 
     def gives(self, base: Any) -> frozenset[str]:
         without_cls = self.signals - {"cls_attention", "layer_cls_attention"}
@@ -121,9 +122,6 @@ class BlockEncoder(Encoder):
         patches = values[:, : values.shape[1] - cls] if self.cls_place else values[:, cls:]
         side = self.merge_side(base)
         return patches if side == 1 else block_means(patches, side)
-
-    def patches(self, base: Any) -> int:
-        return self.merge_side(base) ** 2
 
 
 class PooledEncoder(Encoder):

@@ -73,6 +73,24 @@ def closer(positions: Tensor, frequencies: Tensor) -> Tensor:
     return (2 - alike).log()
 
 
+def check_made_here(lm: Any, kinds: LayerKinds, what: str) -> None:
+    """Refuse what needs masks of ours where some layers take none.
+
+    Raises:
+        UnsupportedModelError: FlashAttention, or layers that are no plain attention; says `what`.
+    """
+    if kinds.flash:
+        raise UnsupportedModelError(
+            f"{what}, which {lm.config._attn_implementation} cannot take: use eager or sdpa"
+        )
+    others = sorted(set(kinds.names) - {FULL, SLIDING, CHUNKED})
+    if others:
+        found = ", ".join(others)
+        raise UnsupportedModelError(
+            f"{what} in every layer, and this decoder has layers of another kind: {found}"
+        )
+
+
 def check_bias(lm: Any, kinds: LayerKinds, distance: bool, name: str) -> None:
     """Refuse a bias where a decoder cannot take it.
 
@@ -86,17 +104,7 @@ def check_bias(lm: Any, kinds: LayerKinds, distance: bool, name: str) -> None:
         UnsupportedModelError: FlashAttention, layers that are no attention, or no rotary
             frequencies.
     """
-    if kinds.flash:
-        raise UnsupportedModelError(
-            f"{name} adds a bias to attention logits, which "
-            f"{lm.config._attn_implementation} cannot take: use eager or sdpa"
-        )
-    others = sorted(set(kinds.names) - {FULL, SLIDING, CHUNKED})
-    if others:
-        raise UnsupportedModelError(
-            f"{name} adds a bias to the attention logits of every decoder layer, and this decoder "
-            f"has layers of another kind: {', '.join(others)}"
-        )
+    check_made_here(lm, kinds, f"{name} adds a bias to attention logits")
     if distance:
         frequencies_of(lm, kinds, name)
 

@@ -17,13 +17,17 @@ from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.patches.sequence.attention_bias import TokenBias
 from vlmcompress.patches.sequence.packing import join
 
+WHOLE = -1
+"""Stage of all that the decoder is given. Its first layers hold the same, unless tokens enter late:
+these layers then have a stage 0."""
+
 
 @dataclass(frozen=True)
 class Slots:
     """The slots that the layers of one stage hold."""
 
     index: Tensor
-    """[B, n] int64: virtual columns (first stage) or slots of the first stage (the others)."""
+    """[B, n] int64: virtual columns (of the stage `WHOLE`) or slots of that stage (of others)."""
     valid: Tensor | None
     """[B, n] bool; None where no slot is a filler."""
 
@@ -55,7 +59,7 @@ class CacheState:
     length: int
     """Virtual length up to the end of the last shortened chunk."""
     stages: dict[int, Slots]
-    """First decoder layer of the stage -> slots; ascending, layer 0 first."""
+    """First decoder layer of the stage -> slots; ascending, `WHOLE` first."""
     tail: int = 0
     """Tokens appended since, which every stage keeps."""
     bias: TokenBias | None = None
@@ -70,7 +74,7 @@ class CacheState:
         """Slots of the stage that `layer` belongs to, with `tail` appended ones."""
         first = self._first(layer)
         slots = self.stages[first]
-        start = self.length if first == 0 else self.stages[0].index.shape[1]
+        start = self.length if first == WHOLE else self.stages[WHOLE].index.shape[1]
         return slots.extended(start, tail)
 
     def has_fillers(self, layer: int) -> bool:
@@ -87,8 +91,8 @@ class CacheState:
         return replace(self, tail=self.tail + count)
 
     def is_first(self, layer: int) -> bool:
-        """Whether `layer` belongs to the first stage, whose slots are virtual columns."""
-        return self._first(layer) == 0
+        """Whether `layer` belongs to the stage whose slots are virtual columns."""
+        return self._first(layer) == WHOLE
 
     def _first(self, layer: int) -> int:
         return max(start for start in self.stages if start <= layer)
@@ -134,7 +138,7 @@ class _VirtualLength:
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        size = len(self._vlmcompress.stages[0].index)
+        size = len(self._vlmcompress.stages[WHOLE].index)
         rows = torch.arange(size).repeat_interleave(repeats)
         self._vlmcompress = self._vlmcompress.rows(rows)
 

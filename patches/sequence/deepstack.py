@@ -63,12 +63,16 @@ def follow_in_loop(
     slots: Slots,
     count: int,
 ) -> dict[str, Any]:
-    """Those features for the `count` kept placeholders, and none for others."""
+    """Those features for the `count` kept placeholders, and none for others.
+
+    The first that are added take the place of embeddings, so they are what the method made.
+    """
     found = in_loop(arguments)
     if found is None:
         return {}
     mask, features = found
-    merged = merge(mask, list(features.values()), images, reductions)
+    first = list(features).index(min(features))
+    merged = merge(mask, list(features.values()), images, reductions, first)
     kept, rows = follow(mask, merged, slots, count)
     # The mask as well: what it says of fillers, which get no features, is that of real tokens.
     return {_MASK: kept[..., None], _FEATURES: dict(zip(features, rows, strict=True))}
@@ -97,8 +101,17 @@ def merge(
     features: Sequence[Tensor],
     images: Sequence[Located],
     reductions: Sequence[Reduction | None],
+    first: int | None = None,
 ) -> list[Tensor]:
-    """Give each merged token the mean of its members' features."""
+    """Give each merged token the mean of its members' features.
+
+    Args:
+        mask: [B, L] bool: which columns are placeholders.
+        features: each [mask.sum(), D], row after row of the batch.
+        images: whose tokens were merged,
+        reductions: and how; None for those that were not.
+        first: which of `features` a method has looked at and made new ones of: those are taken.
+    """
     if all(reduction is None for reduction in reductions):
         return list(features)
     merged = [feature.clone() for feature in features]
@@ -107,8 +120,10 @@ def merge(
         if reduction is None:
             continue
         rows = numbers[image.row, image.columns.to(mask.device)]
-        for feature, new in zip(features, merged, strict=True):
-            new[rows[reduction.anchors]] = group_means(feature[rows], reduction)
+        for number, (feature, new) in enumerate(zip(features, merged, strict=True)):
+            own = number == first
+            made = reduction.features if own else group_means(feature[rows], reduction)
+            new[rows[reduction.anchors]] = made.to(new)
     return merged
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmcompress.ops.gather import take, take_all
 from vlmcompress.patches.sequence.attention_masks import build, has_keys, picks_keys
+from vlmcompress.patches.sequence.cache_state import WHOLE
 from vlmcompress.patches.sequence.packing import cut_mask
 from vlmcompress.patches.sequence.per_token import PerToken
 
@@ -61,15 +62,16 @@ class LayerArguments:
             inputs["position_ids"] = steps.expand(len(hidden), -1)
         if kinds.masks_made_here:
             inputs["attention_mask"] = self._own_mask(layer, given, hidden)
-        if stage and _CONVOLUTION in given:
+        whole = stage == 0 and stages.last_cut(0) is None
+        if not whole and _CONVOLUTION in given:
             inputs[_CONVOLUTION] = self._padding(hidden)
-        if stage == 0:  # the model made masks and rotary for just these slots
+        if whole:  # the model made masks and rotary for just these slots
             return inputs
         mask = given.get("attention_mask")
         if not kinds.masks_made_here and (mask is not None or stages.has_fillers(stage)):
             keys, rows = stages.keys(stage), stages.rows(stage)
             inputs["attention_mask"] = cut_mask(
-                mask, rows.index, keys.index, keys.valid, stages.past_width(0), kinds.flash
+                mask, rows.index, keys.index, keys.valid, stages.past_width(WHOLE), kinds.flash
             )
         return inputs | self._rotary(layer, given.get("position_embeddings"), hidden)
 

@@ -14,6 +14,7 @@ from vlmcompress.patches.sequence.survivors import open_grids
 from vlmcompress.tokens import Grid, Layout
 
 Continues = Callable[[list[int], list[list[int]]], list[bool]]
+OfPieces = Callable[[Layout], Layout]
 Piece = tuple[str, int]
 Pieces = tuple[Piece, ...]
 
@@ -47,8 +48,7 @@ class Located:
     def of(cls, row: int, pieces: Pieces, layout: Layout, placeholders: Tensor) -> Located:
         """Tell visual tokens from separators."""
         visual = layout.visual
-        rows = torch.tensor([(s.start, s.stop) for s in layout.separators]).view(-1, 2)
-        separators = Separators(placeholders[~visual], rows)
+        separators = Separators.of(layout, placeholders[~visual])
         return cls(row, pieces, 0, layout, placeholders[visual], separators, placeholders)
 
     def under(self, valid: Tensor) -> Located:
@@ -91,6 +91,10 @@ class Located:
             len(self.layout),
         )
 
+    def of_several(self, of_pieces: OfPieces) -> Located:
+        """The same, its layout that of an image that was encoded in pieces, if it was."""
+        return self if len(self.pieces) == 1 else replace(self, layout=of_pieces(self.layout))
+
     def __add__(self, other: Located) -> Located:
         layout = self.layout + other.layout
         placeholders = torch.cat([self.placeholders, other.placeholders])
@@ -102,6 +106,7 @@ def locate(
     placeholders: Mapping[str, int],
     layouts: Mapping[str, Sequence[Layout]],
     continues: Continues,
+    of_pieces: OfPieces,
 ) -> list[Located]:
     """Walk the placeholders of each row and hand them to the images in order.
 
@@ -112,6 +117,7 @@ def locate(
             `num_return_sequences` repeat rows after encoding: B is then a multiple of the prompts,
             and each group of equal rows shares its images.
         continues: `Family.continues`.
+        of_pieces: `Family.of_pieces`.
 
     Raises:
         UnsupportedCallError: placeholders and encoded images do not match.
@@ -128,7 +134,8 @@ def locate(
             located += [replace(image, row=row) for image in first]
             continue
         pieces = list(_pieces(row, line, token_of))
-        first = [replace(image, prompt=row // copies) for image in _join(line, pieces, continues)]
+        joined = _join(line, pieces, continues)
+        first = [replace(image.of_several(of_pieces), prompt=row // copies) for image in joined]
         located += first
     return located
 

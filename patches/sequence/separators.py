@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.ops.deferred_checks import Checks
+from vlmcompress.tokens import Layout
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,12 @@ class Separators:
     """[S] int64: where they are, in columns of the prompt or in slots."""
     rows: Tensor
     """[S, 2] int64, on the CPU: first visual token of the row, and the one after the last."""
+
+    @classmethod
+    def of(cls, layout: Layout, at: Tensor) -> Separators:
+        """Those of a layout, which are `at` [S]."""
+        rows = [(one.start, one.stop) for one in layout.separators]
+        return cls(at, torch.tensor(rows).view(-1, 2))
 
     def __len__(self) -> int:
         return len(self.at)

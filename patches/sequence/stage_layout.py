@@ -23,8 +23,9 @@ from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.ops.gather import take, take_all
 from vlmcompress.patches.sequence.attention_bias import TokenBias
 from vlmcompress.patches.sequence.attention_masks import Given, LayerKinds, VisibleKeys
-from vlmcompress.patches.sequence.cache_state import CacheState, Slots
+from vlmcompress.patches.sequence.cache_state import WHOLE, CacheState, Slots
 from vlmcompress.patches.sequence.earlier_inputs import EarlierInputs
+from vlmcompress.patches.sequence.late_entry import LateEntry
 from vlmcompress.patches.sequence.layer_arguments import LayerArguments
 from vlmcompress.patches.sequence.packing import both, pack, slot_of
 from vlmcompress.patches.sequence.separators import close
@@ -67,7 +68,7 @@ class StageLayout:
     generated: int = 0
     """Tokens at the end of the chunk that are not part of the prompt."""
     cuts: tuple[int, ...] = ()
-    """Layers before which tokens are dropped."""
+    """Layers before which tokens are dropped, or enter."""
     checks: Checks = field(default_factory=Checks)
     """Of what the method gave there, due when the layers are done."""
     current: int = 0
@@ -114,7 +115,7 @@ class StageLayout:
         index = self._past_slots(layer).index
         if self.state is None or self.state.is_first(layer):
             return index
-        return take(self._past_slots(0).index, index)
+        return take(self._past_slots(WHOLE).index, index)
 
     def rows(self, layer: int) -> Slots:
         """Slots of the chunk that enter `layer`, numbered as at the first stage."""
@@ -132,10 +133,10 @@ class StageLayout:
     def keys(self, layer: int) -> Slots:
         """Slots that `layer` attends to: cached ones, then the chunk's."""
         past = self._past_slots(layer)
-        # The first stage numbers its slots by virtual columns, later ones by slots of the first.
-        if layer == 0:
+        # The whole numbers its slots by virtual columns, stages of layers by slots of the whole.
+        if layer == WHOLE:
             return past.append(self.columns, 0)
-        return past.append(self.rows(layer), self.past_width(0))
+        return past.append(self.rows(layer), self.past_width(WHOLE))
 
     def first_mask(self) -> Tensor | None:
         """[B, slots] bool: the 2-D mask of the first stage, None when nothing is masked.
@@ -144,9 +145,9 @@ class StageLayout:
         """
         if self.kinds.masks_made_here and not self.kinds.needs_padding:
             return None
-        if self.padding is None and not self.has_fillers(0):
+        if self.padding is None and not self.has_fillers(WHOLE):
             return None
-        keys = self.keys(0)
+        keys = self.keys(WHOLE)
         if self.padding is None:
             return keys.valid
         return both(take(self.padding, keys.index), keys.valid)
@@ -163,7 +164,7 @@ class StageLayout:
         return LayerArguments(self)
 
     def start_stage(self, layer: int) -> None:
-        """From `layer` on, fewer tokens are kept."""
+        """From `layer` on, other tokens take part."""
         self.current = layer
         self.arguments.embeddings = {}
 
@@ -242,7 +243,16 @@ class StageLayout:
     @cached_property
     def earlier(self) -> EarlierInputs:
         """What has entered layers in which a later cut ranks."""
-        return EarlierInputs(self.kinds, self.cuts)
+        return EarlierInputs(self.kinds, () if 0 in self.cuts else self.cuts)
+
+    @cached_property
+    def late(self) -> LateEntry:
+        """Tokens that enter after the first layer; `cuts` then has layer 0 and those they enter."""
+        return LateEntry(self)
+
+    def enter(self, layer: int, rows: Slots) -> None:
+        """The slots `rows` of the chunk, numbered as at the first stage, enter `layer`."""
+        self._rows[layer] = rows
 
     def _open(self, rows: Slots) -> Tensor | None:
         if self.padding is None:
@@ -267,7 +277,7 @@ class StageLayout:
         if not self.spans and self.state is not None:  # nothing dropped: all stages grow alike
             return self.state.grown(self.width)
         prompt = {}
-        for start in sorted({0, *self._rows, *(self.state.stages if self.state else ())}):
+        for start in sorted({WHOLE, *self._rows, *(self.state.stages if self.state else ())}):
             slots = self.keys(start)
             end = slots.index.shape[1] - self.generated
             valid = None if slots.valid is None else slots.valid[:, :end]

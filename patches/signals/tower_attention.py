@@ -7,6 +7,7 @@ or from what it attended with, where that is watched.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,23 +43,30 @@ class AttentionCall:
     attended: list[Attended] = field(default_factory=list)
     """What it attended with, where that is watched: once, or once for each segment."""
 
-    def received(self) -> Tensor:
-        """[B, n] or [P] float32: attention received, mean over heads and the segment's queries."""
+    def received(self, bias: Tensor | None = None) -> Tensor:
+        """[B, n] or [P] float32: attention received, mean over heads and the segment's queries.
+
+        Args:
+            bias: [B, n] or [P]: what was added to the logits of each key.
+        """
         if self.attended:
-            return received_by(self.attended).view(self.hidden.shape[:-1])
+            return received_by(self.attended, bias).view(self.hidden.shape[:-1])
         q, k = self._heads(self._flat("q")), self._heads(self._flat("k"))
         if not self._packed:
+            q, k = biased(q, k, self.scaling, bias)
             return attention_received(q, k, self.scaling, valid=self._valid())
         # The family's own rotary function, found where its attention class was written.
         rotate: Any = sys.modules[type(self.attention).__module__]
         q, k = rotate.apply_rotary_pos_emb_vision(
             q.transpose(0, 1), k.transpose(0, 1), *self.kwargs["position_embeddings"]
         )
+        q, k = biased(q.transpose(0, 1), k.transpose(0, 1), self.scaling, bias)
+        return attention_received_packed(q, k, self.scaling, self.lengths())
+
+    def lengths(self) -> list[int]:
+        """Of the segments of a sequence of patches."""
         ends = on_host(self.kwargs["cu_seqlens"])
-        lengths = [end - start for start, end in pairwise(ends)]
-        return attention_received_packed(
-            q.transpose(0, 1), k.transpose(0, 1), self.scaling, lengths
-        )
+        return [end - start for start, end in pairwise(ends)]
 
     def cls_row(self) -> Tensor:
         """[B, n] float32: attention of CLS to all tokens, mean over heads."""
@@ -118,10 +126,24 @@ class AttentionCall:
         return None if mask is None else _open_keys(mask).expand(len(self.hidden), -1)
 
 
-def received_by(calls: Sequence[Attended]) -> Tensor:
+def biased(q: Tensor, k: Tensor, scaling: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """q @ k * scaling + bias [..., n] of each key, as one more dimension of both [..., H, n, d]."""
+    if bias is None:
+        return q, k
+    more = bias.float()[..., None, :, None].expand(*k.shape[:-1], 1)
+    root = math.sqrt(scaling)
+    q = torch.cat([q.float(), torch.full_like(more, 1 / root)], -1)
+    return q, torch.cat([k.float(), more / root], -1)
+
+
+def received_by(calls: Sequence[Attended], bias: Tensor | None = None) -> Tensor:
     """[B, n] or [P] float32: what keys received in the calls of one module, a segment each or all.
 
     The mean is over heads and over the queries that may see the key.
+
+    Args:
+        calls: of the module, with masks that do not hold the bias.
+        bias: [B, n] or [P]: what was added to the logits of each key.
     """
     first, mask = calls[0], calls[0].mask
     ends, scaling = first.options.get("cu_seq_lens_q"), float(first.options["scaling"])
@@ -132,9 +154,11 @@ def received_by(calls: Sequence[Attended]) -> Tensor:
         lengths = [] if mask is None else _blocks(mask)
     if not lengths:
         valid = None if mask is None else _open_keys(mask).expand(len(first.keys), -1)
-        return attention_received(first.queries, _shared(first), scaling, valid=valid)
+        q, k = biased(first.queries, _shared(first), scaling, bias)
+        return attention_received(q, k, scaling, valid=valid)
     q = torch.cat([seen.queries for seen in calls], 2)[0]
     k = torch.cat([_shared(seen) for seen in calls], 2)[0]
+    q, k = biased(q, k, scaling, bias)
     return attention_received_packed(q, k, scaling, lengths)
 
 
@@ -143,21 +167,21 @@ def _shared(seen: Attended) -> Tensor:
     return seen.keys.repeat_interleave(seen.queries.shape[1] // seen.keys.shape[1], 1)
 
 
-def _open(mask: Tensor) -> Tensor:
+def open_where(mask: Tensor) -> Tensor:
     """Where a mask of either kind lets queries see."""
     return mask if mask.dtype in (torch.bool, torch.long) else mask == 0
 
 
 def _open_keys(mask: Tensor) -> Tensor:
     """[B, n] bool of a mask under which all queries see the same keys, so that one row says all."""
-    return (_open(mask[:, 0, 0]) if mask.dim() == 4 else _open(mask)).bool()
+    return (open_where(mask[:, 0, 0]) if mask.dim() == 4 else open_where(mask)).bool()
 
 
 def _blocks(mask: Tensor) -> list[int]:
     """Lengths of the segments that a mask [1, 1, n, n] keeps apart; none where it does not."""
     if mask.dim() < 4 or len(mask) > 1 or mask.shape[2] < 2:
         return []
-    rows = _open(mask[0, 0])
+    rows = open_where(mask[0, 0])
     if bool((rows == rows[:1]).all()):
         return []
     starts = torch.unique_consecutive(rows.int().argmax(-1)).tolist()

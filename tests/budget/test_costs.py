@@ -50,7 +50,7 @@ def inputs_of(one, rows=((1, 5), (2, 7))):
 def cost(model, spec, share, layouts, rows, text):
     """Share of the full model's FLOPs at a share of the tokens in percent; None out of reach."""
     family = family_of(model)
-    pipeline = parse(spec).for_stages(family.name, family.stages, family.merges)
+    pipeline = parse(spec).for_stages(family.name, family.stages)
     layers = len(family.layers(family.base(model)))
     try:
         plans = Planner(pipeline, Budget(share, "percent"), layers).plan(layouts)

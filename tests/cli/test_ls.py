@@ -79,9 +79,11 @@ def test_methods_of_a_stage_and_of_a_family(cli):
     assert "divprune" in families["paligemma"]
     assert "divprune" not in names("--family", "llava", "--stage", "encoder")
     assert names("--family", "llava", "--stage", "encoder") >= {"tome", "unit-drop"}
-    # Some towers let patches be dropped, and not merged.
-    assert "tome" in families["qwen2_5_vl"]  # at the projector
-    assert names("--family", "qwen2_5_vl", "--stage", "encoder") == {"unit-drop"}
+    # Some towers let no method in.
+    assert "tome" in families["paligemma"]  # at the projector
+    assert names("--family", "paligemma", "--stage", "encoder") == set()
+    inside = {"tome", "pitome", "mctf", "unit-drop"}
+    assert names("--family", "qwen2_5_vl", "--stage", "encoder") == inside
 
 
 @pytest.mark.parametrize(

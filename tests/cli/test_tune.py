@@ -185,7 +185,7 @@ def test_serve_takes_the_best_that_it_can_serve(tune, cli, tmp_path):
     result = cli(*given, "--profile", path)
     assert result.exit_code == 0, result.output
     assert f'"method": "{rows[1]["method"]}"' in result.stdout
-    assert "fastv drops tokens between decoder layers" in result.stderr
+    assert "fastv acts between decoder layers" in result.stderr
     assert f"the best that can be served is {rows[1]['method']}" in result.stderr
     plain = cli("serve", "tiny-llava", "-m", rows[1]["method"], "-b", "25%", "--print")
     assert plain.stdout == result.stdout

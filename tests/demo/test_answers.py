@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from raced import profile_of
 from typer.testing import CliRunner
 
 from vlmcompress.cli import app
@@ -13,6 +14,7 @@ from vlmcompress.demo.answers import DemoModel, changed, escaped, panels
 from vlmcompress.demo.media import preview, read, samples
 from vlmcompress.demo.settings import PageSettings
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files import write_json
 
 QUESTION = "what color is the circle ?"
 
@@ -43,6 +45,22 @@ def test_a_refused_method_is_told_and_the_others_answer(llava, street):
     found = llava.compare(street, QUESTION, ["divprune", "fastv"], "9%")
     assert len(panels(found, None)) == 2
     assert "**fastv at 9%** is refused: " in changed(found)
+
+
+def test_a_profile_adds_what_it_takes(tiny_llava, tiny_qwen, llava, street, tmp_path):
+    path = tmp_path / "mine.json"
+    write_json(path, profile_of(tiny_llava[0], {"25%": "stride"}))
+    tuned = DemoModel(*tiny_llava, "tiny-llava", profile=path)
+    assert tuned.methods == ("auto", *llava.methods)
+    first = PageSettings.from_address({}, {"a.png": "what ?"}, tuned.methods)
+    assert first.methods == ("auto", "divprune", "fastv")
+    found = tuned.compare(street, QUESTION, ["auto", "divprune"], "50%")
+    assert [one.report.method for one in found] == ["full", "auto: stride", "divprune"]
+    shown = panels(found, None)
+    assert escaped("tuned at 25%, the nearest to 50% in the profile: stride") in shown[1].text
+    assert "tuned" not in shown[0].text + shown[2].text
+    with pytest.raises(VLMCompressError, match="is of another model, tiny-llava"):
+        DemoModel(*tiny_qwen, "tiny-qwen", profile=path)
 
 
 @pytest.mark.slow

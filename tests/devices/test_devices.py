@@ -44,7 +44,7 @@ def moved(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.to("cuda:0") for key, value in inputs.items()}
 
 
-NOT_INSIDE = ("internvl", "idefics", "smol", "gemma", "next-video with", "onevision with")
+NOT_INSIDE = ("next-video with", "onevision with")
 
 
 def methods(name: str) -> list[tuple[Any, str]]:
@@ -54,7 +54,7 @@ def methods(name: str) -> list[tuple[Any, str]]:
         return [*found, ("divprune+fastv", "40%")]
     found.append(("scope", "50%"))
     if "qwen" in name:
-        return [*found, (Bright(), "50%"), ("pixelprune+divprune+pyramiddrop", "40%")]
+        found += [(Bright(), "50%"), ("pixelprune+divprune+pyramiddrop", "40%")]
     if any(word in name for word in NOT_INSIDE):
         return [*found, ("hiprune+pyramiddrop", "40%")]
     return [*found, (Huddle(), "50%"), ("tome+divprune+pyramiddrop", "40%")]
@@ -138,6 +138,8 @@ SIZES = 1
 """One more where only the encoder's arguments, or its newlines, tell the shape of a picture."""
 SEGMENTS = 1
 """One more where a tower is told by a tensor which patches attend to one another."""
+SHORTENING = MOST + SIZES + SEGMENTS + 3
+"""One more behind each of its layers where such a sequence gets shorter: segments end elsewhere."""
 BY_CONTENT = ["visionzip", "holov", "expedit", "token-correlation", "fastvid", "vidcom2"]
 """How many tokens a group, a crop or a frame keeps depends on what is in it."""
 READING = ["mmtok", "cdpruner"]
@@ -162,7 +164,11 @@ WAITING = [("random llava", m, MOST) for m in (*FREE, *BY_CONTENT, *READING, *IN
 WAITING += [("random qwen2.5-vl", m, MOST + SIZES) for m in ("divprune", "fastv", "vidcom2")]
 WAITING += [("random qwen2.5-vl", m, MOST + SIZES + SEGMENTS) for m in ("hiprune", "holov")]
 WAITING += [("random qwen2.5-vl", "pixelprune+divprune+fastv", MOST + SIZES + 3)]
+WAITING += [("random qwen2.5-vl", m, SHORTENING) for m in ("tome", "pitome")]
+WAITING += [("random qwen3-vl", "mctf", SHORTENING)]
 WAITING += [("random qwen3-vl", "pyramiddrop", MOST + SIZES)]
+WAITING += [("random internvl", m, MOST) for m in ("tome", "pitome", "mctf(floor=1)")]
+WAITING += [("random smolvlm", "tome", MOST + SIZES)]
 WAITING += [
     (name, method, MOST + SIZES)
     for name in ("random llava-next", "random llava-onevision")

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from bare_tower import mix
+from merged_tower import keys_of
 from model_case import Case, Inputs
 from torch import Tensor
 
 from vlmcompress.patches.families.tower_layers import attention_layers
-
-KEYS = ("qkv", "k_proj", "k")
 
 
 @dataclass
@@ -57,7 +56,7 @@ def look_at(case: Case, inputs: Inputs, modality: str, monkeypatch: Any) -> Bare
         fused = output.shape[-1] == 3 * args[0].shape[-1]
         keys.append((output.chunk(3, -1)[1] if fused else output).detach())
 
-    made = [_keys_of(attention) for _, attention in layers]
+    made = [keys_of(attention) for _, attention in layers]
     handles = [layers[-1][0].register_forward_hook(split, prepend=True)]
     handles += [module.register_forward_hook(note) for module in made]
     call = getattr(base, case.parts.family.feature_calls[modality])
@@ -78,14 +77,6 @@ def look_at(case: Case, inputs: Inputs, modality: str, monkeypatch: Any) -> Bare
         rows = [layer[0][0].mean(1)[:, encoder.cls_place].flatten() for layer in calls]
     places = leaf[0][..., 0].numel()
     return BareTower(received, rows, [key.reshape(places, -1) for key in keys], mixture)
-
-
-def _keys_of(attention: Any) -> Any:
-    """The module that gives keys before rotary embedding: the last norm, or the projection."""
-    norm = getattr(attention, "k_norm", None)
-    if getattr(norm, "weight", None) is not None:
-        return norm
-    return next(part for name in KEYS if (part := getattr(attention, name, None)) is not None)
 
 
 def _received(weights: Tensor, mask: Any) -> Tensor:

@@ -31,9 +31,15 @@ def _framed(count: int, rows: int) -> list[Place]:
     return [(0, 0, count - 2 - rows), *_rows(count - 2, rows, 1), *_end(count, rows + 1)]
 
 
+def _tiled(count: int, rows: int) -> list[Place]:
+    """Behind each of 4 rows of 8, which follow an overview of 4x4."""
+    return [(16 + 9 * row + 8, 16 + 8 * row, 24 + 8 * row) for row in range(4)]
+
+
 SEPARATORS: dict[str, Callable[[int, int], list[Place]]] = {
     "deepseek_ocr2": lambda count, rows: _end(count),
     "unlimited_ocr": lambda count, rows: _square(count),
+    "granite4_vision": _tiled,
     "hy_v4_vl": _rows,
     "hunyuan_vl": _framed,
 }

@@ -14,6 +14,8 @@ FRAMES = 2
 class ClipCase(Case):
     """The same model with a clip in its prompt; words between frames where it wants them."""
 
+    features_of = "get_video_features"
+
     def __init__(self, model_type: str) -> None:
         known = case_of(model_type)
         self.model_type, self.model, self.parts = model_type, known.model, known.parts

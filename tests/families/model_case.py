@@ -22,14 +22,17 @@ Inputs = dict[str, Any]
 class Case:
     """Prompts of one picture each: random words, the placeholders, more words."""
 
+    features_of = "get_image_features"
+    """The feature call of the base model."""
+
     def __init__(self, model_type: str) -> None:
         self.model_type = model_type
         self.model = build(model_type)
         self.parts = ModelParts.of(self.model)
         self.token = self.parts.family.placeholders(self.model)["image"]
         self.media = pictures(self.model, self.parts.base, 2)
-        counts = self.counts(self.media)
-        self.rows = [self._prompt(row, count) for row, count in enumerate(counts)]
+        self.sizes = self.counts(self.media)
+        self.rows = [self._prompt(row, count) for row, count in enumerate(self.sizes)]
         self.both = self._batch(self.rows, self.media)
         self.alone = [
             self._batch([ids], of_prompt(self.media, row)) for row, ids in enumerate(self.rows)
@@ -39,6 +42,11 @@ class Case:
     def single(self) -> Inputs:
         """One prompt."""
         return self.alone[0]
+
+    @property
+    def pair(self) -> Inputs:
+        """One prompt with both pictures, of different sizes where the type takes such."""
+        return self._batch([[*self.rows[0], *self.rows[1]]], self.media)
 
     @cached_property
     def bare(self) -> Tensor:
@@ -119,12 +127,12 @@ class Case:
         return found
 
     @torch.no_grad()
-    def generate(self, inputs: Inputs, use_cache: bool = True) -> Any:
+    def generate(self, inputs: Inputs, use_cache: bool = True, steps: int = 4) -> Any:
         """A few tokens that are words, with their logits."""
         config: Any = self.parts.lm.config
         return self.model.generate(
             **inputs,
-            max_new_tokens=4,
+            max_new_tokens=steps,
             do_sample=False,
             pad_token_id=0,
             suppress_tokens=list(range(PLACEHOLDERS - 10, config.vocab_size)),

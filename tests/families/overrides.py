@@ -15,7 +15,7 @@ _SAM = {
 _OMNI = {"vision_start_token_id": 290, "vision_end_token_id": 291}
 _IMAGE_VIDEO = {"image_token_id": 210, "video_token_id": 211}
 _DEEPSEEK_HEADS = {"text_config.head_dim": 8, "text_config.num_key_value_heads": 4}
-_DENSE = 64
+_DENSE = 96
 """Tokens that sparse attention selects: all of a prompt."""
 
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -105,8 +105,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "granite4_vision": {
         "set": {
             "downsample_rate": "1/2",
-            "deepstack_layer_map": [(-1, 0), (-2, 1)],
-            "spatial_target_layers": [0, 1, 2, 3],
+            "deepstack_layer_map": [(-2, 3), (-1, 0)],
+            "spatial_target_layers": [1, 2, 4, 5],
+            "text_config.num_hidden_layers": 6,
             "vision_config.patch_size": 14,
             "vision_config.image_size": 112,
             "vision_config.hidden_size": 64,

@@ -8,26 +8,40 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from by_hand import left, separators
+from by_hand import Place, left, separators
 from model_case import Case, Inputs
 from torch import Tensor
 
 from vlmcompress.laws import references
 
 
+def spans(case: Case, report: Any, inputs: Inputs) -> list[Tensor]:
+    """Columns of the placeholders of each picture, separators among them."""
+    found: list[Tensor] = []
+    for row, line in enumerate(inputs["input_ids"]):
+        columns = (line == case.token).nonzero()[:, 0]
+        several = sum(image.row == row for image in report.images) > 1
+        found += columns.split(case.sizes) if several else [columns]
+    return found
+
+
+def ends_of(case: Case, image: Any, inputs: Inputs, placeholders: int) -> list[Place]:
+    """The separators among the placeholders of a picture, by hand."""
+    grid = next((v[image.index] for n, v in inputs.items() if n.endswith("grid_thw")), None)
+    ends = separators(case.model_type, placeholders, grid)
+    assert image.before == placeholders - len(ends)
+    return ends
+
+
 def kept_columns(case: Case, report: Any, inputs: Inputs, layer: int) -> Tensor:
     """[B, L] bool: what of the prompts enters a layer."""
     present = inputs["attention_mask"].bool().clone()
-    columns = [(line == case.token).nonzero()[:, 0] for line in inputs["input_ids"]]
-    for image in report.images:
-        grid = next((v[image.row] for n, v in inputs.items() if n.endswith("grid_thw")), None)
-        whole = len(columns[image.row])  # one picture a prompt
-        ends = separators(case.model_type, whole, grid)
-        assert image.before == whole - len(ends)
+    for image, columns in zip(report.images, spans(case, report, inputs), strict=True):
         kept = image.kept
         for cut in sorted(image.cuts):
             kept = image.cuts[cut] if cut <= layer else kept
-        present[image.row, columns[image.row]] = left(whole, ends, kept)
+        ends = ends_of(case, image, inputs, len(columns))
+        present[image.row, columns] = left(len(columns), ends, kept)
     return present
 
 

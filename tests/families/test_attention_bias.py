@@ -24,11 +24,9 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 @pytest.fixture
 def taken(case: Case) -> Case:
     """Those whose layers are all attention; the others refuse it in one line."""
-    takes_new = case.parts.family.no_merging is None
-    if set(case.kinds) <= ATTENTION and takes_new:
+    if set(case.kinds) <= ATTENTION:
         return case
-    words = "adds a bias to the attention" if takes_new else "makes new features out of several"
-    with pytest.raises(UnsupportedModelError, match=words) as error:
+    with pytest.raises(UnsupportedModelError, match="adds a bias to the attention") as error:
         compress(case.model, SIZES, budget="50%")
     assert "\n" not in str(error.value)
     pytest.skip("refused")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from clip_case import ClipCase
 from media import clip
+from pooled import CLIP_REDUCERS, check_merging
 from references import masked, staged
 from scope import CLIPS_HERE, CUTS, DOZEN
 from shortening import TOLERANCE, EverySecond, apart, is_void, maskable
@@ -47,6 +48,12 @@ def test_a_clip_is_dropped_as_if_it_had_never_had_the_tokens(case, method):
     reference = masked if maskable(case) else staged
     assert (short - reference(case, report, case.inputs)).abs().max() < TOLERANCE
     assert (short - bare[:, -1]).abs().max() > 10 * TOLERANCE
+
+
+@pytest.mark.rotating(axis="spec", by="case", count=1)
+@pytest.mark.parametrize("spec", CLIP_REDUCERS)
+def test_merging_in_a_clip_equals_a_projector_that_gives_the_merged(case, spec):
+    check_merging(case, spec, CLIP_REDUCERS[spec], case.inputs)
 
 
 def test_a_clip_in_chunks_has_the_features_of_the_clip(case):

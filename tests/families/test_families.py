@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from model_case import Case
+from pooled import REDUCERS, Pooled, check_merging
 from references import masked, shortened, staged
-from scope import TOLERANCES, VOID
+from scope import CUTS, TOLERANCES, VOID
 from shortening import TOLERANCE, apart, is_void, maskable, reduced
 
 from vlmcompress.api import compress
@@ -87,6 +88,33 @@ def test_a_padded_batch_equals_its_members(case, method):
     for row, one in enumerate(alone):
         mine = [step[row] for step in together.logits]
         assert apart(mine, [step[0] for step in one.logits]) < allowed
+
+
+@pytest.mark.rotating(axis="spec", by="case", count=1)
+@pytest.mark.parametrize("spec", REDUCERS)
+def test_merging_equals_a_projector_that_gives_the_merged(case, spec):
+    check_merging(case, spec, REDUCERS[spec], case.pair)
+
+
+def test_merging_between_layers_equals_states_put_in_their_place(case):
+    if case.model_type not in CUTS:
+        pytest.skip("projector stage only")
+    spec = f"pool(stage='decoder', layers=({case.first_cut},))"
+    check_merging(case, spec, None, case.pair)
+
+
+def test_merging_in_a_padded_batch_equals_a_projector_that_gives_the_merged(case):
+    with compress(case.model, "pool", "50%") as c:
+        short, report = case.logits(case.both)[:, -1], c.report()
+        alone = [] if maskable(case) else [case.logits(one)[:, -1] for one in case.alone]
+    allowed = TOLERANCES.get(case.model_type, TOLERANCE)
+    if is_void(case, "batch") and not maskable(case):
+        pytest.skip(VOID[case.model_type, "batch"])
+    nothing = case.both["input_ids"][:, :0]
+    pooled = Pooled(case, "pool", report, case.both)
+    expected = pooled.logits(nothing) if maskable(case) else torch.cat(alone)
+    assert (short - expected).abs().max() < allowed
+    assert (short - case.bare_both[:, -1]).abs().amax(1).min() > 10 * allowed
 
 
 @pytest.mark.rotating(axis="method", by="case", count=1)

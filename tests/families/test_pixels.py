@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from cut_pixels import cut, encode, every_feature, given, masked, pictures
+from merged_tower import MergedTower, packed_tiles, shrinking
 from model_case import case_of
 from scope import CLIPS_HERE, DOZEN, PIXELS
 from torch.nn.functional import interpolate
@@ -17,6 +18,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from upstream_methods import Bright, Given, Shrink, picks
 
 from vlmcompress.api import compress
+from vlmcompress.methods.composition.spec import parse
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 
@@ -124,3 +126,30 @@ def test_dropping_between_layers_equals_masking_from_there(subject, monkeypatch)
                 assert (mine[number][places] - other[number][places]).abs().max() < 1e-4
                 assert torch.equal(all_of_it[number], untouched[number])
         assert (found[0][0][kept[0]] - bare[0][0][kept[0]]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("spec", ["tome", "pitome", "mctf(floor=1)"])
+def test_merging_between_layers_equals_a_tower_by_hand(subject, spec, monkeypatch):
+    """And keeping all changes not one bit."""
+    _, inputs = pictures(subject, SIZES)
+    subject.model.set_attn_implementation("sdpa")  # in which `MergedTower` leaves it
+    bare = every_feature(encode(subject, inputs))
+    (tower,) = ModelParts.of(subject.model).towers
+    method: Any = parse(spec).upstream
+    depth = len(attention_layers(tower))
+
+    def counts(tokens: int) -> dict[int, int]:
+        keep = round(0.7 * tokens * subject.frames) // subject.frames
+        return shrinking(method.schedule(depth, tokens, keep), tokens)
+
+    hand = MergedTower(subject, tower, depth, method, packed_tiles(subject, inputs, counts))
+    expected = every_feature(hand.run(lambda: encode(subject, inputs), monkeypatch))
+    with compress(subject.model, method, budget="100%"):
+        whole = every_feature(encode(subject, inputs))
+    with compress(subject.model, method, budget="70%"):
+        found = every_feature(encode(subject, inputs))
+    for mine, other, all_of_it, untouched in zip(found, expected, whole, bare, strict=True):
+        for number in range(len(SIZES)):
+            assert (mine[number] - other[number]).abs().max() < 1e-4
+            assert torch.equal(all_of_it[number], untouched[number])
+    assert max((a - b).abs().max() for a, b in zip(found[0], bare[0], strict=True)) > 1e-3

@@ -68,6 +68,13 @@ def test_a_call_without_pictures_and_a_padded_batch():
     assert replace(LOAD.padded, rows=LOAD.rows) == LOAD
 
 
+def test_what_the_decoder_makes_before_its_layers_is_made_of_late_tokens_too():
+    late, whole = replace(LOAD, rows=((1, 4), (0, 9))), replace(LOAD, rows=((4, 4), (9, 9)))
+    assert first_token(replace(SHAPE, entry=3), late).entry == 2 * 3 * 13
+    assert first_token(replace(SHAPE, entry=3), whole).entry == 2 * 3 * 13
+    assert sum(first_token(SHAPE, late).prefill) < sum(first_token(SHAPE, whole).prefill)
+
+
 def test_a_further_token_by_hand():
     # It meets itself, too: 5 keys and, of 3 that are seen, 3; then 10 and 2.
     step = decode_step(SHAPE, [[4, 9], [9, 1]])

@@ -48,6 +48,19 @@ def check_reduction(reduction, shown, count):
     assert {i for group in groups for i in group} <= set(range(len(shown.grid)))
 
 
+@pytest.mark.parametrize("grid", [Grid(1, 6, 6), Grid(3, 4, 4)], ids=str)
+@on_methods([*SELECTORS, *REDUCERS])
+def test_places_go_by_the_grid_as_far_as_a_method_says(method, grid):
+    count, found = method.keep_count(grid, len(grid) // 2), set()
+    for seed in range(4):
+        shown = asked_of(method, tokens(grid, seed=seed))
+        if isinstance(method, Reducer):
+            found.add(tuple(method.reduce(shown, count).anchors.tolist()))
+        else:
+            found.add(tuple(method.select(shown, count).tolist()))
+    assert (len(found) == 1) == method.goes_by(grid)
+
+
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @on_methods(SELECTORS)
 def test_selectors_keep_exactly_what_is_asked(method, grid):

@@ -107,7 +107,7 @@ def test_counts_are_shares_of_the_grid():
 
 
 def test_it_stands_before_the_others_and_goes_half_of_the_way():
-    pipeline = parse("divprune+pyramiddrop+unit-drop(layer=0.5)").for_stages("qwen", STAGES, False)
+    pipeline = parse("divprune+pyramiddrop+unit-drop(layer=0.5)").for_stages("qwen", STAGES)
     assert pipeline.name == "unit-drop+divprune+pyramiddrop"
     plan = parse("unit-drop+divprune").plan(Grid(1, 8, 8), 4, 16)
     assert (plan.given, plan.keep) == (32, 16)
@@ -121,8 +121,10 @@ def test_it_stands_before_the_others_and_goes_half_of_the_way():
         parse("unit-drop").plan(Grid(2, 4, 4), 4, 8, per_frame=True)
 
 
-def test_a_tower_that_lets_nothing_merge_can_still_drop():
-    assert parse("unit-drop").for_stages("qwen", STAGES, False).methods == (UnitDrop(),)
-    with pytest.raises(CompositionError, match="tome acts at the encoder stage, which qwen does"):
-        parse("tome").for_stages("qwen", STAGES, False)
+def test_a_tower_that_lets_methods_in_takes_those_that_drop_and_those_that_merge():
+    assert parse("unit-drop").for_stages("qwen", STAGES).methods == (UnitDrop(),)
+    assert parse("tome").for_stages("qwen", STAGES).methods == (get_method("tome"),)
+    for spec in ("unit-drop", "tome"):
+        with pytest.raises(CompositionError, match=f"{spec} acts at the encoder stage, which x do"):
+            parse(spec).for_stages("x", ("projector", "decoder"))
     assert get_method("tome", stage="projector").acts_at == "projector"

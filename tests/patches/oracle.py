@@ -18,7 +18,14 @@ TOLERANCE = 1e-4
 SELECTORS = ["divprune", "random", "stride", "pool", "text-only"]
 DECODER = ["fastv", "pyramiddrop"]
 BOTH = ["divprune+fastv", "pool+pyramiddrop"]
-BUDGET = {"text-only": None, "fastv": "55%", "pyramiddrop": "55%"}
+LATE = ["inject", "inject(layer=2)", "divprune+inject(layer=4)"]
+BUDGET = {
+    "text-only": None,
+    "inject": "70%",
+    "inject(layer=2)": None,
+    "fastv": "55%",
+    "pyramiddrop": "55%",
+}
 
 
 def budget(method: str) -> str | None:
@@ -131,6 +138,7 @@ def masked(
             return args, {**kwargs, "attention_mask": mask}
 
         handles.append(layer.register_forward_pre_hook(closed, with_kwargs=True))
+    handles += entering(report, subject, inputs)
     implementation = lm.config._attn_implementation
     subject.model.set_attn_implementation(attention)
     try:
@@ -147,6 +155,37 @@ def masked(
         for handle in handles:
             handle.remove()
         subject.model.set_attn_implementation(implementation)
+
+
+def entering(report: Any, subject: Any, inputs: dict[str, torch.Tensor]) -> list[Any]:
+    """Hooks that give images which enter late, in front of that layer, what they came with."""
+    seen: list[torch.Tensor] = []
+    late: dict[int, list[tuple[int, torch.Tensor]]] = {}
+    spans = {row: subject.columns(line) for row, line in enumerate(inputs["input_ids"])}
+    for row, images in groupby(report.images, key=lambda image: image.row):
+        for image, columns in zip(images, spans[row], strict=True):
+            if 0 in image.cuts:
+                late.setdefault(max(image.cuts), []).append((row, columns))
+
+    def hook(number: int) -> Any:
+        def entered(_: Any, args: Any, kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if number == 0:
+                seen.append(hidden.clone())
+                return None
+            hidden = hidden.clone()
+            for row, columns in late[number]:
+                hidden[row, columns] = seen[0][row, columns]
+            if args:
+                return (hidden, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": hidden}
+
+        return entered
+
+    numbers = [0, *late] if late else []
+    return [
+        subject.lm.layers[n].register_forward_pre_hook(hook(n), with_kwargs=True) for n in numbers
+    ]
 
 
 def second_turn(

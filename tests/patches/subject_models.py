@@ -224,7 +224,8 @@ _QWEN3_VL_MOE = ("Qwen3VLMoe", _QWEN3_VL[1])
 def internvl() -> Subject:
     """Three tiles of 3x3 tokens."""
     tower = TOWER | {"model_type": "internvl_vision", "image_size": [24, 24], "patch_size": [4, 4]}
-    model = build("InternVL", vision_config=tower, text_config=QWEN2, image_token_id=IMAGE)
+    of_a_tile = {"image_token_id": IMAGE, "image_seq_length": 9}
+    model = build("InternVL", vision_config=tower, text_config=QWEN2, **of_a_tile)
     return TileSubject(model, IMAGE, 27, (3, 3, 24, 24))
 
 

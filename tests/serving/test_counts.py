@@ -30,16 +30,46 @@ def test_counts_follow_from_the_layout(budget, layout, kept):
     assert (found.given, found.keep) == (len(layout), kept)
 
 
-def test_separators_all_stay():
+def test_separators_all_stay_where_content_decides():
     found = plan(Settings("divprune", "50%"), ROWS)
-    assert (found.given, found.keep) == (12, 5 + 2)
+    assert (found.given, found.keep, found.emptied) == (12, 5 + 2, ())
     assert [kept for _, kept in found.parts] == [2, 3]
+
+
+def test_separators_go_with_rows_that_the_grid_says_are_emptied():
+    """Of 2 x 2 and 2 x 3 tokens stride keeps 1 and 2: of the second grid those of one row."""
+    found = plan(Settings("stride", "30%"), ROWS)
+    assert [kept for _, kept in found.parts] == [1, 2]
+    assert (found.keep, found.emptied) == (3 + 1, (7,))
+    assert plan(Settings("stride", "90%"), ROWS).emptied == ()
+    assert plan(Settings("full"), ROWS).emptied == ()
+    assert plan(Settings("stride", "20%"), ROWS, (), (5, 6)).emptied == (7,)
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept"), [("75%", (432, 450)), ("33%", (190, 198)), ("0.1%", (0, 1)), ("7", (3, 4))]
+)
+def test_shares_of_a_grid_that_is_not_square(budget, kept):
+    """24 x 24 and 24 x 25 tokens: 75 % of 1176 are 882, 33 % are 388.08, 0.1 % are 1.176."""
+    layout = Layout((Grid(1, 24, 24), Grid(1, 24, 25)))
+    for method in ("stride", "divprune"):
+        assert tuple(n for _, n in plan(Settings(method, budget), layout).parts) == kept
+
+
+@pytest.mark.parametrize("method", ["divprune", "evs", "vidcom2", "fastvid", "chunk"])
+def test_a_threshold_is_refused_with_and_without_a_budget(method):
+    spec = f"{method}(threshold=0.5)"
+    with pytest.raises(VLMCompressError, match="decides by the content how many"):
+        plan(Settings(spec), IMAGE)
+    with pytest.raises(VLMCompressError, match="leave out the budget"):
+        plan(Settings(spec, "25%"), IMAGE)
 
 
 @pytest.mark.parametrize("layout", [IMAGE, CLIP, ROWS])
 def test_a_plan_travels_as_bytes(layout):
-    found = plan(Settings("divprune", "30%"), layout, (5, 6), (7, 8))
+    found = plan(Settings("stride", "30%"), layout, (5, 6), (7, 8))
     assert (found.words, found.texts) == ((5, 6), (7, 8))
+    assert bool(found.emptied) == (layout is ROWS)
     assert ItemPlan.load(found.dump()) == found
 
 
@@ -66,7 +96,7 @@ def test_newlines_are_placeholders_that_the_model_encodes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings("fastv", "25%"), "fastv cannot be served: fastv drops tokens between decoder"),
+        (Settings("fastv", "25%"), "fastv cannot be served: fastv acts between decoder"),
         (Settings("divprune+fastv", "25%"), r"divprune\+fastv cannot be served"),
         (Settings("restore(divprune)", "25%"), r"restore\(divprune\) cannot be served: it adds a"),
         (Settings("tome", "25%"), r"tome\(stage='projector'\)"),

@@ -65,6 +65,8 @@ class RandomModel:
     """Width and height of the pictures that it is asked about."""
     scale: float = 1.5
     """Of its weights: so large that pictures matter to the answers."""
+    newlines: bool = False
+    """Whether rows of pictures end with one."""
     together: tuple[str, ...] = ("image", "clip")
     """Kinds of which a prompt may hold several: there the bare models answer alike, too."""
 
@@ -134,6 +136,7 @@ MODELS: dict[str, RandomModel] = {
         "LlavaNextForConditionalGeneration",
         {"image": "<image>"},
         scale=3.0,
+        newlines=True,
     ),
     "LLaVA-OneVision": RandomModel(
         folders.Kind(
@@ -161,6 +164,7 @@ MODELS: dict[str, RandomModel] = {
         {"image": "<image>", "clip": "<video>"},
         together=("clip",),
         scale=3.0,
+        newlines=True,
     ),
     "InternVL": RandomModel(
         folders.Kind(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,7 +17,10 @@ from vllm_cases import ids_of
 from vllm_engines import engine_of
 
 import vlmcompress
+from vlmcompress.patches.families import llava_next
 from vlmcompress.serving import hf_overrides
+from vlmcompress.serving.counts import method_of
+from vlmcompress.tokens import Grid, Layout, Separator
 
 BUDGET, TOKENS = "50%", 12
 NEAR = 0.01
@@ -62,6 +67,25 @@ class Question:
             "duration": count / self.fps,
             "frames_indices": list(range(count)),
         }
+
+
+@contextmanager
+def all_newlines() -> Iterator[None]:
+    """In process they stay with any token of the picture, as docs/serving.md says of vLLM."""
+    own = llava_next.with_newlines
+
+    def bound(count: int, rows: int, side: int) -> Layout:
+        found = own(count, rows, side)
+        ends = (Separator(one.place, 0, len(found)) for one in found.separators)
+        return Layout(found.parts, tuple(ends))
+
+    with patch.object(llava_next, "with_newlines", bound):
+        yield
+
+
+def _as_served(method: str) -> Any:
+    """`all_newlines` for methods that decide by the content which rows lose all their tokens."""
+    return nullcontext() if method_of(method).goes_by(Grid(1, 2, 2)) else all_newlines()
 
 
 class Asked:
@@ -111,6 +135,11 @@ class Asked:
 
     def compress(self, questions: Any, method: Any, budget: Any = BUDGET) -> list[list[int]]:
         """Answers of transformers, each up to where the two best tokens are as good as equal."""
+        with nullcontext() if method is None else _as_served(method):
+            return self.in_process(questions, method, budget)
+
+    def in_process(self, questions: Any, method: Any, budget: Any = BUDGET) -> list[list[int]]:
+        """The same without any regard to vLLM."""
         return [self._answer(one, method, budget) for one in questions]
 
     def _answer(self, question: Question, method: Any, budget: Any) -> list[int]:

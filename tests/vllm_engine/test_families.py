@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from random_models import MODELS
-from random_questions import BUDGET, TOKENS, Asked
+from random_questions import BUDGET, TOKENS, Asked, all_newlines
 
 METHODS = {name: ["divprune", "mmtok", "tome(stage='projector')"] for name in MODELS}
 for _name in ("Qwen2-VL", "Qwen3-VL", "InternVL"):
@@ -45,10 +45,10 @@ def test_answers_are_those_of_compress(family, kind, method):
 @pytest.mark.slow
 @with_family(("family", "kind"), KINDS)
 def test_several_settings_in_one_batch(family, kind):
-    settings = [{}, {"method": "mmtok"}, {"method": "full"}, {"method": "tome(stage='projector')"}]
-    if "image_grid_pinpoints" not in family.made.config or kind == "clip":
-        # Where rows end with newlines, these may empty some: see docs/serving.md.
-        settings += [{"method": "stride"}, {"budget": "75%"}, {"budget": 9}]
+    tome = {"method": "tome(stage='projector')"}
+    settings = [{}, {"method": "mmtok"}, {"method": "full"}, tome, {**tome, "budget": "60%"}]
+    settings += [{"method": "stride"}, {"method": "stride", "budget": "75%"}]
+    settings += [{"budget": "75%"}, {"budget": 9}]
     questions = family.questions(kind)[:1] * len(settings)
     right = []
     for one in settings:
@@ -57,6 +57,37 @@ def test_several_settings_in_one_batch(family, kind):
         right += family.compress(questions[:1], method, budget)
     assert right[0] != right[2]
     same(family.serve(questions, settings), right)
+
+
+@pytest.mark.slow
+@with_family("family", [name for name, made in MODELS.items() if made.newlines])
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [("stride", "75%"), ("stride", 9), ("pool", "50%"), ("divprune", 9), ("tome", 9)],
+)
+def test_newlines_of_emptied_rows(family, method, budget):
+    """They go with their rows where the grid tells which; where the content decides they stay."""
+    spec = "tome(stage='projector')" if method == "tome" else method
+    questions = family.questions("image")
+    right = family.in_process(questions, spec, budget)
+    with all_newlines():
+        stay = family.in_process(questions, spec, budget)
+    assert stay != right
+    found = family.serve(questions, {"method": spec, "budget": budget})
+    same(found, stay if method in ("divprune", "tome") else right)
+
+
+@pytest.mark.slow
+@with_family("family", [name for name, kind in KINDS if kind == "clip"])
+def test_pictures_and_clips_in_one_batch(family):
+    image, clip = (family.questions(kind)[0] for kind in ("image", "clip"))
+    both = family.both("image", "clip")
+    asked = [(image, "stride"), (clip, "divprune"), (both, "divprune"), (clip, "stride")]
+    asked += [(both, "stride"), (image, "divprune")]
+    right = [family.compress([one], method, "60%")[0] for one, method in asked]
+    assert right[0] != right[-1]
+    settings = [{"method": method, "budget": "60%"} for _, method in asked]
+    same(family.serve([one for one, _ in asked], settings), right)
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def test_a_name_of_the_users_for_a_picture_tells_settings_apart(llava, full, pru
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "fastv"}, "fastv cannot be served: fastv drops tokens between decoder layers"),
+        ({"method": "fastv"}, "fastv cannot be served: fastv acts between decoder layers"),
         ({"method": "divprune+fastv"}, "cannot be served"),
         ({"method": "pyramiddrop"}, "cannot be served"),
         ({"method": "tome"}, "possible"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 from vlmcompress import defaults
@@ -14,6 +14,7 @@ from vlmcompress.asking.comparison import Comparison
 from vlmcompress.asking.setting import FULL, BudgetLike, MethodLike, Setting, setting_of
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.given import MediaLike, media_of
+from vlmcompress.tuned import ProfileLike, all_asked_for, check_fits
 
 MAX_NEW_TOKENS = 64
 """Longest answer where nobody says otherwise."""
@@ -33,7 +34,7 @@ def ask(
     fps: float | None = None,
     text_tower: Any = None,
     max_memory: int | str | None = None,
-    profile: str | Path | None = None,
+    profile: ProfileLike | None = None,
     **options: Any,
 ) -> Answer:
     """Ask a model one question about pictures or clips, on fewer visual tokens.
@@ -63,7 +64,7 @@ def ask(
         fps: frames a second sampled of such a clip instead, or of a clip given as an array.
         text_tower: see `compress`.
         max_memory: what the vision encoder may take for a clip, as "2GB"; see `compress`.
-        profile: see `compress`; then the method is "auto".
+        profile: in the place of a method; see `compress`.
         **options: fields of the method, for example `seed=1`.
 
     Returns:
@@ -83,13 +84,15 @@ def compare(
     processor: Any,
     media: MediaLike,
     question: str,
-    methods: MethodLike | Sequence[MethodLike] = (defaults.METHOD,),
+    methods: MethodLike | Sequence[MethodLike] | None = None,
     budgets: BudgetLike | list[BudgetLike] | tuple[BudgetLike, ...] = None,
     *,
     repeat: int = 1,
     max_new_tokens: int = MAX_NEW_TOKENS,
     frames: int | None = None,
     fps: float | None = None,
+    max_memory: int | str | None = None,
+    profile: ProfileLike | None = None,
 ) -> Comparison:
     """Ask the same question on all visual tokens and on fewer, several methods side by side.
 
@@ -105,41 +108,61 @@ def compare(
         processor: the model's own.
         media: one picture or clip, or a list.
         question: a text.
-        methods: one or several; see `ask`.
+        methods: one or several; see `ask`. Default: "divprune", or what the profile takes.
         budgets: one or several; every method is asked at each. None takes each method's own.
         repeat: timed rounds; medians are shown.
+        max_memory: see `ask`; it holds for all visual tokens, too.
+        profile: what it takes at each budget is asked as "auto", beside the methods that are named.
 
     Returns:
         One `Answer` for "full" and for each setting, in this order. A setting that the method or
         the model refuses is in `refused` with the reason.
 
     Raises:
-        VLMCompressError: as for `ask`, but for a refusal of a single setting.
+        VLMCompressError: as for `ask`, but for a refusal of a single setting; a profile of another
+            model is none.
     """
     check_count("repeat", repeat)
+    named = (defaults.METHOD,) if methods is None and profile is None else _listed(methods)
+    settings = settings_of(all_asked_for(named, profile), budgets, max_memory, profile)
+    check_fits(profile, model)
     asker = _asker(model, processor, media, question, max_new_tokens, frames, fps)
-    return compared(asker, settings_of(methods, budgets), repeat)
+    return compared(asker, settings, repeat, replace(FULL, max_memory=max_memory))
 
 
 def settings_of(
-    methods: MethodLike | Sequence[MethodLike], budgets: BudgetLike | Sequence[BudgetLike]
+    methods: MethodLike | Sequence[MethodLike],
+    budgets: BudgetLike | Sequence[BudgetLike],
+    max_memory: int | str | None = None,
+    profile: ProfileLike | None = None,
 ) -> list[Setting]:
     """Every method at each budget; one that is given alone counts as a list of one.
+
+    "auto" is what the profile takes, where there is one.
 
     Raises:
         VLMCompressError: see `setting_of`.
     """
-    several = isinstance(methods, Iterable) and not isinstance(methods, str)
-    each: list[Any] = list(methods) if several else [methods]  # type: ignore[arg-type]
     wanted: Sequence[Any] = budgets if isinstance(budgets, list | tuple) else [budgets]
-    return [setting_of(method, budget) for method in each for budget in wanted]
+    return [
+        setting_of(
+            method,
+            budget,
+            max_memory=max_memory,
+            profile=profile if method == defaults.AUTO else None,
+        )
+        for method in _listed(methods)
+        for budget in wanted
+    ]
 
 
-def compared(asker: Asker, settings: Sequence[Setting], repeat: int) -> Comparison:
-    """The answer on all tokens and in each setting that is not refused."""
-    able: list[Setting] = [FULL]
+def compared(
+    asker: Asker, settings: Sequence[Setting], repeat: int, full: Setting = FULL
+) -> Comparison:
+    """The answer on all tokens, as `full` says, and in each setting that is not refused."""
+    able: list[Setting] = [full]
     refused: dict[str, str] = {}
-    asker.run(FULL)
+    asker.run(full)
     for setting in settings:
         try:
             asker.run(setting)
@@ -147,6 +170,12 @@ def compared(asker: Asker, settings: Sequence[Setting], repeat: int) -> Comparis
         except VLMCompressError as error:
             refused[setting.name] = str(error)
     return Comparison(asker.rounds(able, repeat), refused)
+
+
+def _listed(methods: MethodLike | Sequence[MethodLike] | None) -> list[Any]:
+    if isinstance(methods, Iterable) and not isinstance(methods, str):
+        return list(methods)
+    return [] if methods is None else [methods]
 
 
 def _asker(

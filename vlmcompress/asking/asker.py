@@ -81,6 +81,16 @@ def compressed(model: Any, processor: Any, setting: Setting) -> Compression:
     )
 
 
+def reason_of(model: Any, processor: Any, setting: Setting) -> str | None:
+    """What "auto" takes in a setting and why; None where a method is named.
+
+    Raises:
+        VLMCompressError: what `compress` refuses, for a caller who would hear it with every answer.
+    """
+    with compressed(model, processor, setting) as handle:
+        return handle.report().reason
+
+
 def _median(runs: list[Answer]) -> Answer:
     middle = statistics.median_low(run.milliseconds["total"] for run in runs)
     return next(run for run in runs if run.milliseconds["total"] == middle)

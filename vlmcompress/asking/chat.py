@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from vlmcompress.media.video import Video
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.patches.hooks.arguments import cache_name
 from vlmcompress.prompts import Generated, Turn, check_length, generate, prepare
+from vlmcompress.tuned import ProfileLike
 
 _AGAIN = "the tokens that the first question left are used again"
 
@@ -60,7 +60,8 @@ class Chat:
         frames: int | None = None,
         fps: float | None = None,
         text_tower: Any = None,
-        profile: str | Path | None = None,
+        max_memory: int | str | None = None,
+        profile: ProfileLike | None = None,
         **options: Any,
     ) -> None:
         """Read the media; nothing is run yet.
@@ -77,18 +78,23 @@ class Chat:
             frames: sampled of a clip.
             fps: sampled of a clip.
             text_tower: see `compress`.
-            profile: see `compress`; then the method is "auto".
+            max_memory: that the vision encoder may take for a clip; see `compress`.
+            profile: in the place of a method; see `compress`. Whenever "auto" is asked for later,
+                it takes what this profile says.
             **options: fields of the method.
 
         Raises:
             VLMCompressError: bad media, method or budget.
         """
         check_count("max_new_tokens", max_new_tokens)
-        self.setting = setting_of(method, budget, options, positions, text_tower, profile=profile)
+        self.setting = setting_of(
+            method, budget, options, positions, text_tower, max_memory, profile
+        )
         self.turns: list[Answer] = []
         self._model, self._processor = model, processor
         self._media = media_of(media, frames, fps)
         self._reselect, self._max_new_tokens = reselect, max_new_tokens
+        self._profile = profile
         self._handle: Compression | None = None
         self._kept: KeptFeatures | None = None
         self._cache: Any = None
@@ -114,6 +120,8 @@ class Chat:
         report = self._handle.report()
         if again:
             report = replace(report, images=self.turns[-1].report.images, notes=[_AGAIN])
+        if self._kept is not None:
+            report = replace(report, notes=[*self._kept.notes, *report.notes])
         times = with_other({**report.milliseconds, "total": found.milliseconds})
         answer = Answer(self.setting, found.texts[0], report, times, question, self._media)
         self.turns.append(answer)
@@ -133,10 +141,12 @@ class Chat:
             VLMCompressError: as for `ask`; the present setting stays.
         """
         now = self.setting
-        profile = now.profile if method in (None, AUTO) else None
         if method is None:
             method, budget = now.methods, now.budget if budget is None else budget
-        found = setting_of(method, budget, options, now.positions, now.text_tower, profile=profile)
+        profile = self._profile if method == AUTO else None
+        found = setting_of(
+            method, budget, options, now.positions, now.text_tower, now.max_memory, profile
+        )
         self.close()
         self.setting = found
         return found
@@ -160,7 +170,7 @@ class Chat:
         if not self.turns:
             raise VLMCompressError("nothing was asked yet, so there is nothing to compare")
         check_count("repeat", repeat)
-        others = settings_of(methods, budget)
+        others = settings_of(methods, budget, self.setting.max_memory, self._profile)
         *before, last = self.turns
         self._remove()
         asker = Asker(
@@ -171,7 +181,7 @@ class Chat:
             self._max_new_tokens,
             _conversation(self._media, before, last.question),
         )
-        return compared(asker, [self.setting, *others], repeat)
+        return compared(asker, [self.setting, *others], repeat, self.setting.whole)
 
     def reset(self) -> None:
         """Forget all turns; the media stay."""

@@ -38,6 +38,11 @@ class Comparison:
             for one in self.answers
         ]
 
+    def reasons(self) -> dict[str, str]:
+        """What "auto" took in each setting that asks for it, and why."""
+        given = {one.setting.name: one.report.reason for one in self.answers}
+        return {name: reason for name, reason in given.items() if reason is not None}
+
     def changed(self) -> str:
         """In one line, what changed: which settings answer otherwise than all tokens do."""
         first, *others = self.answers
@@ -84,17 +89,15 @@ class Comparison:
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
             for row in table
         ]
+        lines += [f"{name}: {why}" for name, why in self.reasons().items()]
         lines += [f"refused: {name}: {why}" for name, why in self.refused.items()]
         return "\n".join([*lines, f"changed: {self.changed()}"])
 
     def _repr_html_(self) -> str:
         from vlmcompress.report.html import as_image, as_table
 
-        refused = "".join(
-            f"<p>refused: {html.escape(name)}: {html.escape(why)}</p>"
-            for name, why in self.refused.items()
-        )
-        return (
-            f"<div>{as_table(_HEADS, self.rows())}<p>changed: {html.escape(self.changed())}</p>"
-            f"{refused}{as_image(self.overlay())}</div>"
-        )
+        lines = [f"changed: {self.changed()}"]
+        lines += [f"{name}: {why}" for name, why in self.reasons().items()]
+        lines += [f"refused: {name}: {why}" for name, why in self.refused.items()]
+        said = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+        return f"<div>{as_table(_HEADS, self.rows())}{said}{as_image(self.overlay())}</div>"

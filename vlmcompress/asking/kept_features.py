@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vlmcompress.patches.engine import engine_of
 from vlmcompress.patches.families.parts import ModelParts
 
 
@@ -34,6 +35,9 @@ class KeptFeatures:
                 with torch.inference_mode():
                     self._outputs[modality] = call(**given, return_dict=True)
                 self._consumed |= {n for n in given if n.startswith(("pixel", "image_patches"))}
+        engine = engine_of(model)
+        self.notes: list[str] = [] if engine is None else list(engine.trace.notes)
+        """What a report would have said of encoding them; later calls encode nothing."""
 
     def instead_of_pixels(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs of `generate` with these features in the place of the pixels."""

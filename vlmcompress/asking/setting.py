@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmcompress import defaults
@@ -15,7 +14,7 @@ from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import Method
 from vlmcompress.tokens import Grid
-from vlmcompress.tuned import check_profile
+from vlmcompress.tuned import ProfileLike, asked_for
 
 MethodLike = str | Method | Sequence[Method]
 BudgetLike = int | float | str | Budget | None
@@ -33,13 +32,18 @@ class Setting:
     positions: str = "keep"
     text_tower: Any = None
     max_memory: int | str | None = None
-    profile: str | Path | None = None
+    profile: ProfileLike | None = None
     """Of `vlmcompress tune`, for "auto"."""
 
     @property
     def name(self) -> str:
         """`divprune at 25%`."""
         return self.label if self.budget is None else f"{self.label} at {self.budget}"
+
+    @property
+    def whole(self) -> Setting:
+        """All visual tokens, and what else this setting says of the call."""
+        return replace(FULL, positions=self.positions, max_memory=self.max_memory)
 
 
 FULL = Setting("full", "full", None)
@@ -53,7 +57,7 @@ def setting_of(
     positions: str = "keep",
     text_tower: Any = None,
     max_memory: int | str | None = None,
-    profile: str | Path | None = None,
+    profile: ProfileLike | None = None,
 ) -> Setting:
     """A setting with what is left out filled in, checked as far as that goes without a model.
 
@@ -61,12 +65,11 @@ def setting_of(
     `defaults.BUDGET` where it has none or no method was named. With a profile the method is "auto".
 
     Raises:
-        VLMCompressError: an unknown method or option, a malformed budget, or one beside a
-            threshold.
+        VLMCompressError: an unknown method or option, a malformed budget or one beside a threshold,
+            a malformed size, or a profile that cannot be read or stands beside a method.
     """
-    default = defaults.METHOD if profile is None else defaults.AUTO
-    spec = default if method is None else method
-    check_profile(spec, profile)
+    asked = asked_for(method, profile)
+    spec = defaults.METHOD if asked is None else asked
     methods, has_default = _methods(spec, options or {})
     if max_memory is not None:
         bytes_of(max_memory)

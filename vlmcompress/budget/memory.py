@@ -6,30 +6,35 @@ import math
 import re
 
 from vlmcompress.errors import BudgetError
+from vlmcompress.files.untrusted import short
 
 _UNITS = {"": 1, **{f"{p}B": 1000**n for n, p in enumerate(("", "K", "M", "G", "T"))}}
 _UNITS |= {f"{p}IB": 1024**n for n, p in enumerate(("", "K", "M", "G", "T")) if n}
-_TEXT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B)", re.IGNORECASE)
+_COUNT = re.compile(r"\d{1,15}")
+_TEXT = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?I?B)", re.IGNORECASE)
 
 
 def bytes_of(given: object) -> int:
     """The bytes that `max_memory` means.
 
     Args:
-        given: a count of bytes, or a text with a unit: KB, MB, GB, TB (powers of 1000), KiB, MiB,
-            GiB, TiB (of 1024), B.
+        given: a count of bytes, also as a text, or a text with a unit: KB, MB, GB, TB (powers of
+            1000), KiB, MiB, GiB, TiB (of 1024), B.
 
     Raises:
         BudgetError: it is neither, or less than one byte.
     """
-    found = 0
+    found, text = 0, given.strip() if isinstance(given, str) else ""
     if isinstance(given, int) and not isinstance(given, bool):
         found = given
-    elif isinstance(given, str) and (match := _TEXT.fullmatch(given.strip())):
+    elif _COUNT.fullmatch(text):  # of a command line
+        found = int(text)
+    elif match := _TEXT.fullmatch(text):
         found = int(float(match[1]) * _UNITS.get(match[2].upper(), 0))
     if found < 1:
         raise BudgetError(
-            f"max_memory={given!r} is not possible: give bytes, or a text such as '2GB' or '500MiB'"
+            f"max_memory={short(given)} is not possible: give bytes, or a text such as '2GB' or "
+            "'500MiB'"
         )
     return found
 

@@ -12,7 +12,17 @@ import typer
 
 from vlmcompress.cli.ask.command import BudgetText, Length, MethodSpec
 from vlmcompress.cli.common import one_line_errors, progress, quiet, tell
-from vlmcompress.cli.options import Device, Dtype, Fps, Frames, ModelName, Options, Quiet
+from vlmcompress.cli.options import (
+    Device,
+    Dtype,
+    Fps,
+    Frames,
+    MaxMemory,
+    ModelName,
+    Options,
+    Profile,
+    Quiet,
+)
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home, check_output, whole_file
 from vlmcompress.files.untrusted import one_line, visible
@@ -61,6 +71,8 @@ def chat(
     max_new_tokens: Length = 64,
     device: Device = None,
     dtype: Dtype = None,
+    max_memory: MaxMemory = None,
+    profile: Profile = None,
     quietly: Quiet = False,
 ) -> None:
     """Ask many questions about the same pictures or clips.
@@ -72,19 +84,18 @@ def chat(
     Examples:
       vlmcompress chat street.jpg --method divprune --budget 64
       vlmcompress chat street.jpg --method sparsevlm --budget 50% --reselect
-      vlmcompress chat clip.mp4 --frames 16
+      vlmcompress chat clip.mp4 --frames 64 --max-memory 500MB
+      vlmcompress chat street.jpg --profile mine.json --budget 25%
 
     A question that is refused is told, and the conversation goes on.
     """
-    from vlmcompress.asking.setting import setting_of
     from vlmcompress.cli.ask.media import MediaArguments, check_for_videos, default_model
-    from vlmcompress.cli.ask.request import options_of
+    from vlmcompress.cli.ask.request import setting
     from vlmcompress.media.given import media_of
     from vlmcompress.media.video import Video
     from vlmcompress.models.names import resolve
 
-    options = options_of(option or [])
-    setting_of(method, budget, options)
+    found = setting(method, budget, option or [], "keep", max_memory, profile)
     media = media_of(files, frames, fps)
     has_video = any(isinstance(one, Video) for one in media)
     check_for_videos(MediaArguments(files, [], [], None, frames, fps), has_video)
@@ -92,14 +103,23 @@ def chat(
     resolve(name)
     with quiet():
         with progress(f"loading {name}"):
+            from vlmcompress.asking.asker import reason_of
             from vlmcompress.asking.chat import Chat
             from vlmcompress.models import loading
 
             loaded, processor = loading.load(name, device=device, dtype=dtype)
+        reason = reason_of(loaded, processor, found)
+        talk = Chat(
+            loaded,
+            processor,
+            media,
+            reselect=reselect,
+            max_new_tokens=max_new_tokens,
+            profile=profile,
+        )
         # Options of the method may have any name, also one that is an argument of `Chat`.
-        talk = Chat(loaded, processor, media, reselect=reselect, max_new_tokens=max_new_tokens)
-        talk.setting = setting_of(method, budget, options)
-        tell([f"{name}, {talk.setting.name}; /help lists the commands"])
+        talk.setting = found
+        tell([f"{name}, {talk.setting.name}; /help lists the commands", *filter(None, [reason])])
         with talk:
             _Conversation(talk, name).run()
 

@@ -134,11 +134,9 @@ def _fits(stage: Stage | None, family: str | None) -> Callable[[dict[str, Any]],
     Raises:
         VLMCompressError: there is no such family, or it is refused.
     """
-    from vlmcompress.methods.contracts.before_projector import let_in
     from vlmcompress.methods.contracts.method import resolve
-    from vlmcompress.methods.registry import METHODS
 
-    signals, merges = None, True
+    signals = None
     stages = [one.value for one in Stage if stage in (None, one)]
     if family is not None:
         from vlmcompress.patches.families.standing import known_types, retriever_types, standing_of
@@ -151,12 +149,11 @@ def _fits(stage: Stage | None, family: str | None) -> Callable[[dict[str, Any]],
         if standing.state == "refused":
             raise VLMCompressError(f"{family} is refused: {standing.reason}")
         stages = [one for one in stages if one in known[family].stages]
-        signals, merges = known[family].signals, known[family].merges
+        signals = known[family].signals
 
     def fits(method: dict[str, Any]) -> bool:
         missing = [] if signals is None else resolve(method["needs"], signals)[1]
-        possible = let_in(METHODS.get(method["name"]), stages, merges)
-        return not missing and not set(possible).isdisjoint(method["stages"])
+        return not missing and not set(stages).isdisjoint(method["stages"])
 
     return fits
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
 
 from vlmcompress.asking.answer import Answer
-from vlmcompress.asking.ask import compared
-from vlmcompress.asking.asker import Asker
+from vlmcompress.asking.ask import compared, settings_of
+from vlmcompress.asking.asker import Asker, reason_of
 from vlmcompress.asking.comparison import Comparison
-from vlmcompress.asking.setting import setting_of
+from vlmcompress.asking.setting import FULL, setting_of
+from vlmcompress.defaults import AUTO
 from vlmcompress.demo.settings import MAX_QUESTION, MOST_METHODS
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.video import Video
 from vlmcompress.methods import list_methods
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.report.overlay import draw
+from vlmcompress.tuned import ProfileLike, check_fits
 
 MAX_NEW_TOKENS = 64
 _STAGES = ("encoder", "selection", "prefill", "decode", "other", "total")
@@ -27,7 +29,8 @@ _MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "&<>\"'\\`*_{}[]()#+!|~$"}
 """What means something in HTML or Markdown."""
 _WIDTH = 700
 """Of the frames of a clip beside each other: a column of the page shows two."""
-_LEFT_OUT = frozenset({"full", "text-only"})
+_LEFT_OUT = frozenset({"full", "text-only", AUTO})
+"""Of the gallery: both ends, and what is there under its own name."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,36 @@ class Panel:
 class DemoModel:
     """A loaded model that answers one visitor at a time."""
 
-    def __init__(self, model: Any, processor: Any, name: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        name: str,
+        max_memory: int | str | None = None,
+        profile: ProfileLike | None = None,
+    ) -> None:
         """Take a model as it is loaded.
 
+        Args:
+            model: of a supported family.
+            processor: its own.
+            name: for the page.
+            max_memory: that the vision encoder may take for a clip; see `compress`.
+            profile: adds "auto" to the methods, which is what it takes.
+
         Raises:
-            UnsupportedModelError: no family serves it.
+            VLMCompressError: no family serves the model, its clips cannot be cut, or the profile
+                cannot be read or is of another model.
         """
         parts = ModelParts.of(model)
+        check_fits(profile, model)
+        self._full = replace(FULL, max_memory=max_memory)
+        reason_of(model, processor, self._full)  # what it refuses it always would
+        self._profile = profile
         self.name, self.video = name, parts.family.video
         self.layers = len(parts.layers)
-        self.methods = tuple(
-            info.name for info in list_methods() if info.stages & set(parts.family.stages)
-        )
+        able = [info.name for info in list_methods() if info.stages & set(parts.family.stages)]
+        self.methods = (*(() if profile is None else (AUTO,)), *able)
         self._model, self._processor = model, processor
         self._busy = threading.Lock()
 
@@ -68,9 +89,9 @@ class DemoModel:
         """
         if len(methods) > MOST_METHODS:
             raise VLMCompressError(f"choose {MOST_METHODS} methods at most, got {len(methods)}")
-        settings = [setting_of(method, budget) for method in methods]
+        settings = settings_of(methods, budget, self._full.max_memory, self._profile)
         with self._busy:
-            return compared(self._asker(media, question), settings, repeat=1)
+            return compared(self._asker(media, question), settings, 1, self._full)
 
     def gallery(
         self,
@@ -90,7 +111,7 @@ class DemoModel:
             for number, name in enumerate(names):
                 progress(number / len(names), name)
                 try:
-                    found = asker.run(setting_of(name, budget))
+                    found = asker.run(setting_of(name, budget, max_memory=self._full.max_memory))
                 except VLMCompressError:
                     continue  # it cannot meet this budget, or needs what the model does not give
                 picture = draw([media], found.report.images, self._processor, width=_WIDTH)
@@ -127,9 +148,10 @@ def changed(found: Comparison) -> str:
 
 def _text(one: Answer) -> str:
     rows = "".join(f"| {stage} | {one.milliseconds[stage]:.1f} |\n" for stage in _STAGES)
+    why = "" if one.report.reason is None else f"{escaped(one.report.reason)}\n\n"
     return (
         f"### {escaped(one.answer) or '(empty)'}\n\n{_kept(one)}, mean over layers "
-        f"{one.mean:.4g}\n\n| stage | ms |\n| --- | ---: |\n{rows}"
+        f"{one.mean:.4g}\n\n{why}| stage | ms |\n| --- | ---: |\n{rows}"
     )
 
 

@@ -31,18 +31,18 @@ class PageSettings:
         Args:
             query: of the address.
             samples: names of samples and the question about each.
-            methods: names that are known.
+            methods: names that are known, "auto" among them where there is a profile.
         """
         sample = query.get("sample", "")
         sample = sample if sample in samples else next(iter(samples))
         named = [one for one in query.get("methods", "").split(",") if _known(one, methods)]
-        first = (defaults.METHOD, "fastv", "pyramiddrop")
+        first = (defaults.AUTO, defaults.METHOD, "fastv", "pyramiddrop")
         text = query.get("budget", "")
         percent = int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else 50
         return cls(
             sample,
             query.get("question", "")[:MAX_QUESTION] or samples[sample],
-            tuple(named[:MOST_METHODS] or [one for one in first if one in methods]),
+            tuple((named or [one for one in first if one in methods])[:MOST_METHODS]),
             min(100, max(1, percent)),
         )
 

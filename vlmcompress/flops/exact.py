@@ -182,7 +182,7 @@ def first_token(shape: ModelShape, load: Load, causal: bool = True) -> Costs:
         ),
         lm_head=2 * shape.lm_head * (left if shape.all_logits else len(load.rows)),
         kv_bytes=shape.value_bytes * held,
-        entry=2 * shape.entry * sum(row[0] for row in load.rows),
+        entry=2 * shape.entry * sum(map(max, load.rows)),
     )
 
 

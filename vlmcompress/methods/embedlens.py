@@ -95,7 +95,8 @@ class EmbedLens(AskingSelector):
     Deviations:
         The budget is ours, and so is the order inside a class: by the cosine to the nearest word,
         the lowest goes first. A token next to words of both classes is dead.
-        Tokens enter at the first decoder layer; the paper can let them in at a later one.
+        Tokens enter at the first decoder layer; the paper can let them in at a later one,
+        as "embedlens+inject" does.
     """
 
     name: ClassVar[str] = "embedlens"

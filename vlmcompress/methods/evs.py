@@ -57,6 +57,10 @@ class EVS(ByThreshold, AskingSelector):
             return max(grid.h * grid.w, int(self.ratio * len(grid)))
         return super().keep_count(grid, budget)
 
+    def goes_by(self, grid: Grid) -> bool:
+        """Where nothing can have changed: in an image."""
+        return grid.t == 1 and self.threshold is None
+
     def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:
         """[count] int64, ascending."""
         grid, features = tokens.grid, tokens.features

@@ -49,6 +49,10 @@ class Expedit(Pooler, AskingReducer):
         if self.window < 1:
             raise VLMCompressError(f"expedit: window must be at least 1, got {self.window}")
 
+    def goes_by(self, grid: Grid) -> bool:
+        """No: a cluster stands at the first token that went to it."""
+        return False
+
     def pooled(self, tokens: VisualTokens, shape: Grid) -> Reduction:
         """Centres, placed by their groups."""
         return answered(self._pooling(tokens, shape))

@@ -11,7 +11,7 @@ from torch import Tensor
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.method import Selector
 from vlmcompress.methods.contracts.options import check_types
-from vlmcompress.tokens import VisualTokens
+from vlmcompress.tokens import Grid, VisualTokens
 
 # The CPU generator reads 32 bits of a seed only, so seed and image index have to share them.
 _SEEDS = 2**32
@@ -39,6 +39,10 @@ class Random(Selector):
         check_types(type(self), vars(self))
         if self.seed < 0:
             raise VLMCompressError(f"random: seed must be 0 or more, got {self.seed}")
+
+    def goes_by(self, grid: Grid) -> bool:
+        """Yes."""
+        return True
 
     def select(self, tokens: VisualTokens, count: int) -> Tensor:
         """[count] int64, ascending."""

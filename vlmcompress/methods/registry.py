@@ -76,5 +76,6 @@ for _name, _entry in {
     "corematching": "corematching:CoreMatching",
     "var": "var:VAR",
     "todre-exit": "todre_exit:TodreExit",
+    "inject": "inject:Inject",
 }.items():
     METHODS.register(_name, f"vlmcompress.methods.{_entry}")

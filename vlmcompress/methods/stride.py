@@ -29,6 +29,10 @@ class Stride(Selector):
     summary: ClassVar[str] = "keeps evenly spaced tokens"
     on_grid: ClassVar[bool] = True
 
+    def goes_by(self, grid: Grid) -> bool:
+        """Yes."""
+        return True
+
     def select(self, tokens: VisualTokens, count: int) -> Tensor:
         """[count] int64, ascending."""
         grid, device = tokens.grid, tokens.features.device

@@ -7,7 +7,6 @@ encoder can save.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,8 @@ from vlmcompress.arguments import check_count
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.ops.proving.decision import no_proofs
 from vlmcompress.profiler.machine import environment
-from vlmcompress.profiler.run import Prepare, RunFacts, Runner, RunTimes, Setting, Tokens, Wrap
+from vlmcompress.profiler.run import Prepare, RunFacts, Runner, RunTimes, Setting, Wrap
+from vlmcompress.profiler.saving import achieved, break_even
 from vlmcompress.profiler.stopwatch import STAGES
 
 WARM_UP = 2
@@ -125,6 +125,7 @@ def profile(
     nothing: Wrap,
     settings: Sequence[Setting],
     *,
+    everything: Wrap | None = None,
     output_tokens: int = 8,
     rounds: int = 5,
     progress: Progress = lambda runs, what: None,
@@ -140,6 +141,8 @@ def profile(
             with a function to tell that "media" or "preprocess" begins.
         nothing: compresses the model to no visual token.
         settings: to be compared.
+        everything: compresses the model to all its visual tokens, as where clips are encoded in
+            pieces; by default it is the bare model that all are compared with.
         output_tokens: of each row. The end-of-text token is suppressed, so there are no fewer.
         rounds: timed runs of each setting.
         progress: hears of runs that are done, `WARM_UP` and `rounds` of each setting; of one that
@@ -152,7 +155,7 @@ def profile(
     for name, number in (("output_tokens", output_tokens), ("rounds", rounds)):
         check_count(name, number)
     runner = Runner(model, prepare, output_tokens)
-    blank, full = Setting("text-only", nothing), Setting("full")
+    blank, full = Setting("text-only", nothing), Setting("full", everything)
     looks: list[RunFacts | str] = [runner.look(blank)]
     looks.insert(0, runner.look(full))
     progress(2 * WARM_UP, "warm-up")
@@ -196,35 +199,6 @@ def interleaved(
             index = (place + number) % len(settings)
             samples[index].append(run(settings[index]))
     return samples
-
-
-def achieved(full: float, method: float, nothing: float) -> float | None:
-    """Share of what can be saved that is saved; None where nothing can."""
-    return (full - method) / (full - nothing) if full > nothing else None
-
-
-def break_even(tokens: Tokens, selection: float, slope: float, share: bool) -> int | None:
-    """Visual tokens of an image from which on a method saves time.
-
-    n tokens of which k are kept save slope * (n - k). The selection, taken to cost what it did
-    here, is paid back from n = k + selection / slope on where k is fixed, and from
-    n = selection / slope / (1 - k/n) on where the share k/n is. It is a straight line through two
-    measured points, while attention makes a token of a longer prompt cost more.
-
-    Args:
-        tokens: of the call.
-        selection: milliseconds of it.
-        slope: milliseconds up to the first output token that a visual token costs.
-        share: whether the method keeps a share.
-
-    Returns:
-        None where a token costs nothing or all are kept.
-    """
-    if slope <= 0 or tokens.mean >= tokens.before:
-        return None
-    paid = selection / slope
-    need = paid / (1 - tokens.mean / tokens.before) if share else tokens.mean + paid
-    return math.floor(need / tokens.images) + 1
 
 
 def _rows(able: Sequence[tuple[Setting, RunFacts]], times: Sequence[Times]) -> list[ProfileRow]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from vlmcompress.report.report import entry
+
 if TYPE_CHECKING:
     from vlmcompress.report.report import Report
 
@@ -22,7 +24,7 @@ def as_html(report: Report) -> str:
         [
             str(image.index),
             " + ".join("x".join(map(str, part[part[0] == 1 :])) for part in image.parts),
-            f"{image.before} &rarr; {image.after}",
+            f"{image.before} &rarr; {image.after}{entry([image])}",
             f"{image.mean:.4g}",
             _bars(image.per_layer, image.before),
         ]

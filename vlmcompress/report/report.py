@@ -58,6 +58,11 @@ class ImageReport:
     layer before, that each token entering it stands for."""
 
     @property
+    def enters(self) -> int:
+        """The decoder layer that the tokens enter; 0 but where a method lets them in late."""
+        return max(self.cuts) if 0 in self.cuts else 0
+
+    @property
     def per_frame(self) -> dict[str, list[int]]:
         """Tokens of each temporal step of the grid: `after`, and those of the `last` layer."""
         last = self.cuts[max(self.cuts)] if self.cuts else self.kept
@@ -195,7 +200,7 @@ class Report:
         for image in self.images:
             grid = "+".join(str(Grid(*part)) for part in image.parts)
             lines.append(
-                f"  image {image.index} ({grid}): {_steps(image)} tokens, "
+                f"  image {image.index} ({grid}): {_steps(image)} tokens{entry([image])}, "
                 f"mean over layers {image.mean:g}, per layer {_runs(image.per_layer)}"
             )
             if image.grid[0] > 1:
@@ -218,6 +223,12 @@ def _steps(image: ImageReport) -> str:
     """`576 -> 192 -> 64` where two stages before the decoder share the work."""
     counts = [image.before, image.given, image.after]
     return " -> ".join(map(str, counts if image.given not in counts[::2] else counts[::2]))
+
+
+def entry(images: Sequence[ImageReport]) -> str:
+    """`, enter at layer 3` where tokens do not enter at the first decoder layer, else nothing."""
+    layers = sorted({image.enters for image in images})
+    return f", enter at layer {', '.join(map(str, layers))}" if any(layers) else ""
 
 
 def frame_counts(images: Sequence[ImageReport]) -> str:

@@ -14,6 +14,7 @@ from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.method import ProjectorMethod, Stage, resolve
+from vlmcompress.serving.rows import emptied
 from vlmcompress.serving.settings import Settings
 from vlmcompress.tokens import Grid, Layout, Separator
 
@@ -30,7 +31,7 @@ def pipeline_of(method: str) -> Pipeline:
     pipeline = parse(method)
     if pipeline.decoder is not None:
         raise CompositionError(
-            f"{pipeline.name} cannot be served: {pipeline.decoder.name} drops tokens between "
+            f"{pipeline.name} cannot be served: {pipeline.decoder.name} acts between "
             "decoder layers, and vLLM has laid out the KV cache of all layers by then; methods "
             "between projector and decoder can be served (vlmcompress ls methods)"
         )
@@ -105,6 +106,8 @@ class ItemPlan:
     texts: tuple[int, ...] = ()
     """Token ids of the text between frames, which stands at the separators of the layout: how many
     tokens a frame keeps is known too late, so that its place is, too."""
+    emptied: tuple[int, ...] = ()
+    """Places of the separators that go with their rows."""
 
     @property
     def given(self) -> int:
@@ -113,8 +116,9 @@ class ItemPlan:
 
     @property
     def keep(self) -> int:
-        """Features that are left. All separators stay: which rows survive is known too late."""
-        return sum(kept for _, kept in self.parts) + len(self.layout.separators)
+        """Features that are left, separators among them."""
+        separators = len(self.layout.separators) - len(self.emptied)
+        return sum(kept for _, kept in self.parts) + separators
 
     @property
     def encoded(self) -> Layout:
@@ -133,17 +137,18 @@ class ItemPlan:
         separators = [(s.place, s.start, s.stop) for s in self.layout.separators]
         parts = [(_sides(grid), kept) for grid, kept in self.parts]
         grids = list(map(_sides, self.layout.parts))
-        return json.dumps([self.method, grids, separators, parts, self.words, self.texts]).encode()
+        own = self.method, grids, separators, parts, self.words, self.texts, self.emptied
+        return json.dumps(own).encode()
 
     @classmethod
     def load(cls, raw: bytes) -> ItemPlan:
         """What `dump` wrote."""
-        method, grids, separators, parts, words, texts = json.loads(raw)
+        method, grids, separators, parts, words, texts, emptied = json.loads(raw)
         layout = Layout(
             tuple(Grid(*sides) for sides in grids), tuple(Separator(*one) for one in separators)
         )
         counts = tuple((Grid(*sides), kept) for sides, kept in parts)
-        return cls(method, layout, counts, tuple(words), tuple(texts))
+        return cls(method, layout, counts, tuple(words), tuple(texts), tuple(emptied))
 
 
 def _sides(grid: Grid) -> tuple[int, int, int]:
@@ -182,7 +187,8 @@ def plan(
     found = planned(settings, layout)
     if not any(kept for _, kept in found.parts):
         raise BudgetError(f"{settings.method} keeps no token of an image: vLLM needs at least one")
-    return ItemPlan(settings.method, layout, found.parts, words, texts)
+    gone = _emptied(settings, layout)
+    return ItemPlan(settings.method, layout, found.parts, words, texts, gone)
 
 
 @lru_cache(maxsize=4096)
@@ -203,3 +209,8 @@ def planned(settings: Settings, layout: Layout | Grid) -> ImagePlan:
     # The number of decoder layers matters to decoder-stage methods only.
     (found,) = Planner(pipeline, budget, layers=1).plan([layout])
     return found
+
+
+@lru_cache(maxsize=4096)
+def _emptied(settings: Settings, layout: Layout) -> tuple[int, ...]:
+    return emptied(method_of(settings.method), planned(settings, layout), layout)

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from vlmcompress.budget.budget import Budget
 from vlmcompress.errors import CompositionError, VLMCompressError
 from vlmcompress.serving.counts import pipeline_of
-from vlmcompress.tuned import Tuned, how_sure
+from vlmcompress.tuned import ProfileLike, Tuned, asked_for, how_sure
 
 
-def best_served(tuned: Tuned, budget: str) -> tuple[str, str]:
+def served_method(
+    profile: ProfileLike,
+    budget: int | float | str | Budget | None,
+    config: Mapping[str, Any],
+    method: str | None = None,
+) -> tuple[str, str]:
+    """What a server takes of a profile in the place of a method, and a line that says how sure.
+
+    Args:
+        profile: see `Tuned.read`.
+        budget: that the server is given.
+        config: of the model; only its type is looked at, as the weights are not loaded here.
+        method: that is named besides; only "auto" goes with a profile.
+
+    Raises:
+        CompositionError: another method is named, or none of the profile can be served.
+        UnsupportedModelError: the profile is of another type of model.
+        BudgetError: see `Tuned.nearest`.
+        VLMCompressError: the profile cannot be read.
+    """
+    asked_for(method, profile)
+    tuned = Tuned.read(profile)
+    tuned.check_model({"type": config.get("model_type")})
+    return _best(tuned, tuned.nearest(None if budget is None else Budget.parse(budget)))
+
+
+def _best(tuned: Tuned, budget: str) -> tuple[str, str]:
     """The first method of a profile that can be served, and a line that says what it is.
 
     Args:

@@ -98,9 +98,9 @@ class Measurements:
         return [index for index in indices if "error" not in known[index]]
 
     def passed_over(self) -> list[str]:
-        """What could not be read or asked, and why."""
+        """What could not be read or asked, and why; once, however often it is asked about."""
         lines = self._known.get(WHOLE, {}).values()
-        return [line["error"] for line in lines if "error" in line]
+        return list(dict.fromkeys(line["error"] for line in lines if "error" in line))
 
     def error(self, case: Case, batches: int) -> str | None:
         """Why a case could not run on some question of the first batches."""

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
+from raced import profile_of
 
 from vlmcompress.errors import MediaError, VLMCompressError
 from vlmcompress.eval.harnesses.harness import (
@@ -18,6 +19,7 @@ from vlmcompress.eval.harnesses.harness import (
 from vlmcompress.eval.run.answering import Batch, answer
 from vlmcompress.eval.run.cases import Case
 from vlmcompress.eval.tasks.registry import load_tasks
+from vlmcompress.files import write_json
 from vlmcompress.models.names import ASSETS
 from vlmcompress.prompts import prepare
 
@@ -237,3 +239,29 @@ def test_options_reach_compress():
     assert (report.positions, report.order, report.budget) == ("renumber", "method", "36")
     whole = subject(attn_implementation="eager")
     assert whole.model.config._attn_implementation == "eager"
+
+
+def test_a_profile_in_the_place_of_a_method(tiny_llava, tmp_path):
+    path = tmp_path / "mine.json"
+    write_json(path, profile_of(tiny_llava[0], {"25%": "stride"}))
+    given = {"pretrained": "tiny-llava", "profile": f"'{path}'", "budget": "25%"}
+    settings = HarnessSettings.read(given)
+    assert (settings.method, settings.profile) == ("auto", str(path))
+    prompts = prompts_of(samples("pictures", 2))
+    answers = Subject(HarnessSettings.read({**given, **CPU})).ask(prompts, max_new_tokens=3)
+    plain = subject(method="stride", budget="25%").ask(prompts, max_new_tokens=3)
+    assert [one.text for one in answers] == [one.text for one in plain]
+    assert [one.kept for one in answers] == [36, 36]
+    for changed, message in (
+        ({"method": "divprune"}, 'give it with "auto", not divprune'),
+        ({"method": "none"}, 'give it with "auto", not none'),
+        ({"budget": None}, "auto needs a budget; profile .* knows 25%"),
+        ({"profile": "none.json"}, "cannot read profile 'none.json'"),
+        ({"max_memory": "much"}, "max_memory='much' is not possible"),
+    ):
+        with pytest.raises(VLMCompressError, match=message):
+            HarnessSettings.read({**given, **changed})
+    with pytest.raises(VLMCompressError, match="is of another model, tiny-llava"):
+        Subject(HarnessSettings.read({**given, **CPU, "pretrained": "tiny-qwen"}))
+    with pytest.raises(VLMCompressError, match="frames of llava models are not known"):
+        subject(max_memory="1GB")

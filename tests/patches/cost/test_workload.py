@@ -198,6 +198,7 @@ def test_scores_are_no_part_of_the_layers():
 
 MERGED = ["random llava", "tiny-llava", "random llava-next", "random llava-onevision"]
 MERGED += ["random video-llava", "random video-llava with clips", "random vipllava"]
+MERGED += ["random internvl", "random idefics3", "random smolvlm", "random gemma3"]
 
 
 @pytest.mark.parametrize("name", MERGED)
@@ -222,6 +223,28 @@ def test_merging_in_the_tower(name):
 PACKED = ["random qwen2-vl", "random qwen2-vl with clips", "random qwen2.5-vl"]
 PACKED += ["random qwen2.5-vl with clips", "tiny-qwen", "tiny-qwen with clips"]
 PACKED += ["random qwen3-vl", "random qwen3-vl-moe with clips"]
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_merging_in_the_tower_of_one_sequence(name):
+    subject = subject_of(name)
+    inputs = subject.batch(subject.prompt(2, 1))
+    planned, report = looked_at(subject, inputs, "tome", "40%")
+    with compress(subject.model, "tome", budget="40%"):
+        count = counted(subject.model, inputs)
+    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method("tome")
+    load = load_of(subject.model, report.images, text, method)
+    assert load == load_of(subject.model, planned, text, method)
+    assert load.encoder[0] == tuple(sorted(set(load.encoder[0]), reverse=True))
+    costs = first_token(shape, load, causal=False)
+    whole = first_token(shape, load_of(subject.model, report.images, text), causal=False)
+    assert count.projector <= whole.projector
+    assert costs.projector == pytest.approx(count.projector, rel=1e-12)
+    assert costs.encoder <= count.encoder < whole.encoder
+    if isinstance(family_of(subject.model).encoder, WindowEncoder):
+        assert costs.encoder == pytest.approx(count.encoder, rel=0.1)
+        costs = replace(costs, encoder=count.encoder)
+    agree(replace(costs, projector=count.projector), count, total=False)
 
 
 @pytest.mark.parametrize("name", PACKED)

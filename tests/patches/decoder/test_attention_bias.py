@@ -109,6 +109,20 @@ def test_layers_that_drop_rank_without_it_and_leave_it(name):
     assert (short - expected(report, model, inputs, bias, "sdpa")).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["random llava", "random qwen2.5-vl"])
+def test_tokens_that_enter_late_take_it_along(name):
+    model = SUBJECTS[name]()
+    inputs = model.batch(model.prompt(1, 3, text=4), model.prompt(2, 4, text=9))
+    with compress(model.model, "restore(divprune)+inject(layer=2)", budget="25%") as c:
+        late = last_logits(model, inputs)
+        ids = model.generate(inputs)
+        assert torch.equal(ids, model.generate(inputs, use_cache=False))
+    report = c.report()
+    assert all(image.enters == 2 for image in report.images)
+    bias = bias_of(report, model, inputs, True, True)
+    assert (late - expected(report, model, inputs, bias, "sdpa")).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generating_with_a_cache_equals_recomputing_every_step(model, beams):
     if beams > 1 and not model.repeats:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from bare import last_logits
 from bare_tower import running_towers
+from merged_tower import shrinking
 from oracle import TOLERANCE, oracle, second_turn
 from subject_models import SUBJECTS
 from upstream_methods import Bright, Huddle, Shrink, remember
@@ -26,8 +27,11 @@ from vlmcompress.methods import get_method
 from vlmcompress.methods.contracts.before_projector import Merge
 from vlmcompress.methods.divprune import DivPrune
 from vlmcompress.methods.fastv import FastV
+from vlmcompress.methods.mctf import MCTF
+from vlmcompress.methods.pitome import PiToMe
 from vlmcompress.methods.pool import Pool
 from vlmcompress.methods.pyramiddrop import PyramidDrop
+from vlmcompress.methods.tome import ToMe
 from vlmcompress.methods.unit_drop import UnitDrop
 from vlmcompress.patches.families.tower_layers import attention_layers
 
@@ -60,7 +64,7 @@ CASES += [
     ("random qwen2-vl", (Shrink(to=(6, 3)), Pool())),
 ]
 CASES += [
-    pytest.param(*case, marks=() if number == 0 else pytest.mark.slow)
+    pytest.param(*case, marks=() if number in (0, 13) else pytest.mark.slow)
     for number, case in enumerate(
         [
             ("random qwen2.5-vl with clips", (UnitDrop(layer=2, score="farthest"), DivPrune())),
@@ -76,6 +80,15 @@ CASES += [
             ("tiny-qwen", (UnitDrop(layer=0.5), DivPrune(), PyramidDrop())),
             ("random qwen3-vl", (UnitDrop(layer=1), DivPrune())),
             ("random qwen3-vl with clips", (UnitDrop(layer=0), FastV())),
+            ("random qwen2.5-vl with clips", (Huddle(), DivPrune())),
+            ("random qwen2-vl", (PiToMe(),)),
+            ("random qwen3-vl", (ToMe(), PyramidDrop())),
+            ("random qwen3-vl with clips", (ToMe(), DivPrune(), FastV())),
+            ("tiny-qwen", (MCTF(floor=1), DivPrune())),
+            ("random internvl", (Huddle(), DivPrune())),
+            ("random idefics3", (ToMe(), FastV())),
+            ("random smolvlm", (MCTF(floor=1),)),
+            ("random gemma3", (PiToMe(), PyramidDrop())),
         ]
     )
 ]
@@ -281,13 +294,6 @@ def feature_states(subject: Any, tower: Any) -> tuple[list[int], int]:
     return [range(layers + 1)[state] for state in states], side * side
 
 
-def shrinking(schedule: dict[int, int], patches: int) -> dict[int, int]:
-    """The layers of a schedule that merge anything."""
-    before = [patches, *(count for _, count in sorted(schedule.items()))]
-    pairs = zip(sorted(schedule.items()), before, strict=False)
-    return {layer: count for (layer, count), last in pairs if count < last}
-
-
 def in_frames(groups: Any, patches: int, image: Any) -> list[list[int]]:
     """Groups of the tiles of a clip in raster indices, without CLS."""
     first = len([g for g in groups[0] if g == [0]]) and sum(map(len, groups[0])) - patches
@@ -373,10 +379,9 @@ def test_pooled_clips_are_refused(name):
         last_logits(subject, subject.batch(subject.prompt(1, 1)))
 
 
-@pytest.mark.parametrize("name", ["random internvl", "random idefics3", "random gemma3", PACKED[0]])
-def test_towers_whose_tokens_are_no_patches_are_refused(name):
+def test_towers_of_which_too_little_is_known_are_refused():
     with pytest.raises(CompositionError, match="huddle acts at the encoder stage"):
-        compress(subject_of(name).model, Huddle())
+        compress(subject_of("random mistral3").model, Huddle())
 
 
 @pytest.mark.parametrize("method", [Shrink(), Bright()])
@@ -391,7 +396,7 @@ def test_an_image_that_is_shrunk_after_the_tower_is_refused():
     inputs = subject.batch((ids, pixels)) | {"vision_aspect_ratio": "anyres_max_1"}
     with (
         compress(subject.model, Huddle(), budget="40%"),
-        pytest.raises(UnsupportedCallError, match="one token for each patch"),
+        pytest.raises(UnsupportedCallError, match="one token for each block of patches"),
     ):
         subject.model.model.get_image_features(
             inputs["pixel_values"], inputs["image_sizes"], vision_aspect_ratio="anyres_max_1"

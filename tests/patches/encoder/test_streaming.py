@@ -28,6 +28,15 @@ CLIPS = [
     "tiny-qwen with clips",
     "random internvl",
 ]
+KINDS = [
+    "random llava-next-video with clips",
+    "random llava-onevision with clips",
+    "random video-llava with clips",
+    "random qwen2.5-vl with clips",
+    "random qwen3-vl with clips",
+    "random internvl",
+]
+"""One for each way in which frames lie in what the encoder is given and gives."""
 ROUNDING = 1e-5
 """Kernels of other batch sizes add up in another order."""
 SIGNALS = [
@@ -65,6 +74,7 @@ def chunks(report: Any) -> int:
     return int(re.search(r"in (\d+) chunk", note)[1])
 
 
+@pytest.mark.rotating(axis="limit", by="name", count=1, name=KINDS)
 @pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("limit", ["one frame", "1GB"])
 def test_a_clip_in_chunks_is_the_clip_and_removing_leaves_nothing(name, limit):
@@ -96,6 +106,7 @@ def tensors(output: Any) -> list[Any]:
     return [*output.pooler_output, *(piece for layer in layers for piece in layer)]
 
 
+@pytest.mark.pairs(name=KINDS)
 @pytest.mark.parametrize("name", CLIPS)
 def test_features_of_chunks_are_those_of_the_call(name):
     subject = subject_of(name)
@@ -112,6 +123,7 @@ def test_features_of_chunks_are_those_of_the_call(name):
         assert (one - other.flip(0)).abs().max() > 100 * ROUNDING
 
 
+@pytest.mark.rotating(axis="method", by="name", count=2, name=KINDS)
 @pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("method", SIGNALS)
 def test_signals_of_chunks_are_those_of_the_clip(name, method):
@@ -129,6 +141,7 @@ def test_signals_of_chunks_are_those_of_the_clip(name, method):
     assert (found - whole).abs().max() < ROUNDING
 
 
+@pytest.mark.pairs(name=["random video-llava with clips", "random qwen2.5-vl with clips"])
 @pytest.mark.parametrize(
     ("name", "method"),
     [
@@ -149,6 +162,7 @@ def test_methods_before_the_projector_that_take_frames_apart_work_in_chunks(name
     assert (found - whole).abs().max() < ROUNDING
 
 
+@pytest.mark.pairs(name=KINDS[1::2])
 @pytest.mark.parametrize("name", CLIPS)
 def test_the_encoder_takes_no_more_than_it_may(name, monkeypatch):
     subject = subject_of(name)

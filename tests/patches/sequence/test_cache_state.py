@@ -3,7 +3,7 @@
 import torch
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
-from vlmcompress.patches.sequence.cache_state import CacheState, Slots, attach_state
+from vlmcompress.patches.sequence.cache_state import WHOLE, CacheState, Slots, attach_state
 
 
 def test_a_first_layer_without_keys_is_passed_over():
@@ -11,7 +11,7 @@ def test_a_first_layer_without_keys_is_passed_over():
     cache = Cache(layers=[LinearAttentionLayer(), DynamicLayer()])
     keys = torch.zeros(1, 1, 5, 2)
     cache.update(keys, keys, 1)
-    attach_state(cache, CacheState(9, {0: Slots(torch.arange(5)[None], None)}))
+    attach_state(cache, CacheState(9, {WHOLE: Slots(torch.arange(5)[None], None)}))
     assert cache.get_seq_length() == 9
     assert cache.get_query_offset() == cache.get_query_offset(1) == 5
     assert cache.get_query_offset(2) == 0

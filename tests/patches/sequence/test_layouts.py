@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from subject_models import CLIP, IMAGE, LLAMA, QWEN2, SIGLIP, SUBJECTS, VIDEO, build
+from subject_models import SUBJECTS
+from tiled_models import SIZES, TILED, tiled
 
 from vlmcompress.api import compress
 from vlmcompress.budget.budget import Budget
@@ -19,34 +20,6 @@ from vlmcompress.patches.families.idefics3 import until_overview
 from vlmcompress.patches.families.registry import FAMILIES
 from vlmcompress.patches.sequence.separators import Separators
 from vlmcompress.tokens import Grid, Layout, Reduction, Separator
-
-SIZES = {
-    "a wide image": (16, 30),
-    "a tall image": (40, 12),
-    "a square image": (33, 33),
-    "a small image": (5, 9),
-    "an image as wide as all tiles": (64, 64),
-}
-TILED = {
-    "LlavaNext": (CLIP, LLAMA, [[16, 32], [32, 16], [32, 32], [48, 16]]),
-    "LlavaNextVideo": (CLIP, LLAMA, [[16, 32], [32, 16], [32, 32], [48, 16]]),
-    # Sixteen tiles are more than OneVision shows: it shrinks what they make up.
-    "LlavaOnevision": (SIGLIP, QWEN2, [[16, 32], [48, 16], [64, 64]]),
-}
-
-
-def tiled(name: str) -> Any:
-    tower, text, pinpoints = TILED[name]
-    video = {} if name == "LlavaNext" else {"video_token_index": VIDEO}
-    tower = tower | {"image_size": 16}
-    return build(
-        name,
-        vision_config=tower,
-        text_config=text,
-        image_token_index=IMAGE,
-        image_grid_pinpoints=pinpoints,
-        **video,
-    )
 
 
 @pytest.mark.parametrize("size", list(SIZES.values()), ids=list(SIZES))

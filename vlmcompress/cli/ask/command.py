@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -227,10 +226,6 @@ def _load(request: Request, device: str | None, dtype: str | None, max_new_token
 
 def _run(asker: Asker, request: Request, rounds: int | None) -> list[Answer]:
     """The reduced run, or the full and the reduced one."""
-    from vlmcompress.asking.setting import FULL
-
     if rounds is None:
         return [asker.run(request.setting)]
-    asked = request.setting
-    full = replace(FULL, positions=asked.positions, max_memory=asked.max_memory)
-    return asker.compare([full, request.setting], rounds)
+    return asker.compare([request.setting.whole, request.setting], rounds)

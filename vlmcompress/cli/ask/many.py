@@ -102,6 +102,7 @@ def _answer(
     media: MediaArguments,
 ) -> int:
     """Answer what is not answered yet; gives how many of these failed."""
+    from vlmcompress.asking.asker import reason_of
     from vlmcompress.asking.many import ManyAsker
     from vlmcompress.asking.results import Results, run_of
     from vlmcompress.models import loading
@@ -123,7 +124,9 @@ def _answer(
             return 0
     with progress(f"loading {model}"):
         loaded, processor = loading.load(model, device=given.device, dtype=given.dtype)
+        reason = reason_of(loaded, processor, setting)
         asker = ManyAsker(loaded, processor, setting, **asking)
+    tell([] if reason is None else [reason])
     if out is not None and not done and given.out is not None and not given.out.exists():
         out.begin()
     try:

@@ -78,10 +78,6 @@ def setting(
     """What the command line says of method and budget; see `setting_of`."""
     from vlmcompress.asking.setting import setting_of
 
-    if profile is not None:
-        from vlmcompress.tuned import Tuned
-
-        Tuned.read(profile)  # before pictures are read and a model is loaded
     return setting_of(
         method, budget, options_of(options), positions, max_memory=max_memory, profile=profile
     )

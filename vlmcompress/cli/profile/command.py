@@ -19,7 +19,9 @@ from vlmcompress.cli.options import (
     Fps,
     Frames,
     ImageFiles,
+    MaxMemory,
     ModelName,
+    Profile,
     Quiet,
     VideoFiles,
     path_option,
@@ -28,7 +30,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output, whole_file
 
 if TYPE_CHECKING:
-    from vlmcompress.profiler.measure import Profile
+    from vlmcompress.profiler.measure import Profile as Measured
 
 
 class Attention(str, Enum):
@@ -47,10 +49,11 @@ Question = Annotated[
     str, typer.Option("--question", "-q", help="The question about them; it is not answered.")
 ]
 Methods = Annotated[
-    str,
+    str | None,
     typer.Option(
         autocompletion=complete.method_lists,
-        help='Separated by commas, each as in `ask`: "divprune,divprune+fastv(k=3),fastv(k=1)".',
+        help='Separated by commas, each as in `ask`: "divprune,divprune+fastv(k=3),fastv(k=1)". '
+        f"Default: {defaults.METHOD}, or what the --profile takes.",
     ),
 ]
 BudgetText = Annotated[
@@ -103,7 +106,7 @@ def profile(
     frames: Frames = None,
     fps: Fps = None,
     question: Question = "what color is the circle ?",
-    method: Methods = defaults.METHOD,
+    method: Methods = None,
     budget: BudgetText = None,
     budgets: BudgetTexts = None,
     model: ModelName = None,
@@ -117,6 +120,8 @@ def profile(
     batch: Batch = 1,
     device: Device = None,
     dtype: Dtype = None,
+    max_memory: MaxMemory = None,
+    profile: Profile = None,
     attn: Attn = Attention.sdpa,
     as_json: Json = None,
     plot: Plot = None,
@@ -135,6 +140,7 @@ def profile(
     Examples:
       vlmcompress profile --model tiny-llava --method divprune,fastv,pyramiddrop --budget 72
       vlmcompress profile street.jpg --budgets 64,128,25% --plot times.png
+      vlmcompress profile street.jpg --profile mine.json --budgets 25%,12.5%
       vlmcompress profile --random-weights llava-1.5-7b --layers 4 --budgets 64,128,192
 
     Bad input ends with exit code 2 and one line on stderr.
@@ -145,6 +151,7 @@ def profile(
         measure,
         random_prompt,
         sample_prompt,
+        taken,
     )
 
     own = {
@@ -153,7 +160,7 @@ def profile(
         "--visual-tokens": visual_tokens,
         "--text-tokens": text_tokens,
     }
-    settings = ask_for(method, budget, budgets)
+    settings = ask_for(method, budget, budgets, profile, max_memory)
     _check_outputs(as_json, plot)
     with quiet():
         if random_weights is None:
@@ -163,7 +170,8 @@ def profile(
             given = [model, files, image, video, frames, fps]
             shape = RandomShape(random_weights, layers, encoder_layers, visual_tokens, text_tokens)
             prompt = random_prompt(shape, given, device, dtype, attn.value, batch)
-        found = measure(prompt, settings, output_tokens, rounds)
+        settings = taken(settings, profile, prompt.model)
+        found = measure(prompt, settings, output_tokens, rounds, max_memory)
     _write(found, as_json, plot)
 
 
@@ -177,7 +185,7 @@ def _check_outputs(document: Path | None, plot: Path | None) -> None:
         check_matplotlib()
 
 
-def _write(found: Profile, document: Path | None, plot: Path | None) -> None:
+def _write(found: Measured, document: Path | None, plot: Path | None) -> None:
     """Print the result first: a file that cannot be written costs nothing but itself."""
     import json
 

@@ -88,10 +88,12 @@ def _mega(count: int | None) -> str:
 def _conditions(known: dict[str, Any]) -> str:
     prompt, attention = known["prompt"], known["attention"]
     device = known["device"] if known["device"] != "cpu" else f"{known['cpu']}, CPU"
+    memory = known.get("max_memory")
+    pieces = "" if memory is None else f", clips encoded in pieces of {memory} at most"
     backends = " and ".join(sorted(set(attention.values())))
     return (
         f"{known['model']}, {known['decoder_layers']} decoder layers, {known['dtype']}, "
-        f"{backends}; {device}, {known['threads']} threads\n"
+        f"{backends}{pieces}; {device}, {known['threads']} threads\n"
         f"rows {prompt['rows']}, text tokens {prompt['text']}, output tokens "
         f"{prompt['output_tokens']}; rounds {known['rounds']}, settings in turn; first token: "
         f"medians and quartiles, stages: means over the half in the middle\n"

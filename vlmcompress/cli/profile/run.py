@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from vlmcompress import defaults
 from vlmcompress.api import compress
 from vlmcompress.asking.asker import Asker
 from vlmcompress.budget.budget import Budget
+from vlmcompress.budget.memory import bytes_of
 from vlmcompress.cli.ask.media import MediaArguments
 from vlmcompress.cli.ask.request import Request, check
 from vlmcompress.cli.common import between_commas, progress, silent_libraries, tell
@@ -23,11 +25,13 @@ from vlmcompress.media.video import Video, read_video
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.models import loading
 from vlmcompress.models.names import ASSETS
+from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.profiler.measure import WARM_UP, Prepare, Profile, Setting, Wrap, profile
 from vlmcompress.profiler.published_shapes import configuration
 from vlmcompress.profiler.random_prompts import prompt
 from vlmcompress.profiler.random_weights import build
 from vlmcompress.registry import unknown
+from vlmcompress.tuned import Tuned, all_asked_for
 
 _PICTURE = ASSETS / "samples" / "street.png"
 
@@ -62,13 +66,23 @@ class ProfilePrompt:
     prepare: Prepare
 
 
-def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[MethodAtBudget]:
+def ask_for(
+    methods: str | None,
+    budget: str | None,
+    budgets: str | None,
+    profile: Path | None = None,
+    max_memory: str | None = None,
+) -> list[MethodAtBudget]:
     """Every method with every budget, read as far as that goes without a model.
 
     Raises:
-        VLMCompressError: a method or budget that is malformed or unknown, both kinds of budgets, or
-            one beside a threshold.
+        VLMCompressError: a method, budget or size that is malformed or unknown, both kinds of
+            budgets, one beside a threshold, or a profile that cannot be read.
     """
+    if max_memory is not None:
+        bytes_of(max_memory)
+    if methods is None and profile is None:
+        methods = defaults.METHOD
     if budget is not None and budgets is not None:
         raise VLMCompressError("--budget and --budgets are both given: give one of them")
     given = budget is not None or budgets is not None
@@ -78,7 +92,8 @@ def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[Metho
     for text in texts:
         Budget.parse(text)
     asked = []
-    for spec in between_commas(methods):
+    named = [] if methods is None else between_commas(methods)
+    for spec in all_asked_for(named, profile):
         pipeline = None if spec == defaults.AUTO else parse(spec)
         if pipeline is not None and pipeline.has_threshold:
             if given:
@@ -87,6 +102,27 @@ def ask_for(methods: str, budget: str | None, budgets: str | None) -> list[Metho
         else:
             asked += [MethodAtBudget(spec, text) for text in texts]
     return asked
+
+
+def taken(
+    asked: Sequence[MethodAtBudget], profile: Path | None, model: nn.Module
+) -> list[MethodAtBudget]:
+    """The settings, with what a profile takes in the place of "auto"; says so on stderr.
+
+    Raises:
+        VLMCompressError: the profile is of another model, or knows nothing of a budget.
+    """
+    if profile is None:
+        return list(asked)
+    tuned, parts = Tuned.read(profile), ModelParts.of(model)
+    found: list[MethodAtBudget] = []
+    for one in asked:
+        if one.method == defaults.AUTO:
+            choice = tuned.choice(parts, None if one.budget is None else Budget.parse(one.budget))
+            tell([choice.reason])
+            one = replace(one, method=choice.spec)
+        found.append(one)
+    return list(dict.fromkeys(found))
 
 
 def sample_prompt(
@@ -174,16 +210,24 @@ def random_prompt(
 
 
 def measure(
-    prompt: ProfilePrompt, asked: Sequence[MethodAtBudget], output_tokens: int, rounds: int
+    prompt: ProfilePrompt,
+    asked: Sequence[MethodAtBudget],
+    output_tokens: int,
+    rounds: int,
+    max_memory: str | None = None,
 ) -> Profile:
     """Profile the model in all settings, and say on stderr how far it is.
+
+    Where memory is limited it is so in every setting, that of all visual tokens among them.
 
     Raises:
         VLMCompressError: the model cannot be profiled.
     """
 
     def wrap(method: str, budget: str | None) -> Wrap:
-        return lambda model: compress(model, method, budget, processor=prompt.processor)
+        return lambda model: compress(
+            model, method, budget, processor=prompt.processor, max_memory=max_memory
+        )
 
     settings = [Setting(one.method, wrap(one.method, one.budget), one.budget) for one in asked]
     with Advance((len(settings) + 2) * (WARM_UP + rounds)) as advance:
@@ -192,11 +236,13 @@ def measure(
             prompt.prepare,
             wrap("text-only", None),
             settings,
+            everything=None if max_memory is None else wrap("full", None),
             output_tokens=output_tokens,
             rounds=rounds,
             progress=advance,
         )
-    return Profile({"model": prompt.name, **found.environment}, found.rows)
+    about = {"model": prompt.name, "max_memory": max_memory}
+    return Profile({**about, **found.environment}, found.rows)
 
 
 def _pairs(request: Request) -> list[tuple[str, Any]]:

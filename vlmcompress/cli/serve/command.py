@@ -113,6 +113,7 @@ def _settings(
     from vlmcompress.models.names import resolve
     from vlmcompress.serving.architectures import KEY, hf_overrides
     from vlmcompress.serving.counts import method_of, plan
+    from vlmcompress.serving.served_profile import served_method
     from vlmcompress.serving.settings import Settings, refuse_time
     from vlmcompress.tokens import Grid, Layout
 
@@ -120,8 +121,10 @@ def _settings(
     config = read_config(where, {})
     if not config:
         raise VLMCompressError(f"cannot read the configuration of {model!r}")
-    if method is None or profile is not None:
-        method = _tuned(profile, method, budget, config)
+    if profile is not None:
+        method, said = served_method(profile, budget, config, method)
+        tell([said])
+    assert method is not None
     overrides = hf_overrides(config.get("architectures") or [], method, budget, positions)
     # What is malformed, and what no picture could be served with, fails here, not in vLLM.
     settings = Settings.of_server(SimpleNamespace(**{KEY: overrides[KEY]}))
@@ -132,22 +135,3 @@ def _settings(
         if asked is None or not asked.is_cost:
             plan(settings, Layout.of(Grid(1, 24, 24)))
     return where, overrides
-
-
-def _tuned(
-    profile: Path | None, method: str | None, budget: str | None, config: dict[str, Any]
-) -> str:
-    """What a profile takes of the methods that can be served; says so on stderr."""
-    from vlmcompress.budget.budget import Budget
-    from vlmcompress.defaults import AUTO
-    from vlmcompress.serving.served_profile import best_served
-    from vlmcompress.tuned import Tuned, check_profile
-
-    assert profile is not None
-    check_profile(AUTO if method is None else method, profile)
-    tuned = Tuned.read(profile)
-    tuned.check_model({"type": config.get("model_type")})
-    asked = None if budget is None else Budget.parse(budget)
-    spec, said = best_served(tuned, tuned.nearest(asked))
-    tell([said])
-    return spec

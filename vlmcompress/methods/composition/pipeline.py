@@ -14,12 +14,12 @@ from vlmcompress.methods.contracts.before_projector import (
     PixelSelector,
     Resizer,
     TowerDropper,
-    let_in,
 )
 from vlmcompress.methods.contracts.method import (
     OF_THE_QUESTION,
     AttentionBias,
     InDecoder,
+    LateEntry,
     Method,
     ProjectorMethod,
     Stage,
@@ -50,7 +50,8 @@ class Pipeline:
     encoder) before a projector method goes half the way in proportion: it is asked for
     round(sqrt(N * k)) tokens, the projector method for k of those. A decoder method
     that decides by content (`adaptive`) follows its own rule then, and the budget is an upper
-    bound. Without a budget each method uses its own default.
+    bound. Where the user says at which layer tokens enter, the methods before it are asked for
+    round(min(budget / s, N)). Without a budget each method uses its own default.
     """
 
     projector: ProjectorMethod | None
@@ -117,7 +118,12 @@ class Pipeline:
         What it drops may then be what a later question about the same pictures asks for.
         """
         asks = {choice for need in self.needs for choice in need.split("|")}
-        return bool(asks & OF_THE_QUESTION) or self.decoder is not None
+        return bool(asks & OF_THE_QUESTION) or not (self.decoder is None or self.enters_late)
+
+    @property
+    def enters_late(self) -> bool:
+        """Whether visual tokens may enter after the first layer of the decoder."""
+        return isinstance(self.decoder, LateEntry)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -129,23 +135,17 @@ class Pipeline:
         """What is added to the decoder's attention logits."""
         return None if self.projector is None else self.projector.attention_bias
 
-    def for_stages(self, family: str, stages: Collection[Stage], merges: bool = True) -> Pipeline:
+    def for_stages(self, family: str, stages: Collection[Stage]) -> Pipeline:
         """The pipeline as it acts in a model that lets methods in at `stages`.
 
         Args:
             family: its name, for messages.
             stages: where it lets methods in.
-            merges: whether its vision tower lets patches be merged, and not only dropped.
 
         Raises:
             CompositionError: a method acts at another stage, and cannot do otherwise.
         """
-        return Pipeline.of(
-            [
-                method.settled(family, let_in(type(method), stages, merges))
-                for method in self.methods
-            ]
-        )
+        return Pipeline.of([method.settled(family, stages) for method in self.methods])
 
     def upstream_count(self, grid: Grid, layers: int, budget: float | None) -> int:
         """Tokens that the upstream method leaves of an image or tile of the given grid.
@@ -268,7 +268,10 @@ class Pipeline:
         if self.projector is None and self.upstream is None:
             return tokens
         default = mean_tokens(layers, tokens, self.decoder.schedule(layers, tokens, None))
-        return round(min(budget * tokens / default, math.sqrt(tokens * min(budget, tokens))))
+        ask = budget * tokens / default
+        if isinstance(self.decoder, LateEntry) and self.decoder.layer is not None:
+            return round(min(ask, tokens))  # the layer is the user's, and the rest is ours
+        return round(min(ask, math.sqrt(tokens * min(budget, tokens))))
 
     @property
     def has_threshold(self) -> bool:

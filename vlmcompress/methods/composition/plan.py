@@ -30,6 +30,11 @@ class ImagePlan:
         return sum(kept for _, kept in self.parts)
 
     @property
+    def late(self) -> bool:
+        """Whether the tokens enter the decoder after its first layer."""
+        return 0 in self.schedule
+
+    @property
     def per_layer(self) -> list[int]:
         """Tokens that enter each decoder layer."""
         return tokens_per_layer(self.layers, self.keep, self.schedule)

@@ -24,7 +24,7 @@ _NOTHING = frozenset({"none", "no", "off", "null", "nothing", "baseline", "vanil
 _PART = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
-def parse(spec: str | Method | Sequence[Method], /, **options: Any) -> Pipeline:
+def parse(spec: str | Method | Sequence[Method] | None, /, **options: Any) -> Pipeline:
     """The pipeline that `spec` describes.
 
     Args:
@@ -44,7 +44,7 @@ def parse(spec: str | Method | Sequence[Method], /, **options: Any) -> Pipeline:
             raise VLMCompressError(f"the method has more than {_LONGEST} letters: {_EXAMPLE}")
         parts = [part for text in split(spec, "+") for part in _read(text)]
     else:
-        methods = [spec] if isinstance(spec, Method) else spec
+        methods = () if spec is None else [spec] if isinstance(spec, Method) else spec
         if not isinstance(methods, Sequence) or not all(isinstance(m, Method) for m in methods):
             raise VLMCompressError(f"{spec!r} is no method and no sequence of methods: {_EXAMPLE}")
         parts = [_Part(type(method), {}, method) for method in methods]

@@ -7,9 +7,8 @@ put back as copies after the projector, and only one token of each group enters 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -17,14 +16,13 @@ from vlmcompress.methods.contracts.method import Method, Stage, share_kept
 from vlmcompress.ops.questions import Asking
 from vlmcompress.tokens import Grid
 
-Name = TypeVar("Name", bound=str)
-"""Of stages."""
-
 
 class EncoderView(Protocol):
     """What an encoder-stage method sees after a layer of a vision tower: a batch of B tiles.
 
-    `n` counts the tokens that are left, the first `protected` of them (CLS) included.
+    They are the tiles of a call, or the frames of one image or clip. A token is what becomes one
+    visual token: where that is a block of patches, it has their mean. `n` counts the tokens that
+    are left, the first `protected` of them (CLS) included.
     """
 
     @property
@@ -44,21 +42,22 @@ class EncoderView(Protocol):
 
     @property
     def hidden(self) -> Tensor:
-        """[B, n, D]: what the layer gave."""
+        """[B, n, D]: what the layer gave, in the dtype of the tower."""
         ...
 
     @property
     def sizes(self) -> Tensor:
-        """[B, n] float32: patches that each token stands for."""
+        """[B, n] float32: tokens of the beginning that each token stands for."""
         ...
 
     def keys(self) -> Tensor:
-        """[B, n, d] float32: keys of the layer that just ran, mean over heads."""
+        """[B, n, d] float32: keys of the layer that just ran, before any rotary embedding, mean
+        over heads."""
         ...
 
     def received(self) -> Tensor:
         """[B, n] float32: attention received in the layer that just ran, mean over heads and all
-        queries."""
+        queries of the tile; those of other windows give nothing."""
         ...
 
 
@@ -68,14 +67,15 @@ class Merge:
 
     leader: Tensor
     """[B, n] int64: a member of the group that each token belongs to, the same for all members and
-    its own leader. The number of groups is the same in every tile."""
+    its own leader. The number of groups is the same in every tile. Where a tower knows places, the
+    group goes on at that of its leader."""
     weights: Tensor
     """[B, n] float32, positive: a group becomes the mean of its members with these weights."""
 
 
 @dataclass(frozen=True)
 class EncoderMethod(Method):
-    """Merges patches between the layers of a CLIP or SigLIP tower."""
+    """Merges tokens between the layers of a vision tower: all patches of each, place by place."""
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"encoder"})
 
@@ -85,34 +85,22 @@ class EncoderMethod(Method):
 
     @abstractmethod
     def schedule(self, layers: int, tokens: int, keep: int) -> dict[int, int]:
-        """Tower layer, 0-based -> patches that leave it, descending to `keep`; without CLS.
+        """Tower layer, 0-based -> tokens that leave it, descending to `keep`; without CLS.
 
         Args:
             layers: that the features go through.
-            tokens: patches of a tile.
+            tokens: of a tile or frame.
             keep: to be left after the last of them.
         """
 
     @abstractmethod
     def merge(self, view: EncoderView, count: int) -> Merge:
-        """Groups such that `count` patches are left, and the protected tokens."""
+        """Groups such that `count` tokens are left, and the protected ones."""
 
     @property
     def proportional(self) -> bool:
         """Whether later layers attend to a token in proportion to its size."""
         return False
-
-
-def let_in(method: type[Method], stages: Collection[Name], merges: bool) -> list[Name]:
-    """Where a model lets a method in.
-
-    Args:
-        method: any.
-        stages: where the model lets methods in.
-        merges: whether its vision tower lets patches be merged, and not only dropped.
-    """
-    shut = not merges and issubclass(method, EncoderMethod)
-    return [stage for stage in stages if not (shut and stage == "encoder")]
 
 
 @dataclass(frozen=True)

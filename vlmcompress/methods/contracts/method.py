@@ -125,6 +125,13 @@ class ProjectorMethod(Method):
         """
         return share_kept(self.name, grid, budget, getattr(self, "ratio", None))
 
+    def goes_by(self, grid: Grid) -> bool:
+        """Whether grid and count alone say which places are left, whatever the tokens are.
+
+        An engine that lays out prompts beforehand then knows them, too.
+        """
+        return False
+
 
 @dataclass(frozen=True)
 class Selector(ProjectorMethod):
@@ -180,7 +187,8 @@ class AskingReducer(Reducer):
 
 @dataclass(frozen=True)
 class InDecoder(Method):
-    """Acts before some decoder layers: a `DecoderMethod` drops there, a `DecoderReducer` merges."""
+    """Acts before some decoder layers: a `DecoderMethod` drops there, a `DecoderReducer` merges, a
+    `LateEntry` lets tokens in."""
 
     stages: ClassVar[frozenset[Stage]] = frozenset({"decoder"})
     watches: ClassVar[bool] = False
@@ -243,6 +251,14 @@ class DecoderReducer(InDecoder):
         Returns:
             New states, and groups of places among the V.
         """
+
+
+@dataclass(frozen=True)
+class LateEntry(InDecoder):
+    """Lets tokens in before a later layer, as the projector made them: {} or {0: 0, layer: all}."""
+
+    layer: int | None = None
+    """That layer, 0-based; None where a budget decides, or the middle of the decoder."""
 
 
 def share_kept(name: str, grid: Grid, budget: float | None, ratio: float | None = None) -> int:

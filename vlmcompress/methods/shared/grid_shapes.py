@@ -64,6 +64,10 @@ class Pooler(Reducer):
         """Tokens of the output, at most the budget."""
         return len(self.output(grid, budget))
 
+    def goes_by(self, grid: Grid) -> bool:
+        """Yes: only what windows are filled with depends on the tokens."""
+        return True
+
     def reduce(self, tokens: VisualTokens, count: int) -> Reduction:
         """`count` means; `count` must be one that `keep_count` gives."""
         shape = self.shape_for(tokens, count)

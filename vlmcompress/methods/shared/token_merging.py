@@ -70,10 +70,14 @@ def merge_in_rounds(
 
 @dataclass(frozen=True)
 class Merger(EncoderMethod, Reducer):
-    """Merges tokens between the layers of a CLIP or SigLIP tower, or in rounds after the projector.
+    """Merges tokens between the layers of a vision tower, or in rounds after the projector.
 
-    Towers whose window attention or patch merger needs the grid let no method in; there only
-    `stage="projector"` works.
+    The papers merge single patches. Where the projector makes one token of a block of patches
+    (Qwen, InternVL, SmolVLM, Gemma 3) whole blocks merge, which is ours: keys, hidden states and
+    attention of a block are the means over its patches, and a group becomes the mean of its
+    members patch by patch, each with those at its place in the block. The frames of a clip merge
+    each by itself. Where a tower has rotary positions or windows, a group goes on at the place of
+    its leader, the token that the others join.
 
     Deviations that all of them share:
         In the tower tokens are merged at the end of a layer, where the papers do it between its

@@ -18,7 +18,7 @@ from vlmcompress.report.light import PAGE
 from vlmcompress.report.overlay.boxes import Box, part_boxes, visible_box
 from vlmcompress.report.overlay.panel import panel
 from vlmcompress.report.overlay.steps import Step, steps_of
-from vlmcompress.report.report import ImageReport, by_medium
+from vlmcompress.report.report import ImageReport, by_medium, entry
 
 _LARGEST = 1600
 _GAP, _CAPTION = 12, 26
@@ -62,7 +62,7 @@ def draw(
     captions: list[str] = []
     for one, own in zip(media, shared, strict=True):
         caption = (
-            f"{sum(r.before for r in own)} -> {sum(r.after for r in own)} tokens, "
+            f"{sum(r.before for r in own)} -> {sum(r.after for r in own)} tokens{entry(own)}, "
             f"mean over layers {sum(r.mean for r in own):g}"
         )
         if isinstance(one, Video):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
-from vlmcompress.patches.families.llava_next import rows_with_newlines
+from vlmcompress.patches.families.llava_next import with_newlines
 from vlmcompress.patches.families.vision_encoder import Encoder
 from vlmcompress.serving.vllm.family import Family, shown
 from vlmcompress.tokens import Grid, Layout
@@ -49,12 +49,13 @@ class LlavaNext(Llava):
         size = item["image_sizes"].flatten().tolist()
         side = config.vision_config.image_size // config.vision_config.patch_size
         rows, width = self.packed(config, size, side)
-        found = rows_with_newlines(side, rows, width) if width else None
-        if found is None or found.placeholders != count:
+        expected = side**2 + rows * (width + 1)
+        if expected != count:
             raise UnsupportedCallError(
-                f"an image of {size[0]} x {size[1]} pixels, {count} tokens, has no rows to prune"
+                f"an image of {size[0]} x {size[1]} pixels has {count} tokens here and {expected} "
+                "in transformers, so that its rows are not known"
             )
-        return found
+        return with_newlines(count, rows, side)
 
     def packed(self, config: Any, size: Sequence[int], side: int) -> tuple[int, int]:
         """Rows and columns of the joined tiles of an image of `size`, height first."""

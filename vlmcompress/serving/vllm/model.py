@@ -14,19 +14,14 @@ from vllm.logger import init_logger
 from vllm.multimodal.inputs import PlaceholderRange
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.contracts.method import Reducer
-from vlmcompress.ops.deferred_checks import Checks
-from vlmcompress.ops.questions import answered
-from vlmcompress.patches.decoder.selection import choose
-from vlmcompress.patches.sequence.deepstack import group_means
-from vlmcompress.serving.counts import ItemPlan, method_of
+from vlmcompress.serving.counts import ItemPlan
+from vlmcompress.serving.keeping import chosen, evenly, left
 from vlmcompress.serving.settings import Settings
 from vlmcompress.serving.vllm import positions
 from vlmcompress.serving.vllm.compat import open_gate
 from vlmcompress.serving.vllm.family import Family
 from vlmcompress.serving.vllm.processor import FIELD, plans_in
 from vlmcompress.serving.vllm.signals import TowerTaps
-from vlmcompress.tokens import VisualTokens
 
 _log = init_logger("vllm.plugins.vlmcompress")
 
@@ -124,35 +119,26 @@ class Pruned:
         device = features.device
         if plan.keep >= plan.given:
             return features, torch.arange(plan.given, device=device)
-        visual = plan.layout.visual.to(device)
         try:
-            chosen = self._chosen(features[visual], plan, signals)
+            found = self._chosen(features[plan.layout.visual.to(device)], plan, signals)
         except VLMCompressError as error:
             # As many must come back as the prompt has places for, or the whole server ends.
             _log.error("vlmcompress: %s; evenly spaced tokens are kept instead", error)
-            chosen = _evenly(plan, device), None
-        kept, merged = map(_agreed, chosen)
-        stays = ~visual
-        places = visual.nonzero()[:, 0]
-        stays[places[kept]] = True
-        if merged is not None:
-            features = features.clone()
-            features[places[kept]] = merged
-        return features[stays], stays.nonzero()[:, 0]
+            found = evenly(plan, device), None
+        kept, merged = found
+        agreed = None if merged is None else _agreed(merged)
+        return left(plan, features, _agreed(kept), agreed)
 
     def _chosen(
         self, features: Tensor, plan: ItemPlan, signals: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        """Which visual tokens are kept, and the features of merged ones.
-
-        What is beside the features (DeepStack) follows: of a merged token the mean.
-        """
+        """As `keeping.chosen`, with what the method needs beside the features."""
         wanted = self.family.wanted(plan.method, self._hf_config)
         fields = dict(signals)
         language = self.get_language_model()  # type: ignore[attr-defined]
         if "text" in wanted:
             if not plan.words:  # pictures alone, by which vLLM measures its memory
-                return _evenly(plan, features.device), None
+                return evenly(plan, features.device), None
             ids = torch.tensor(plan.words, device=features.device)
             fields["text"] = language.embed_input_ids(ids)
         if "vocabulary" in wanted:
@@ -161,18 +147,7 @@ class Pruned:
             if group.world_size > 1:  # each rank has some of the rows
                 weight = group.all_gather(weight, dim=0)
             fields["vocabulary"] = weight[: vocabulary.org_vocab_size]
-        own, further = features[:, : self._width], features[:, self._width :]
-        tokens = VisualTokens(own, plan.layout.grid, **fields)
-        checks = Checks()
-        method = method_of(plan.method)
-        asking = choose(method, plan, tokens, plan.layout.parts, False, False, checks)  # type: ignore[arg-type]
-        found = answered(asking, checks)
-        checks.settle()
-        assert isinstance(method, Reducer) == (found.merged is not None)
-        if found.merged is None:
-            return found.kept, None
-        means = group_means(further, found.merged)
-        return found.kept, torch.cat([found.merged.features, means], dim=1)
+        return chosen(plan, features, self._width, fields)
 
     # ---- positions ----
 
@@ -266,19 +241,13 @@ def _run(feature: Any) -> tuple[positions.Run, ItemPlan] | None:
     return positions.Run(place.offset + first, plan.keep, plan.given), plan
 
 
-def _agreed(found: Tensor | None) -> Tensor | None:
+def _agreed(found: Tensor) -> Tensor:
     """What rank 0 chose: a difference in the last digit between ranks could choose others."""
     group = get_tp_group()
-    if found is None or group.world_size == 1:
+    if group.world_size == 1:
         return found
     agreed: Tensor = group.broadcast(found.contiguous(), src=0)
     return agreed
-
-
-def _evenly(plan: ItemPlan, device: torch.device) -> Tensor:
-    """[K] int64: as many visual tokens as planned, spread over the image."""
-    total, count = len(plan.layout), sum(kept for _, kept in plan.parts)
-    return torch.linspace(0, total - 1, count, device=device).round().long()
 
 
 def _only(signals: dict[str, Any], layers: Mapping[str, Sequence[int]]) -> dict[str, Any]:
