@@ -10,7 +10,7 @@ import torch
 from bare import bare, last_logits
 from kv_cache import cache_in
 from mechanisms import MECHANISMS
-from oracle import LATE, TOLERANCE, budget, continued, oracle, refused, second_turn
+from oracle import LATE, TOLERANCE, budget, continued, more, oracle, refused, second_turn
 from subject_models import SUBJECTS
 
 from vlmcompress.api import compress
@@ -163,6 +163,44 @@ def test_layers_before_cache_text_alone():
     assert "enter at layer 2" in text
     held = [layer.keys.shape[2] for layer in cache_in(out).layers]
     assert held == [length - 36 + new - 1] * 2 + [length + new - 1] * 4
+
+
+def test_rows_of_a_batch_hold_no_more_than_the_longest_text_before():
+    """Two images, or one and more text: 36 tokens more or less below layer 2 would be seen."""
+    subject = subject_of("random llava")
+    inputs = subject.batch(*two(subject))
+    texts = (inputs["attention_mask"].bool() & (inputs["input_ids"] != subject.image_token)).sum(1)
+    with compress(subject.model, "inject(layer=2)"):
+        out = subject.generate(inputs, return_dict_in_generate=True, max_new_tokens=1)
+    held = [layer.keys.shape[2] for layer in cache_in(out).layers]
+    assert held == [int(texts.max())] * 2 + [inputs["input_ids"].shape[1]] * 4
+    assert texts[0] != texts[1]
+
+
+def test_a_third_turn_knows_what_the_second_brought():
+    """The padding of a row without a picture lies where wrong columns would look."""
+    subject = subject_of("random llava")
+    first = subject.prompt(1, 1, text=4)
+    inputs = subject.batch(first, subject.prompt(0, 2, text=3))
+    second = [subject.prompt(1, seed) for seed in (10, 11)]
+    third = torch.tensor([subject.prompt(0, seed)[0] for seed in (12, 13)])
+    with compress(subject.model, "inject(layer=2)") as c:
+        out = subject.generate(inputs, return_dict_in_generate=True, max_new_tokens=1)
+        one, cache, whole = c.report(), cache_in(out), {**inputs}
+        two = one
+        for ids, new in (
+            (torch.tensor([ids for ids, _ in second]), [pixels for _, pixels in second]),
+            (third, []),
+        ):
+            mask = torch.cat([whole["attention_mask"], torch.ones_like(ids)], 1)
+            whole |= {"input_ids": torch.cat([whole["input_ids"], ids], 1), "attention_mask": mask}
+            logits = more(subject, whole, cache, subject.images(new) if new else {})
+            two = c.report() if new else two
+    images = sorted([*one.images, *two.images], key=lambda image: image.row)
+    numbered = [replace(image, index=number) for number, image in enumerate(images)]
+    report = replace(one, images=numbered)
+    whole |= subject.images([pixels for _, pixels in (first, *second)])
+    assert (logits - oracle(report, subject, whole)).abs().max() < TOLERANCE
 
 
 def test_images_of_one_prompt_may_enter_at_different_layers():
