@@ -44,7 +44,12 @@ Tables = Sequence[tuple[str, Task]]
 
 
 def usable(pipeline: Pipeline) -> bool:
-    """Whether it takes a budget and needs none of `LEFT_OUT`."""
+    """Whether it takes a budget, needs none of `LEFT_OUT`, and leaves attention as it is.
+
+    A bias in every layer rules out FlashAttention, which nobody who writes "auto" asked for.
+    """
+    if pipeline.attention_bias is not None:
+        return False
     asks = {choice for need in pipeline.needs for choice in need.split("|")}
     return all(method.takes_budget for method in pipeline.methods) and not asks & LEFT_OUT
 

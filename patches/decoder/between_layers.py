@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from vlmcompress.errors import UnsupportedCallError
 from vlmcompress.methods.contracts.method import DecoderMethod, DecoderReducer, LateEntry
 from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.patches.call.installed import Installed
@@ -17,6 +18,7 @@ from vlmcompress.patches.decoder.merging import merged
 from vlmcompress.patches.decoder.ranking import ranked
 from vlmcompress.patches.hooks.arguments import device_of, named_after_first
 from vlmcompress.patches.sequence.deepstack import follow
+from vlmcompress.patches.sequence.watched_attention import attention_of
 
 
 class BetweenLayers:
@@ -72,6 +74,7 @@ class BetweenLayers:
         on, stages, decoder = self._on, self._on.now.stages, self._on.planner.pipeline.decoder
         assert stages is not None
         assert decoder is not None
+        _check_own_choice(on.layers, number)
         if isinstance(decoder, LateEntry):
             return stages.late.before(number, hidden)
         own = stages.arguments.of(number, given, hidden)  # notes rotary embeddings, too
@@ -86,3 +89,20 @@ class BetweenLayers:
                 return stages.cut(number, *merged(context, decoder))
             assert isinstance(decoder, DecoderMethod)
             return stages.cut(number, ranked(context, decoder), hidden)
+
+
+def _check_own_choice(layers: Sequence[nn.Module], number: int) -> None:
+    """Refuse a cut before a layer that attends to what an indexer of an earlier layer picked.
+
+    What that layer hands on are places among tokens some of which are gone then.
+
+    Raises:
+        UnsupportedCallError: it is one; says before which layers a cut is possible.
+    """
+    own = [not getattr(attention_of(layer), "skip_topk", False) for layer in layers]
+    if not own[number]:
+        possible = ", ".join(str(n) for n, picks in enumerate(own) if picks and n)
+        raise UnsupportedCallError(
+            f"decoder layer {number} attends to what an earlier layer picked, so nothing can be "
+            f"dropped right before it: cut before one of the layers {possible or '(none)'}"
+        )

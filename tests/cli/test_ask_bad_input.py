@@ -281,7 +281,7 @@ def test_what_turns_letters_around_or_moves_the_cursor_is_shown(cli, loaded, tmp
         assert r"\x1b[31m\u202egnp" in result.output
 
 
-@pytest.mark.parametrize("given", ["2", "lots", "0GB"])
+@pytest.mark.parametrize("given", ["2 of them", "lots", "0GB"])
 def test_a_malformed_limit_of_memory(fails, unloadable, picture, given):
     fails(f"max_memory='{given}' is not possible", picture, "what ?", "--max-memory", given)
 

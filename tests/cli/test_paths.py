@@ -36,6 +36,7 @@ def about_files():
 
 FOUND = {f"{name} {option.name}": (name, option) for name, option in about_files()}
 NEEDED = {
+    "chat": ["street.png"],
     "check": ["tiny-llava"],
     "calibrate": ["gsearch", "--out", "x.json"],
     "tune": ["--out", "x.json"],

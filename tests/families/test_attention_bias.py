@@ -26,7 +26,7 @@ def taken(case: Case) -> Case:
     """Those whose layers are all attention; the others refuse it in one line."""
     if set(case.kinds) <= ATTENTION:
         return case
-    with pytest.raises(UnsupportedModelError, match="adds a bias to the attention") as error:
+    with pytest.raises(UnsupportedModelError, match="adds a bias to attention") as error:
         compress(case.model, SIZES, budget="50%")
     assert "\n" not in str(error.value)
     pytest.skip("refused")

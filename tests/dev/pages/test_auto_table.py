@@ -24,6 +24,7 @@ LLAVA = {
     "pitome": 10,
     "pitome+divprune": 0,  # in the encoder and behind it
     "vispruner": 0,  # keeps too much
+    "restore(stride)": 0,  # adds a bias to attention
 }
 QWEN = {
     "scope": 14,
@@ -33,6 +34,7 @@ QWEN = {
     "zoo-prune": 0,
     "pixelprune": 21,
     "vispruner": 0,
+    "restore(stride)": 0,
 }
 BASELINES = {"random", "stride"}
 

@@ -63,7 +63,7 @@ def test_a_table_by_hand():
 
 
 def test_what_was_not_measured_is_a_dash():
-    text = tuning.tables({("tiny-llava", "pictures"): made_up("unit-drop+divprune")})
+    text = tuning.tables({("tiny-llava", "pictures"): made_up("divprune+dart")})
     (line,) = (line for line in text.splitlines() if line.startswith("| 6.25% |"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert (cells[3], cells[6]) == ("-", "-")
