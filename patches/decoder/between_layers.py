@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class BetweenLayers:
             return stages.cut(number, ranked(context, decoder), hidden)
 
 
-def _check_own_choice(layers: Sequence[nn.Module], number: int) -> None:
+def _check_own_choice(layers: Iterable[nn.Module], number: int) -> None:
     """Refuse a cut before a layer that attends to what an indexer of an earlier layer picked.
 
     What that layer hands on are places among tokens some of which are gone then.
