@@ -54,7 +54,8 @@ def figures() -> str:
         f"{table}\n\nRight answers to {task['scored']} held-out questions about drawn scenes, and "
         f"time of an answer. All {task['tokens']:g} tokens: {_cell(full)}; none: "
         f"{_right(rows[TEXT_ONLY, None])}. `{source['model']}`, {source['dtype']}, batches of "
-        f"{source['batch']}, {source['device']}, {source['threads']} thread, torch {torch}; "
+        f"{source['batch']}, {source['device']}, {source['threads']} thread, on a machine with "
+        f"other work to do, torch {torch}; "
         f"`{RANDOM_NAME}` is the mean of three seeds.\n\n" + "\n".join(more)
     )
 
