@@ -116,7 +116,7 @@ def budget(command, text):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_refuses_alike(run, command):
+def test_every_command_refuses_alike(run, command, loaded):
     words = (*COMMANDS[command], *budget(command, "25%"))
     assert refusal(run(*words, "--profile", "none.json")) == (
         "error: cannot read profile 'none.json': No such file or directory\n"
@@ -124,6 +124,7 @@ def test_every_command_refuses_alike(run, command):
     assert refusal(run(*words, "--profile", "half.json")).startswith(
         "error: profile 'half.json' is not JSON"
     )
+    assert not loaded, "a model was loaded before"
     other = {"demo": words[:1], "serve": ("serve", "tiny-qwen", "--print")}.get(command, words)
     other = (*other, "--model", "tiny-qwen") if command != "serve" else other
     assert refusal(run(*other, "--profile", "mine.json")) == (
