@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from vlmcompress.patches.decoder.cut_context import CutContext
 from vlmcompress.patches.decoder.layer_attention import ComputedAttention
 from vlmcompress.patches.decoder.merging import merged
 from vlmcompress.patches.decoder.ranking import ranked
-from vlmcompress.patches.hooks.arguments import device_of, named_after_first
+from vlmcompress.patches.hooks.arguments import device_of, hidden_of, named_after_first, with_hidden
 from vlmcompress.patches.sequence.deepstack import follow
 from vlmcompress.patches.sequence.watched_attention import attention_of
 
@@ -36,7 +36,7 @@ class BetweenLayers:
             return None
         if len(args) > 1:
             args, kwargs = args[:1], named_after_first(module, args, kwargs)
-        given = hidden = args[0] if args else kwargs["hidden_states"]
+        given = hidden = hidden_of(args, kwargs)
         if number in stages.cuts:
             hidden = self._cut(number, hidden, kwargs)
         if stages.starts_stage(number):
@@ -52,9 +52,7 @@ class BetweenLayers:
                 stages.earlier.calls[number] = hidden, {**followed, **(changed or {})}
         if changed is None and hidden is given and followed is kwargs:
             return None
-        if args:
-            return (hidden,), {**followed, **(changed or {})}
-        return args, {**followed, **(changed or {}), "hidden_states": hidden}
+        return with_hidden(args, {**followed, **(changed or {})}, hidden)
 
     def add_features(
         self, original: Callable[..., Any], hidden: Tensor, mask: Tensor, features: Tensor
@@ -91,7 +89,7 @@ class BetweenLayers:
             return stages.cut(number, ranked(context, decoder), hidden)
 
 
-def _check_own_choice(layers: Iterable[nn.Module], number: int) -> None:
+def _check_own_choice(layers: nn.ModuleList, number: int) -> None:
     """Refuse a cut before a layer that attends to what an indexer of an earlier layer picked.
 
     What that layer hands on are places among tokens some of which are gone then.
@@ -99,10 +97,15 @@ def _check_own_choice(layers: Iterable[nn.Module], number: int) -> None:
     Raises:
         UnsupportedCallError: it is one; says before which layers a cut is possible.
     """
-    own = [not getattr(attention_of(layer), "skip_topk", False) for layer in layers]
-    if not own[number]:
-        possible = ", ".join(str(n) for n, picks in enumerate(own) if picks and n)
-        raise UnsupportedCallError(
-            f"decoder layer {number} attends to what an earlier layer picked, so nothing can be "
-            f"dropped right before it: cut before one of the layers {possible or '(none)'}"
-        )
+    if _picks(layers[number]):
+        return
+    possible = ", ".join(str(n) for n, layer in enumerate(layers) if n and _picks(layer))
+    raise UnsupportedCallError(
+        f"decoder layer {number} attends to what an earlier layer picked, so nothing can be "
+        f"dropped right before it: cut before one of the layers {possible or '(none)'}"
+    )
+
+
+def _picks(layer: nn.Module) -> bool:
+    """Whether a layer attends to all tokens, or to what an indexer of its own picks."""
+    return not getattr(attention_of(layer), "skip_topk", False)

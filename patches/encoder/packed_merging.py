@@ -27,12 +27,13 @@ from vlmcompress.patches.encoder.patch_dropping import PackedRun, PatchDropping
 from vlmcompress.patches.encoder.qwen_patches import QwenPatches
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
+from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of, with_hidden_in
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.sequence.attended import Attended
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.sequence.watched_attention import watch
 from vlmcompress.patches.signals.signals import Encoded
-from vlmcompress.patches.signals.tower_attention import QUERIES_AND_KEYS, AttentionCall
+from vlmcompress.patches.signals.tower_attention import AttentionCall, note_projections
 from vlmcompress.tokens import Grid
 
 
@@ -148,9 +149,7 @@ class PackedTowerMerging(PatchDropping):
                 attached.change(layer, functools.partial(self._leave, number))
                 if self._method.proportional or self._family.encoder.watched:
                     watch(attached, attention, self._attend)
-                for name in QUERIES_AND_KEYS:
-                    if (projection := getattr(attention, name, None)) is not None:
-                        attached.look(projection, functools.partial(self._keep, number, name))
+                note_projections(attached, attention, self._seen)
 
     def encode(
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
@@ -200,7 +199,7 @@ class PackedTowerMerging(PatchDropping):
             return
         run.at = 0
         if any(number in clip.counts for clip in run.clips):
-            run.seen = AttentionCall(module, args[0] if args else kwargs["hidden_states"], kwargs)
+            run.seen = AttentionCall(module, hidden_of(args, kwargs), kwargs)
 
     def _attend(self, attended: Attended) -> Tensor | None:
         """What is added to the logits of the keys of a segment: [1, 1, 1, n]."""
@@ -214,23 +213,22 @@ class PackedTowerMerging(PatchDropping):
         start, run.at = run.at, run.at + attended.keys.shape[2]
         return run.bias[None, None, None, start : run.at].to(attended.keys)
 
-    def _keep(self, number: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _seen(self) -> AttentionCall | None:
         run = self._running()
-        if run is not None and run.seen is not None:
-            run.seen.projected[name] = output.detach()
+        return None if run is None else run.seen
 
     def _leave(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         run = self._running()
         if run is None or run.seen is None:
             return None
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = hidden_in(output)
         blocks = hidden.view(-1, run.side**2, hidden.shape[-1])
         seen = _Seen(run.seen, run.bias if self._method.proportional else None)
         pieces = [self._merged_frames(run, clip, number, blocks, seen) for clip in run.clips]
         run.seen, run.ran = None, True
         whole = torch.cat([piece.flatten(0, 1) for piece in pieces])
         hidden = whole[run.shorten(hidden.device).to(hidden.device)].flatten(0, 1)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return with_hidden_in(output, hidden)
 
     def _merged_frames(
         self, run: _Run, clip: _Frames, number: int, blocks: Tensor, seen: Seen

@@ -20,6 +20,7 @@ from vlmcompress.patches.encoder.patch_dropping import PackedRun, PatchDropping
 from vlmcompress.patches.encoder.qwen_patches import QwenPatches
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
+from vlmcompress.patches.hooks.arguments import hidden_of
 from vlmcompress.tokens import Grid
 
 _SEGMENTS = ("cu_seqlens", "position_embeddings")
@@ -98,7 +99,7 @@ class PackedTowerDropping(PatchDropping):
             return super()._enter(number, module, args, kwargs)
         run = self._run()
         if run is not None and number == self._first:
-            self._reach(run, args[0] if args else kwargs["hidden_states"])
+            self._reach(run, hidden_of(args, kwargs))
             run.ran, self._thread.run = True, None
         return None
 

@@ -18,6 +18,7 @@ from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.patches.encoder.qwen_patches import QwenPatches
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
+from vlmcompress.patches.hooks.arguments import hidden_of, with_hidden
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.sequence.survivors import Survivors
@@ -192,14 +193,12 @@ class PatchDropping:
         if run is None or number < self._first:
             return None
         if number == self._first:
-            self._reach(run, args[0] if args else kwargs["hidden_states"])
+            self._reach(run, hidden_of(args, kwargs))
         changed = self._shorter(run, kwargs)
         if number > self._first:
             return args, changed
         run.ran = True
-        if args:
-            return (run.take(args[0]), *args[1:]), changed
-        return args, {**changed, "hidden_states": run.take(kwargs["hidden_states"])}
+        return with_hidden(args, changed, run.take(hidden_of(args, kwargs)))
 
     def _shorter(self, run: PackedRun, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What a layer is told of the patches, of those that stay alone."""

@@ -26,12 +26,13 @@ from vlmcompress.patches.encoder.merge_state import (
 from vlmcompress.patches.encoder.tile_calls import check_feature_layer
 from vlmcompress.patches.encoder.tile_units import Ahead, TileTower
 from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of, with_hidden, with_hidden_in
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import Encoded
 from vlmcompress.patches.signals.tower_attention import (
-    QUERIES_AND_KEYS,
     AttentionCall,
+    note_projections,
     open_where,
 )
 
@@ -101,7 +102,7 @@ class _Run:
     """The last attention that a merge will want to know of."""
 
 
-class TileTowerMerging(TileTower):
+class TileTowerMerging(TileTower[_Run]):
     """Lets an `EncoderMethod` merge the tokens of each tile after some layers.
 
     All tiles of a call keep the same number. Where the model cuts off the padding of a picture
@@ -133,9 +134,7 @@ class TileTowerMerging(TileTower):
                 attached.before(layer, functools.partial(self._enter, number))
                 attached.before(attention, functools.partial(self._look, number))
                 attached.change(layer, functools.partial(self._leave, number))
-                for name in QUERIES_AND_KEYS:
-                    if (projection := getattr(attention, name, None)) is not None:
-                        attached.look(projection, functools.partial(self._keep, number, name))
+                note_projections(attached, attention, self._seen)
 
     def encode(
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
@@ -144,11 +143,7 @@ class TileTowerMerging(TileTower):
         check_proportional(self._method, self._parts.towers)
         keep = self._count(modality, call, planner)
         done = _Run(scheduled(self._method, self._depth, self._tile, keep))
-        self._thread.run = done
-        try:
-            return run(), done
-        finally:
-            self._thread.run = None
+        return self._through(run, done if done.counts else None), done
 
     def put_back(
         self, done: _Run, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
@@ -169,24 +164,18 @@ class TileTowerMerging(TileTower):
         found = self._survivors(groups, modality, call, encoded.layouts)
         return replace(encoded, survivors=found)
 
-    def _run(self) -> _Run | None:
-        run: _Run | None = getattr(self._thread, "run", None)
-        return run if run is not None and run.counts else None
-
     def _enter(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         run = self._run()
         if run is None:
             return None
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden_of(args, kwargs)
         if number == 0:
             self._check_size(hidden)
             run.batches.append(_Tiles(hidden, self._protected, self._members))
         changed = run.batches[-1].contracted(hidden)
-        if args:
-            return (changed, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": changed}
+        return with_hidden(args, kwargs, changed)
 
     def _look(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
@@ -196,7 +185,7 @@ class TileTowerMerging(TileTower):
         if run is None:
             return None
         tiles, mask = run.batches[-1], kwargs.get(_MASK)
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden_of(args, kwargs)
         if number in run.counts:
             run.seen = AttentionCall(module, hidden, {**kwargs, _MASK: None})
         if number == 0 and mask is not None:
@@ -214,22 +203,21 @@ class TileTowerMerging(TileTower):
             "are masked"
         )
 
-    def _keep(self, number: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _seen(self) -> AttentionCall | None:
         run = self._run()
-        if run is not None and run.seen is not None and number in run.counts:
-            run.seen.projected[name] = output.detach()
+        return None if run is None else run.seen
 
     def _leave(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         run = self._run()
         if run is None:
             return None
         tiles = run.batches[-1]
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = hidden_in(output)
         if number in run.counts:
             hidden = self._merged(run, tiles, number, hidden)
         if number + 1 in self._states and tiles.merged:
             hidden = tiles.expanded(hidden)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return with_hidden_in(output, hidden)
 
     def _merged(self, run: _Run, tiles: _Tiles, number: int, hidden: Tensor) -> Tensor:
         """[B, P + n * m, D] after a layer -> the same of fewer tokens."""

@@ -19,6 +19,7 @@ from vlmcompress.ops.gather import take
 from vlmcompress.patches.encoder.tile_calls import check_feature_layer
 from vlmcompress.patches.encoder.tile_units import Ahead, TileTower
 from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of, with_hidden, with_hidden_in
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import Encoded
@@ -44,7 +45,7 @@ class _Run:
     checks: Checks = field(default_factory=Checks)
 
 
-class TileTowerDropping(TileTower):
+class TileTowerDropping(TileTower[_Run]):
     """Lets a `TowerDropper` say which tokens of each tile go on through the tower.
 
     All tiles of a call keep the same number. Behind the feature layer the places of the others are
@@ -79,11 +80,7 @@ class TileTowerDropping(TileTower):
     ) -> tuple[Any, _Run]:
         check_feature_layer(self._base, call)
         done = _Run(self._count(modality, call, planner))
-        self._thread.run = None if done.count == len(self._tile) else done
-        try:
-            return run(), done
-        finally:
-            self._thread.run = None
+        return self._through(run, None if done.count == len(self._tile) else done), done
 
     def put_back(
         self, done: _Run, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
@@ -102,17 +99,13 @@ class TileTowerDropping(TileTower):
         groups = torch.where(alive, torch.arange(alive.numel()).view(alive.shape), -1)
         return replace(encoded, survivors=self._survivors(groups, modality, call, encoded.layouts))
 
-    def _run(self) -> _Run | None:
-        run: _Run | None = getattr(self._thread, "run", None)
-        return run
-
     def _enter(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         run = self._run()
         if run is None:
             return None
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden_of(args, kwargs)
         if number == self._first:
             run.batches.append(self._chosen(run, hidden))
         if not self._method.shortens:
@@ -125,7 +118,7 @@ class TileTowerDropping(TileTower):
             return (changed, closed, *args[2:]), kwargs
         if mask is not None:
             kwargs = {**kwargs, "attention_mask": closed}
-        return ((changed,), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+        return with_hidden(args, kwargs, changed)
 
     @torch.no_grad()
     def _chosen(self, run: _Run, hidden: Tensor) -> _Batch:
@@ -165,8 +158,8 @@ class TileTowerDropping(TileTower):
         run = self._run()
         if run is None or number + 1 not in self._states or not self._method.shortens:
             return None
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = hidden_in(output)
         places = run.batches[-1].places[..., None].expand(-1, -1, hidden.shape[-1])
         whole = hidden.new_zeros(len(hidden), self._protected + self._patches, hidden.shape[-1])
         whole.scatter_(1, places, hidden)
-        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+        return with_hidden_in(output, whole)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,11 @@ Ahead = Callable[[], Sequence[Layout]]
 """How the images of the running call lie, from its arguments alone."""
 
 
-class TileTower:
+Run = TypeVar("Run")
+"""What a method notes of one feature call."""
+
+
+class TileTower(Generic[Run]):
     """A tower that takes tiles of one size, square blocks of whose patches become a token each.
 
     All tiles of a call keep equally many tokens.
@@ -72,6 +76,18 @@ class TileTower:
     def layouts(self, modality: str, call: Mapping[str, Any]) -> Sequence[Layout]:
         """How the placeholders of a feature call lie."""
         return layouts_of(self._parts, modality, call, self._tile, self._budget)
+
+    def _through(self, call: Callable[..., Any], run: Run | None) -> Any:
+        """What a feature call gives while the hooks follow `run`; without one they do nothing."""
+        self._thread.run = run
+        try:
+            return call()
+        finally:
+            self._thread.run = None
+
+    def _run(self) -> Run | None:
+        run: Run | None = getattr(self._thread, "run", None)
+        return run
 
     def _check_blocks(self, acts: str) -> None:
         """Raise unless square blocks of patches become one token each."""

@@ -46,6 +46,28 @@ def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, A
     return {**bound.pop("kwargs", {}), **bound}
 
 
+def hidden_of(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The hidden states that a layer or its attention is given: its first argument."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def with_hidden(args: Any, kwargs: dict[str, Any], hidden: Any) -> tuple[Any, dict[str, Any]]:
+    """The same arguments with other hidden states."""
+    if args:
+        return (hidden, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": hidden}
+
+
+def hidden_in(output: Any) -> Any:
+    """The hidden states among what a layer gave: that, or the first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_hidden_in(output: Any, hidden: Any) -> Any:
+    """The same output with other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
 def named_after_first(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a layer by name, but the first, its hidden states."""
     names = list(inspect.signature(module.forward).parameters)

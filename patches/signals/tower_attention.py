@@ -7,9 +7,10 @@ or from what it attended with, where that is watched.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from vlmcompress.ops.score import attention_received, attention_received_packed, attention_rows
 from vlmcompress.patches.hooks.arguments import on_host
+from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.sequence.attended import Attended
 
 QUERIES_AND_KEYS = ("qkv", "q_proj", "k_proj", "q", "k")
@@ -124,6 +126,21 @@ class AttentionCall:
         """[B, n] bool from the mask of padded images, None without."""
         mask: Tensor | None = self.kwargs.get("attention_mask")
         return None if mask is None else _open_keys(mask).expand(len(self.hidden), -1)
+
+
+def note_projections(
+    attached: Attachments, attention: Any, running: Callable[[], AttentionCall | None]
+) -> None:
+    """Note what the projections of queries and keys give, in the call that `running` says."""
+
+    def note(name: str, module: Any, args: Any, output: Tensor) -> None:
+        call = running()
+        if call is not None:
+            call.projected[name] = output.detach()
+
+    for name in QUERIES_AND_KEYS:
+        if (projection := getattr(attention, name, None)) is not None:
+            attached.look(projection, functools.partial(note, name))
 
 
 def biased(q: Tensor, k: Tensor, scaling: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
+from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import PerThread
 from vlmcompress.patches.sequence.attended import Attended
@@ -115,7 +116,7 @@ class TowerHooks:
     def _enter(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         record = getattr(self._thread, "record", None)
         if record is not None:
-            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = hidden_of(args, kwargs)
             record["in", layer].append(
                 AttentionCall(module, hidden, kwargs, self._encoder.cls_place)
             )
@@ -133,7 +134,7 @@ class TowerHooks:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         record = getattr(self._thread, "record", None)
         if record is not None:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = hidden_in(output)
             record["out", self._feature].append(hidden)
 
     def _project(self, module: nn.Module, args: Any) -> None:
