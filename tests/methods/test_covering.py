@@ -44,9 +44,12 @@ def greedy(tokens, count, gain):
     """Picks of the largest gain(picks, candidate), of equals the first."""
     picked = []
     for _ in range(count):
-        left = [i for i in range(tokens) if i not in picked]
-        picked.append(max(left, key=lambda i: (gain(picked, i), -i)))
+        picked.append(max(others(tokens, picked), key=lambda i: (gain(picked, i), -i)))
     return picked
+
+
+def others(tokens, picked):
+    return [i for i in range(tokens) if i not in picked]
 
 
 def rise(similarity, picks, candidate):
@@ -77,17 +80,10 @@ def cdpruner(shown, count, negate):
     return most_probable(shown, [(value - low) / (high - low) for value in given], count)
 
 
-def scope(shown, count, alpha):
+def scope(shown, alpha):
+    """gain(picks, candidate)."""
     similarity, attention = table(*[shown.features.tolist()] * 2), shown.cls_attention.tolist()
-    return greedy(
-        len(attention), count, lambda picks, i: rise(similarity, picks, i) * attention[i] ** alpha
-    )
-
-
-def rise_by(shown, picks, one, alpha):
-    """What the next pick `one` adds."""
-    similarity = table(*[shown.features.tolist()] * 2)
-    return rise(similarity, picks, one) * float(shown.cls_attention[one]) ** alpha
+    return lambda picks, i: rise(similarity, picks, i) * attention[i] ** alpha
 
 
 def mmtok(shown, count, alpha):
@@ -144,16 +140,12 @@ def test_cdpruner_is_diversity_alone_where_all_is_equally_relevant():
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 3.0])
 def test_scope_is_greedy_coverage_times_attention(alpha, seed):
     shown = image(Grid(1, 2, 5), seed)
-    picks = scope(shown, 10, alpha)
-    found = Scope(alpha=alpha).pick(shown, 10).tolist()
-    if found != picks:  # float32 may take either of two that cover alike
-        at = next(
-            i for i, (one, other) in enumerate(zip(found, picks, strict=True)) if one != other
-        )
-        assert rise_by(shown, picks[:at], found[at], alpha) == pytest.approx(
-            rise_by(shown, picks[:at], picks[at], alpha), abs=1e-6
-        )
-        return
+    gain, picks = scope(shown, alpha), Scope(alpha=alpha).pick(shown, 10).tolist()
+    for count, one in enumerate(picks):
+        gains = {i: gain(picks[:count], i) for i in others(10, picks[:count])}
+        # Of candidates that gain alike, rounding says which is the first: it depends on the CPU.
+        ahead = [i for i, found in gains.items() if found > max(gains.values()) - 1e-6]
+        assert one in ahead
     assert Scope(alpha=alpha).select(shown, 4).tolist() == sorted(picks[:4])
 
 

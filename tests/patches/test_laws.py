@@ -18,6 +18,7 @@ from oracle import (
     refused,
     second_turn,
 )
+from torch.testing import assert_close
 
 from vlmcompress.api import compress
 
@@ -52,8 +53,8 @@ def test_law_2_dropping_equals_masking_and_law_7_it_differs(subject, prompts, me
     for image in report.images:
         ends = [len(left(subject, image, layer)[1]) for layer in range(subject.layers)]
         assert image.separators == ends
-    # Rounding depends on the CPU: up to 1.02e-4 were seen, of logits up to 6.
-    assert (short - oracle(report, subject, inputs)).abs().max() < 2 * TOLERANCE
+    # Large logits are rounded by more: 1.02e-4 of 1.5 was seen on one CPU, and less on another.
+    assert_close(short, oracle(report, subject, inputs), atol=TOLERANCE, rtol=TOLERANCE / 10)
     with_images = [row for row, (ids, _) in enumerate(prompts) if subject.image_token in ids]
     assert ((short - whole).abs().amax(1) > 100 * TOLERANCE)[with_images].all()
 

@@ -7,21 +7,13 @@ from typing import Any
 import pytest
 import torch
 from bare import bare, last_logits
+from built_subjects import subject_of
 from cut_pixels import encode, every_feature, masked, pictures
 from oracle import TOLERANCE, oracle
-from subject_models import SUBJECTS
 
 from vlmcompress.api import compress
 from vlmcompress.errors import BudgetError, UnsupportedModelError
 from vlmcompress.methods.fastv import FastV
-
-_built: dict[str, Any] = {}
-
-
-def subject_of(name: str) -> Any:
-    if name not in _built:
-        _built[name] = SUBJECTS[name]()
-    return _built[name]
 
 
 def asked(subject: Any, rows: int = 2) -> Any:

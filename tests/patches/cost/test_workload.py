@@ -6,6 +6,7 @@ sees all of it: every query meets every key, `causal=False`.
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -196,6 +197,44 @@ def test_scores_are_no_part_of_the_layers():
     assert first_token(shape, replace(load, selection=selection), causal=False).total == count.total
 
 
+@dataclass
+class Upstream:
+    """A call of a model with a method before the decoder."""
+
+    count: Any
+    """What torch's counter saw."""
+    shape: Any
+    report: Any
+    load: Any
+    """By the report."""
+    planned: Any
+    """By the plans."""
+    whole: Any
+    """Of the same call without the method."""
+    windows: bool
+    """Whether the tower attends in windows."""
+
+
+def upstream(name, spec):
+    """Two prompts of two images and one, with 40 % kept."""
+    subject = subject_of(name)
+    inputs = subject.batch(subject.prompt(2, 1))
+    planned, report = looked_at(subject, inputs, spec, "40%")
+    with compress(subject.model, spec, budget="40%"):
+        count = counted(subject.model, inputs)
+    family, text = family_of(subject.model), texts(subject, inputs)
+    method = get_method(spec).settled("", family.stages)
+    return Upstream(
+        count,
+        shape_of(subject.model),
+        report,
+        load_of(subject.model, report.images, text, method),
+        load_of(subject.model, planned, text, method),
+        load_of(subject.model, report.images, text),
+        isinstance(family.encoder, WindowEncoder),
+    )
+
+
 MERGED = ["random llava", "tiny-llava", "random llava-next", "random llava-onevision"]
 MERGED += ["random video-llava", "random video-llava with clips", "random vipllava"]
 MERGED += ["random internvl", "random idefics3", "random smolvlm", "random gemma3"]
@@ -203,21 +242,15 @@ MERGED += ["random internvl", "random idefics3", "random smolvlm", "random gemma
 
 @pytest.mark.parametrize("name", MERGED)
 def test_merging_in_the_tower(name):
-    subject = subject_of(name)
-    inputs = subject.batch(subject.prompt(2, 1))
-    planned, report = looked_at(subject, inputs, "tome", "40%")
-    with compress(subject.model, "tome", budget="40%"):
-        count = counted(subject.model, inputs)
-    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method("tome")
-    method = method.settled("", family_of(subject.model).stages)
-    load = load_of(subject.model, report.images, text, method)
-    costs = first_token(shape, load, causal=False)
+    found = upstream(name, "tome")
+    count, load = found.count, found.load
+    costs = first_token(found.shape, load, causal=False)
     if name == "random llava-next":  # 8x4 patches of which 6x4 are picture, merged unevenly
         assert costs.encoder == pytest.approx(count.encoder, rel=0.05)
         costs = replace(costs, encoder=count.encoder)
     agree(costs, count, total=False)
-    assert load.encoder == load_of(subject.model, planned, text, method).encoder
-    assert costs.encoder < first_token(shape, load_of(subject.model, report.images, text)).encoder
+    assert load.encoder == found.planned.encoder
+    assert costs.encoder < first_token(found.shape, found.whole).encoder
 
 
 PACKED = ["random qwen2-vl", "random qwen2-vl with clips", "random qwen2.5-vl"]
@@ -227,21 +260,16 @@ PACKED += ["random qwen3-vl", "random qwen3-vl-moe with clips"]
 
 @pytest.mark.parametrize("name", PACKED)
 def test_merging_in_the_tower_of_one_sequence(name):
-    subject = subject_of(name)
-    inputs = subject.batch(subject.prompt(2, 1))
-    planned, report = looked_at(subject, inputs, "tome", "40%")
-    with compress(subject.model, "tome", budget="40%"):
-        count = counted(subject.model, inputs)
-    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method("tome")
-    load = load_of(subject.model, report.images, text, method)
-    assert load == load_of(subject.model, planned, text, method)
+    found = upstream(name, "tome")
+    count, load = found.count, found.load
+    assert load == found.planned
     assert load.encoder[0] == tuple(sorted(set(load.encoder[0]), reverse=True))
-    costs = first_token(shape, load, causal=False)
-    whole = first_token(shape, load_of(subject.model, report.images, text), causal=False)
+    costs = first_token(found.shape, load, causal=False)
+    whole = first_token(found.shape, found.whole, causal=False)
     assert count.projector <= whole.projector
     assert costs.projector == pytest.approx(count.projector, rel=1e-12)
     assert costs.encoder <= count.encoder < whole.encoder
-    if isinstance(family_of(subject.model).encoder, WindowEncoder):
+    if found.windows:
         assert costs.encoder == pytest.approx(count.encoder, rel=0.1)
         costs = replace(costs, encoder=count.encoder)
     agree(replace(costs, projector=count.projector), count, total=False)
@@ -249,35 +277,23 @@ def test_merging_in_the_tower_of_one_sequence(name):
 
 @pytest.mark.parametrize("name", PACKED)
 def test_smaller_pictures(name):
-    subject = subject_of(name)
-    inputs = subject.batch(subject.prompt(2, 1))
-    planned, report = looked_at(subject, inputs, "downsample", "40%")
-    with compress(subject.model, "downsample", budget="40%"):
-        count = counted(subject.model, inputs)
-    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method("downsample")
-    load = load_of(subject.model, report.images, text, method)
-    agree(first_token(shape, load, causal=False), count)
-    assert load == load_of(subject.model, planned, text, method)
-    assert 0 < sum(len(image.kept) for image in report.images) < load.patches
+    found = upstream(name, "downsample")
+    count, load = found.count, found.load
+    agree(first_token(found.shape, load, causal=False), count)
+    assert load == found.planned
+    assert 0 < sum(len(image.kept) for image in found.report.images) < load.patches
 
 
 @pytest.mark.parametrize("name", PACKED)
 def test_pictures_with_patches_left_out(name):
-    subject = subject_of(name)
-    inputs = subject.batch(subject.prompt(2, 1))
-    planned, report = looked_at(subject, inputs, "pixelprune", "40%")
-    with compress(subject.model, "pixelprune", budget="40%"):
-        count = counted(subject.model, inputs)
-    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method("pixelprune")
-    method = method.settled("", family_of(subject.model).stages)
-    load = load_of(subject.model, report.images, text, method)
-    costs = first_token(shape, load, causal=False)
-    assert load == load_of(subject.model, planned, text, method)
-    whole = load_of(subject.model, report.images, text)
-    assert load.patches == whole.patches
-    if "clips" in name or isinstance(family_of(subject.model).encoder, WindowEncoder):
+    found = upstream(name, "pixelprune")
+    count, load = found.count, found.load
+    costs = first_token(found.shape, load, causal=False)
+    assert load == found.planned
+    assert load.patches == found.whole.patches
+    if "clips" in name or found.windows:
         # Equal shares compare the fewest pairs, so frames and windows really compare more.
-        assert costs.encoder <= count.encoder < first_token(shape, whole).encoder
+        assert costs.encoder <= count.encoder < first_token(found.shape, found.whole).encoder
         assert costs.encoder == pytest.approx(count.encoder, rel=0.1)
         costs = replace(costs, encoder=count.encoder)
     agree(costs, count, total=False)
@@ -287,21 +303,16 @@ def test_pictures_with_patches_left_out(name):
 @pytest.mark.parametrize("layer", range(3))
 @pytest.mark.parametrize("name", PACKED)
 def test_tokens_dropped_inside_the_tower(name, layer):
-    subject = subject_of(name)
-    inputs, spec = subject.batch(subject.prompt(2, 1)), f"unit-drop(layer={layer})"
-    planned, report = looked_at(subject, inputs, spec, "40%")
-    with compress(subject.model, spec, budget="40%"):
-        count = counted(subject.model, inputs)
-    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method(spec)
-    load = load_of(subject.model, report.images, text, method)
-    assert load == load_of(subject.model, planned, text, method)
+    found = upstream(name, f"unit-drop(layer={layer})")
+    count, load = found.count, found.load
+    assert load == found.planned
     assert len(set(load.encoder[0][:layer]) | {load.encoder[0][layer]}) == 1 + bool(layer)
-    costs = first_token(shape, load, causal=False)
-    whole = first_token(shape, load_of(subject.model, report.images, text), causal=False)
+    costs = first_token(found.shape, load, causal=False)
+    whole = first_token(found.shape, found.whole, causal=False)
     assert count.projector <= whole.projector
     assert costs.projector == pytest.approx(count.projector, rel=1e-12)
     assert costs.encoder <= count.encoder < whole.encoder
-    if "clips" in name or isinstance(family_of(subject.model).encoder, WindowEncoder):
+    if "clips" in name or found.windows:
         assert costs.encoder == pytest.approx(count.encoder, rel=0.1)
         costs = replace(costs, encoder=count.encoder)
     agree(replace(costs, projector=count.projector), count, total=False)
@@ -309,15 +320,10 @@ def test_tokens_dropped_inside_the_tower(name, layer):
 
 @pytest.mark.parametrize("name", ["random qwen3-vl", "random internvl"])
 def test_a_tower_that_goes_on_with_everything_costs_as_much(name):
-    subject = subject_of(name)
-    inputs, spec = subject.batch(subject.prompt(2, 1)), "unit-drop(layer=1, whole_tower=True)"
-    planned, report = looked_at(subject, inputs, spec, "40%")
-    with compress(subject.model, spec, budget="40%"):
-        count = counted(subject.model, inputs)
-    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method(spec)
-    load = load_of(subject.model, report.images, text, method)
-    agree(first_token(shape, load, causal=False), count, total=False)
-    assert load == load_of(subject.model, planned, text, method)
+    found = upstream(name, "unit-drop(layer=1, whole_tower=True)")
+    count, load = found.count, found.load
+    agree(first_token(found.shape, load, causal=False), count, total=False)
+    assert load == found.planned
 
 
 DROPPED = ["random internvl", "random idefics3", "random smolvlm", "random gemma3"]
@@ -328,17 +334,12 @@ DROPPED += ["tiny-llava", "random llava-onevision", "random vipllava"]
 @pytest.mark.parametrize("layer", range(2))
 @pytest.mark.parametrize("name", DROPPED)
 def test_tokens_of_tiles_dropped_inside_the_tower(name, layer):
-    subject = subject_of(name)
-    inputs, spec = subject.batch(subject.prompt(2, 1)), f"unit-drop(layer={layer})"
-    planned, report = looked_at(subject, inputs, spec, "40%")
-    with compress(subject.model, spec, budget="40%"):
-        count = counted(subject.model, inputs)
-    shape, text, method = shape_of(subject.model), texts(subject, inputs), get_method(spec)
-    load = load_of(subject.model, report.images, text, method)
-    costs = first_token(shape, load, causal=False)
+    found = upstream(name, f"unit-drop(layer={layer})")
+    count, load = found.count, found.load
+    costs = first_token(found.shape, load, causal=False)
     agree(costs, count, total=False)
-    assert load.encoder == load_of(subject.model, planned, text, method).encoder
-    assert costs.encoder < first_token(shape, load_of(subject.model, report.images, text)).encoder
+    assert load.encoder == found.planned.encoder
+    assert costs.encoder < first_token(found.shape, found.whole).encoder
 
 
 @pytest.mark.parametrize(

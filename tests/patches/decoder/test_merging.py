@@ -8,25 +8,18 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from agreeing_answers import agreeing
 from bare import bare, last_logits
+from built_subjects import subject_of
 from kv_cache import cache_in
 from mechanisms import MECHANISMS
 from oracle import TOLERANCE, drops, masked, more
-from subject_models import SUBJECTS
 
 from vlmcompress.api import compress
 from vlmcompress.errors import BudgetError, CompositionError, VLMCompressError
 from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods.contracts.method import DecoderReducer
 from vlmcompress.tokens import Reduction
-
-_built: dict[str, Any] = {}
-
-
-def subject_of(name: str) -> Any:
-    if name not in _built:
-        _built[name] = SUBJECTS[name]()
-    return _built[name]
 
 
 def mean(rows: torch.Tensor) -> torch.Tensor:
@@ -117,14 +110,7 @@ def test_answers_beams_and_rows_alone(name):
     prompts = [subject.prompt(1, 1, text=4), subject.prompt(2, 2, text=9)]
     inputs = subject.batch(*prompts)
     with compress(subject.model, spec, "60%"):
-        short = last_logits(subject, inputs)
-        ids = subject.generate(inputs)
-        assert torch.equal(ids, subject.generate(inputs, use_cache=False))
-        beams = subject.generate(inputs, num_beams=2)
-        assert torch.equal(beams, subject.generate(inputs, num_beams=2, use_cache=False))
-        for row, prompt in enumerate(prompts):
-            alone = last_logits(subject, subject.batch(prompt))[0]
-            assert (alone - short[row]).abs().max() < TOLERANCE
+        agreeing(subject, prompts, inputs)
 
 
 def test_layers_before_keep_what_they_cached():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from bare import last_logits
 from bare_tower import running_towers
-from merged_tower import shrinking
+from built_subjects import subject_of
+from merged_tower import Plain, shrinking
 from oracle import TOLERANCE, oracle, second_turn
 from subject_models import SUBJECTS
 from upstream_methods import Bright, Huddle, Shrink, remember
@@ -92,14 +93,6 @@ CASES += [
         ]
     )
 ]
-_built: dict[str, Any] = {}
-
-
-def subject_of(name: str) -> Any:
-    if name not in _built:
-        _built[name] = SUBJECTS[name]()
-    _built[name].model.set_attn_implementation("sdpa")
-    return _built[name]
 
 
 def name_of(value: Any) -> str | None:
@@ -190,26 +183,6 @@ def test_law_3_a_second_turn_on_the_cache(name, method, images, monkeypatch):
     assert (logits - oracle(report, subject, whole)).abs().max() < TOLERANCE
 
 
-@dataclass
-class Plain:
-    """An `EncoderView` of numbers that are known."""
-
-    layer: int
-    layers: int
-    protected: int
-    hidden: torch.Tensor
-    sizes: torch.Tensor
-    attention: torch.Tensor
-    flat_keys: torch.Tensor
-
-    def keys(self) -> torch.Tensor:
-        heads = self.attention.shape[1]
-        return self.flat_keys.unflatten(-1, (heads, -1)).mean(-2)
-
-    def received(self) -> torch.Tensor:
-        return self.attention.mean((1, 2))
-
-
 @torch.no_grad()
 def by_hand(tower: Any, pixels: torch.Tensor, method: Any, counts: Any, states: Any) -> Any:
     """state -> [B, T, D] expanded, and the last groups of each tile."""
@@ -229,7 +202,16 @@ def by_hand(tower: Any, pixels: torch.Tensor, method: Any, counts: Any, states: 
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
         if number in counts:
             keys = attention.k_proj(x)
-            view = Plain(number, max(states), protected, hidden, sizes, weights, keys)
+            view = Plain(
+                number,
+                max(states),
+                protected,
+                hidden,
+                sizes,
+                weights.mean((1, 2)),
+                keys,
+                weights.shape[1],
+            )
             merge = method.merge(view, counts[number])
             rows = []
             for b, tile in enumerate(groups):

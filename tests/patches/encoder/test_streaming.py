@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bare import last_logits
-from subject_models import SUBJECTS
+from built_subjects import subject_of
 from upstream_methods import Bright, Huddle, Shrink
 
 from vlmcompress.api import compress
@@ -49,14 +49,6 @@ SIGNALS = [
     "evs",
     "sparsevlm",
 ]
-_built: dict[str, Any] = {}
-
-
-def subject_of(name: str) -> Any:
-    if name not in _built:
-        _built[name] = SUBJECTS[name]()
-    _built[name].model.set_attn_implementation("sdpa")
-    return _built[name]
 
 
 def need_of(subject: Any, inputs: Any, *methods: Any) -> str:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from bare import bare, last_logits
 from bare_tower import feature_depth, running_towers
+from built_subjects import BLOCKS, PACKED, subject_of
 from cut_pixels import encode, every_feature, masked, pictures
-from subject_models import IMAGE, LLAMA, SUBJECTS, TOWER, build
+from subject_models import IMAGE, LLAMA, TOWER, build
 from upstream_methods import Given, picks
 
 from vlmcompress.api import compress
@@ -27,16 +28,7 @@ from vlmcompress.methods import Selector
 from vlmcompress.methods.contracts.before_projector import TokenPatches
 from vlmcompress.patches.families.tower_layers import attention_layers
 
-PACKED = [
-    f"random {family}{clips}"
-    for family in ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
-    for clips in ("", " with clips")
-] + ["tiny-qwen", "tiny-qwen with clips"]
-TILES = {
-    "random internvl": (2, 1),
-    "random idefics3": (2, 0),
-    "random smolvlm": (2, 0),
-    "random gemma3": (2, 0),
+TILES = BLOCKS | {
     "tiny-llava": (1, 1),
     "random llava": (1, 1),
     "random llava-next": (1, 1),
@@ -45,14 +37,6 @@ TILES = {
     "random vipllava": (1, 1),
 }
 """Patches along a side of a token, and tokens of a tile that are no patches."""
-_built: dict[str, Any] = {}
-
-
-def subject_of(name: str) -> Any:
-    if name not in _built:
-        _built[name] = SUBJECTS[name]()
-    _built[name].model.set_attn_implementation("sdpa")
-    return _built[name]
 
 
 def depth_of(subject: Any) -> int:

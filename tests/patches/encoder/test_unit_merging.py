@@ -9,9 +9,9 @@ import pytest
 import torch
 from bare import bare, last_logits
 from bare_tower import feature_depth, running_towers
+from built_subjects import BLOCKS, PACKED, subject_of
 from cut_pixels import encode, every_feature, given, pictures
 from merged_tower import MergedTower, packed_tiles, picture_groups, shrinking, square_tiles
-from subject_models import SUBJECTS
 
 from vlmcompress.api import compress
 from vlmcompress.errors import (
@@ -30,27 +30,7 @@ from vlmcompress.patches.encoder.tile_merging import _Tiles
 from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.tokens import Grid
 
-PACKED = [
-    f"random {family}{clips}"
-    for family in ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
-    for clips in ("", " with clips")
-] + ["tiny-qwen", "tiny-qwen with clips"]
-TILES = {
-    "random internvl": (2, 1),
-    "random idefics3": (2, 0),
-    "random smolvlm": (2, 0),
-    "random gemma3": (2, 0),
-}
-"""Patches along a side of a token, and tokens of a tile that are no patches."""
 DEFAULT = ["random qwen2.5-vl", "random qwen3-vl with clips", "random internvl", "random smolvlm"]
-_built: dict[str, Any] = {}
-
-
-def subject_of(name: str) -> Any:
-    if name not in _built:
-        _built[name] = SUBJECTS[name]()
-    _built[name].model.set_attn_implementation("sdpa")
-    return _built[name]
 
 
 def once(name: str, *rest: Any) -> Any:
@@ -59,7 +39,7 @@ def once(name: str, *rest: Any) -> Any:
 
 
 PACKED_ONCE = [once(name) for name in PACKED]
-TILES_ONCE = [once(name, *facts) for name, facts in TILES.items()]
+TILES_ONCE = [once(name, *facts) for name, facts in BLOCKS.items()]
 
 
 @dataclass(frozen=True)
@@ -164,7 +144,7 @@ def test_merging_in_tiles_equals_a_tower_by_hand(
 
 @pytest.mark.pairs
 @pytest.mark.parametrize("spec", METHODS)
-@pytest.mark.parametrize("name", [*PACKED_ONCE, *map(once, TILES)])
+@pytest.mark.parametrize("name", [*PACKED_ONCE, *map(once, BLOCKS)])
 def test_keeping_all_changes_not_one_bit_and_removing_leaves_nothing(name, spec):
     subject = subject_of(name)
     inputs = subject.batch(subject.prompt(1, 1, text=4), subject.prompt(2, 2, text=9))
