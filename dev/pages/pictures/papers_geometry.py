@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,18 @@ def _orders(axes: Any, cell: Cell, rows: Mapping[str, Row], task: Row) -> None:
     ):
         color = _GOES if before == after else _MOVES
         axes.plot([0, 1], [before, after], marker="o", markersize=3, color=color)
-        axes.text(-0.05, before, f"{spec}  {theirs:.1f}", ha="right", va="center", fontsize=8)
-        # Equal ones share a place: each still gets a line of its own.
-        tied = [name for name, place in zip(cell.specs, right, strict=True) if place == after]
-        shift = 0.5 * (tied.index(spec) - (len(tied) - 1) / 2)
-        axes.text(1.05, after + shift, f"{share:.1f}", va="center", fontsize=8)
+        line = _line(cell.specs, left, spec)
+        axes.text(-0.05, line, f"{spec}  {theirs:.1f}", ha="right", va="center", fontsize=8)
+        axes.text(1.05, _line(cell.specs, right, spec), f"{share:.1f}", va="center", fontsize=8)
     axes.set(xlim=(-1.2, 1.5), ylim=(len(ours) + 0.6, 0.4))
     axes.set_title(f"{cell.block.paper}, {cell.budget} tokens: as published | ours", fontsize=9)
+
+
+def _line(specs: Sequence[str], places: Sequence[float], spec: str) -> float:
+    """Where a method's figure is written: equal ones share a place, and each gets its own line."""
+    place = places[specs.index(spec)]
+    tied = [name for name, other in zip(specs, places, strict=True) if other == place]
+    return place + 0.5 * (tied.index(spec) - (len(tied) - 1) / 2)
 
 
 def main() -> None:
