@@ -188,10 +188,12 @@ accuracy: $(READY) ## evaluate all methods on the built-in models again (two hou
 	done
 	$(BIN)/python -m dev.pages.auto_table --out vlmcompress/methods/data/auto.json
 
-tuning: $(READY) ## tune the built-in models without labels (half an hour on two cores), for docs/tuning.md
+tuning: $(READY) ## tune the built-in models without labels (an hour and a half on two cores), for docs/tuning.md
 	mkdir -p docs/eval/tuning
-	for what in "tiny-llava pictures" "tiny-qwen pictures" "tiny-qwen clips"; do \
-		$(BIN)/python -m dev.benchmarks.tuning $$what --resume --out docs/eval/tuning/$${what% *}-$${what#* }.json || exit; \
+	for what in "tiny-llava pictures --samples 1024" "tiny-qwen pictures --samples 1024" "tiny-qwen clips" \
+			"small-llava posters --budgets 192,128,64,32"; do \
+		set -- $$what; \
+		$(BIN)/python -m dev.benchmarks.tuning $$what --resume --out docs/eval/tuning/$$1-$$2.json || exit; \
 	done
 	$(BIN)/python -m dev.pages.tuning
 

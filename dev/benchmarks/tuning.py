@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("task")
     parser.add_argument("--out", type=Path, required=True, help="the profile, a JSON file")
+    parser.add_argument("--budgets", default=",".join(BUDGETS))
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
@@ -55,7 +56,12 @@ def main() -> None:
         model,
         processor,
         unlabelled(given.task, given.samples),
-        plan_of(BUDGETS, batch=given.batch, longest=task.max_new_tokens, minutes=given.minutes),
+        plan_of(
+            given.budgets.split(","),
+            batch=given.batch,
+            longest=task.max_new_tokens,
+            minutes=given.minutes,
+        ),
         name=given.model,
         out=given.out,
         watch=Advance,

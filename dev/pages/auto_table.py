@@ -172,7 +172,7 @@ def _tables_of(results: Mapping[str, Any]) -> tuple[Tables, list[str]]:
 
 
 def taken(task: Task) -> dict[str, str]:
-    """Budget -> what "auto" takes of the methods that could run there, for a share of the tokens.
+    """Budget -> what "auto" takes of the methods that could run there.
 
     Args:
         task: part of a results.json.
@@ -182,7 +182,8 @@ def taken(task: Task) -> dict[str, str]:
 
 def _taken(task: Task, budget: str) -> str:
     ran = {row["method"] for row in methods_at(task, budget)}
-    share = Budget.parse(budget).amount / 100
+    asked = Budget.parse(budget)
+    share = asked.amount / (100 if asked.unit == "percent" else task["tokens"])
     return most_accurate(
         ChoiceInputs(budget, share, None, 0.0, ()), lambda spec, _: spec in ran
     ).spec

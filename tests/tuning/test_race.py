@@ -6,10 +6,10 @@ import pytest
 from vlmcompress.tuning.race import LEAST, Measured, front, leaving, ranked, taken, worse
 
 
-def measured(wrong, n=100, kl=0.0, speed=1.0):
-    """So many answers of n are not those of the whole model; the first so many."""
+def measured(wrong, n=100, kl=0.0, speed=1.0, first=0):
+    """So many answers of n are not those of the whole model; so many from the first."""
     agrees = np.ones(n)
-    agrees[:wrong] = 0
+    agrees[first : first + wrong] = 0
     return Measured(np.where(agrees == 1, kl, 5.0), agrees, [speed] * 3)
 
 
@@ -62,12 +62,25 @@ def test_equal_ones_stay_in_their_order():
 
 
 def test_half_of_the_field_stays_where_nothing_tells_them_apart():
-    field = {f"m{i:02}": measured(1) for i in range(20)}
+    field = {f"m{i:02}": measured(1, first=i) for i in range(20)}
     left = leaving(field, "accuracy")
     assert list(left) == [f"m{i:02}" for i in range(10, 20)]
     assert set(left.values()) == {"behind half of the field, not significantly worse"}
     few = {name: field[name] for name in list(field)[:LEAST]}
     assert not leaving(few, "accuracy")
+    assert not leaving(field, "time"), "the fastest may be among them"
+
+
+def test_one_method_under_two_names_takes_one_place():
+    field = {f"m{i}": measured(1, first=i) for i in range(LEAST)}
+    field = {"m0": field.pop("m0"), "again": measured(1), **field, "once more": measured(1)}
+    left = leaving(field, "accuracy")
+    assert left == dict.fromkeys(["again", "once more"], "no other than m0 on any question")
+    assert not leaving(
+        {**field, "again": measured(1, first=50), "once more": measured(1, first=60)},
+        "accuracy",
+        halve=False,
+    )
     assert not leaving(field, "time"), "the fastest may be among them"
 
 

@@ -74,24 +74,42 @@ def leaving(field: Field, objective: Objective, halve: bool = True) -> dict[str,
     """Who leaves at a rung, and why.
 
     Those leave that are significantly worse than the leader; of "pareto" than the best of those
-    that are no slower. For "accuracy" at most half of the field stays, and so the last of the rest
-    leave as well: that is no finding about them, and their reason says so.
+    that are no slower. For "accuracy" those leave as well that are the same as one before them by
+    another name, and at most half of the others stays: that is no finding about the last of them,
+    and their reason says so.
 
     Args:
         field: all that are in the race, on the same questions.
         objective: what is looked for.
         halve: whether a further rung follows.
     """
-    order = ranked(field)
     if objective == "pareto":
-        return _dominated(field, order)
+        return _dominated(field, ranked(field))
+    alike = twins(field) if objective == "accuracy" else {}
+    left = {spec: f"no other than {first} on any question" for spec, first in alike.items()}
+    field = {spec: one for spec, one in field.items() if spec not in alike}
+    order = ranked(field)
     out = worse(field, order[0])
-    left = {spec: f"worse than {order[0]}, p {p:.2g}" for spec, p in out.items()}
+    left |= {spec: f"worse than {order[0]}, p {p:.2g}" for spec, p in out.items()}
     stay = [spec for spec in order if spec not in left]
     if objective == "accuracy" and halve:
         most = max(LEAST, -(-len(field) // 2))
         left |= dict.fromkeys(stay[most:], "behind half of the field, not significantly worse")
     return left
+
+
+def twins(field: Field) -> dict[str, str]:
+    """Who answers all questions exactly as another one: itself -> the first of its kind.
+
+    One method under two names, such as a default that is also given, would take two of the places
+    that halving leaves. Equal to the last digit that is kept, on every question.
+    """
+    first: dict[bytes, str] = {}
+    return {
+        spec: name
+        for spec, one in field.items()
+        if (name := first.setdefault(one.kl.tobytes() + one.agrees.tobytes(), spec)) != spec
+    }
 
 
 def taken(field: Field, objective: Objective) -> str:
