@@ -14,7 +14,7 @@ from shown import told
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmcompress.api import compress
-from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.methods.registry import METHODS
 from vlmcompress.ops import propagation
 

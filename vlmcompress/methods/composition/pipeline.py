@@ -15,15 +15,13 @@ from vlmcompress.methods.contracts.before_projector import (
     Resizer,
     TowerDropper,
 )
+from vlmcompress.methods.contracts.decoder import InDecoder, LateEntry, mean_tokens
 from vlmcompress.methods.contracts.method import (
     OF_THE_QUESTION,
     AttentionBias,
-    InDecoder,
-    LateEntry,
     Method,
     ProjectorMethod,
     Stage,
-    mean_tokens,
 )
 from vlmcompress.methods.contracts.threshold import ByThreshold
 from vlmcompress.tokens import Grid, Layout
