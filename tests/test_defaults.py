@@ -17,13 +17,16 @@ def test_the_defaults_exist():
 
 
 def test_help_says_them():
+    asked = (defaults.METHOD, defaults.BUDGET, defaults.MODEL, defaults.VIDEO_MODEL)
+    drawn = (defaults.METHOD, defaults.EVAL_BUDGETS, defaults.MODEL)
     for command, words in (
-        ("ask", (defaults.METHOD, defaults.BUDGET, defaults.MODEL, defaults.VIDEO_MODEL)),
-        ("profile", (defaults.METHOD, defaults.BUDGET, defaults.MODEL)),
-        ("eval", (defaults.METHOD, defaults.EVAL_BUDGETS, defaults.MODEL)),
-        ("calibrate", (defaults.MODEL,)),
+        ("ask", (*asked, defaults.ANSWER_TOKENS)),
+        ("chat", (defaults.ANSWER_TOKENS,)),
+        ("profile", (defaults.METHOD, defaults.BUDGET, defaults.MODEL, defaults.PROFILE_WORDS)),
+        ("eval", (*drawn, defaults.EVAL_LIMIT, defaults.EVAL_BATCH)),
+        ("calibrate", (defaults.MODEL, defaults.CALIBRATE_TOLERANCE)),
     ):
         text = CliRunner().invoke(app, [command, "--help"]).output
         flat = "".join(text.split())
         for word in words:
-            assert word in flat, (command, word)
+            assert str(word) in flat, (command, word)

@@ -11,7 +11,6 @@ from typing import Any, Literal, SupportsFloat
 
 from torch import nn
 
-from vlmcompress.auto import auto_method
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.memory import bytes_of
 from vlmcompress.budget.planner import Planner
@@ -31,7 +30,7 @@ from vlmcompress.patches.signals.signals import Signals
 from vlmcompress.patches.signals.text_tower import LongText
 from vlmcompress.patches.signals.text_tower import check as check_text_tower
 from vlmcompress.report.report import Report
-from vlmcompress.tuned import ProfileLike, Tuned, asked_for
+from vlmcompress.tuned import ProfileLike, asked_for, choice_for
 
 POSITIONS = ("keep", "renumber")
 ORDERS = ("raster", "method")
@@ -204,11 +203,7 @@ def compress(
     if pipeline is None:
         if options:
             raise CompositionError(f"{AUTO} has no options, got {', '.join(options)}")
-        choice = (
-            auto_method(parts, parsed)
-            if profile is None
-            else Tuned.read(profile).choice(parts, parsed)
-        )
+        choice = choice_for(parts, parsed, profile)
         pipeline, reason = parse(choice.spec), choice.reason
     pipeline = pipeline.for_stages(family.name, family.stages)
     planner = Planner(pipeline, parsed, len(parts.layers), reason)

@@ -189,8 +189,8 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
     """
     if budget is None:
         raise BudgetError(f'{AUTO} needs a budget, for example "25%", "0.4 flops" or "120 ms"')
-    model, family = parts.model, parts.family
-    grid = _grid_of(parts) if budget.is_cost else family.fixed_grid(model)
+    family = parts.family
+    grid = _grid_of(parts) if budget.is_cost else family.fixed_grid(parts.model)
     stages = list(family.stages)
     if grid is None and "encoder" in stages and family.encoder.tile(parts.base) is not None:
         stages.remove("encoder")  # tiles: sizes are not known before the encoder
@@ -209,13 +209,20 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
         except (BudgetError, CompositionError, UnsupportedModelError):
             return False
 
-    if not budget.is_cost:
-        left = min(1.0, budget.amount / (100 if budget.unit == "percent" else len(grid)))
-        return most_accurate(ChoiceInputs(str(budget), left, None, 0.0, stages), fits)
-    shape = shape_of(model)
+    if budget.is_cost:
+        return most_accurate(_of_cost(parts, budget, grid, stages), fits)
+    left = min(1.0, budget.amount / (100 if budget.unit == "percent" else len(grid)))
+    return most_accurate(ChoiceInputs(str(budget), left, None, 0.0, stages), fits)
+
+
+def _of_cost(
+    parts: ModelParts, budget: Budget, grid: Grid, stages: Collection[Stage]
+) -> ChoiceInputs:
+    """Where the budget is a cost: of one picture of `grid` tokens, with a prompt of `_TEXT`."""
+    shape, layers = shape_of(parts.model), len(parts.layers)
 
     def cost(plan: ImagePlan, upstream: Upstream | None = None) -> Costs:
-        return first_token(shape, load_of(model, [(0, grid, plan)], [_TEXT], upstream))
+        return first_token(shape, load_of(parts.model, [(0, grid, plan)], [_TEXT], upstream))
 
     def kept(keep: int) -> Costs:
         return cost(ImagePlan(((grid, keep),), {}, layers))
@@ -223,7 +230,7 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
     full = kept(len(grid))
 
     def inside(spec: str) -> float | None:
-        pipeline = parse(spec).for_stages(family.name, stages)
+        pipeline = parse(spec).for_stages(parts.family.name, stages)
         planner = Planner(pipeline, budget, layers)
 
         def part(share: float) -> float:
@@ -237,8 +244,7 @@ def auto_method(parts: ModelParts, budget: Budget | None) -> MethodChoice:
         before = _TYPICAL
     else:
         behind, before = _shares(budget, len(grid), kept)
-    share = full.encoder / full.total
-    return most_accurate(ChoiceInputs(str(budget), behind, before, share, stages, inside), fits)
+    return ChoiceInputs(str(budget), behind, before, full.encoder / full.total, stages, inside)
 
 
 def _grid_of(parts: ModelParts) -> Grid | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vlmcompress.auto import MethodChoice
+from vlmcompress.auto import MethodChoice, auto_method
 from vlmcompress.budget.budget import Budget
 from vlmcompress.defaults import AUTO
 from vlmcompress.errors import (
@@ -193,6 +193,19 @@ def all_asked_for(methods: Sequence[Any], profile: ProfileLike | None) -> list[A
     """
     taken = asked_for(None, profile)
     return [*methods, *(() if taken is None or taken in methods else (taken,))]
+
+
+def choice_for(
+    parts: ModelParts, budget: Budget | None, profile: ProfileLike | None
+) -> MethodChoice:
+    """What "auto" takes: what the profile says, or without one what was measured elsewhere.
+
+    Raises:
+        VLMCompressError: see `Tuned.choice` and `vlmcompress.auto.auto_method`.
+    """
+    if profile is None:
+        return auto_method(parts, budget)
+    return Tuned.read(profile).choice(parts, budget)
 
 
 def check_fits(profile: ProfileLike | None, model: Any) -> None:

@@ -17,7 +17,8 @@ from torch.nn.functional import gelu
 from vlmcompress.methods import Method, ProjectorMethod, get_method
 from vlmcompress.methods.registry import METHODS
 from vlmcompress.ops.projector import Body
-from vlmcompress.ops.score import attention_rows, propagate
+from vlmcompress.ops.propagation import propagate
+from vlmcompress.ops.score import attention_rows
 from vlmcompress.tokens import Grid, Projection, VisualTokens
 
 LAYERS = 6

@@ -31,7 +31,7 @@ from vlmcompress.methods.contracts.before_projector import (
     TokenPatches,
     TowerDropper,
 )
-from vlmcompress.methods.contracts.method import LateEntry, tokens_per_layer
+from vlmcompress.methods.contracts.decoder import LateEntry, tokens_per_layer
 from vlmcompress.ops.apportion import even
 from vlmcompress.tokens import Grid, VisualTokens
 

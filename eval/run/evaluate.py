@@ -13,7 +13,7 @@ import torch
 
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.memory import bytes_of
-from vlmcompress.defaults import AUTO
+from vlmcompress.defaults import AUTO, EVAL_BATCH
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.cases import Case, cases
 from vlmcompress.eval.run.provenance import of_run
@@ -57,7 +57,7 @@ class Plan:
     tasks: Sequence[str] | None = None
     limit: int | Mapping[str, int] | None = None
     seed: int = 0
-    batch: int = 32
+    batch: int = EVAL_BATCH
     device: str | None = None
     dtype: str | None = None
     max_memory: int | str | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmcompress.defaults import EVAL_LIMIT
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.metrics.metrics import METRICS, Metric
 from vlmcompress.eval.tasks.settings import Settings, check_limit, check_name
@@ -49,8 +50,6 @@ from vlmcompress.eval.worlds.world import (
 from vlmcompress.media.video import Video
 from vlmcompress.registry import unknown
 
-DEFAULT_LIMIT = 500
-"""Questions of a world where no limit is given."""
 WORLDS_PER_SEED = 10_000
 """Worlds that belong to one seed of a task, so that two seeds share none."""
 SEEDS = range(len(HELD_OUT_SEEDS) // WORLDS_PER_SEED)
@@ -89,7 +88,7 @@ class WorldTask:
         return replace(self, name=f"{self.name}/{kind}", kinds={kind: self.kinds[kind]})
 
     def samples(self, limit: int | None, seed: int) -> Sequence[Sample]:
-        """The first `limit` questions (None: 500) about the worlds of `seed`.
+        """The first `limit` questions (None: `defaults.EVAL_LIMIT`) about the worlds of `seed`.
 
         Seed 0 begins where the held-out worlds begin. Nothing is drawn before a sample is loaded.
 
@@ -100,7 +99,7 @@ class WorldTask:
             raise VLMCompressError(
                 f"seed {seed} is out of range: task {self.name!r} takes 0 to {SEEDS[-1]}"
             )
-        wanted = DEFAULT_LIMIT if limit is None else check_limit(limit)
+        wanted = EVAL_LIMIT if limit is None else check_limit(limit)
         first = HELD_OUT_SEEDS.start + seed * WORLDS_PER_SEED
         found = WORLDS[self.world].questions(tuple(self.kinds), wanted, first)
         return [

@@ -66,7 +66,7 @@ def _ask_motion(clip: Clip, rng: np.random.Generator, wording: int) -> Question 
     ]
     if not moving:
         return None
-    index, name, direction = moving[int(rng.integers(len(moving)))]
+    index, name, direction = pick(rng, moving)
     text = (f"which way does the {name} move ?", f"in which direction does the {name} move ?")
     return Question("motion", wording, text[wording], direction, (index,))
 
@@ -89,7 +89,7 @@ def _ask_order(clip: Clip, rng: np.random.Generator, wording: int) -> Question |
                 options.append((f"{word} the {name}", (index, alone[used[there]])))
     if not options:
         return None
-    when, about = options[int(rng.integers(len(options)))]
+    when, about = pick(rng, options)
     text = (f"what appears {when} ?", f"which object appears {when} ?")[wording]
     return Question("order", wording, text, clip.actors[about[-1]].thing.name, about)
 

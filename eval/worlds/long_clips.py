@@ -76,7 +76,7 @@ def make_long_clip(frames: int, seed: int) -> LongClip:
     for second in when:
         thing = plain_object(rng, int(rng.integers(9)))
         if events and rng.random() < _AGAIN:
-            known = events[int(rng.integers(len(events)))].thing
+            known = pick(rng, events).thing
             thing = replace(thing, shape=known.shape, color=known.color)
         events.append(Event(thing, second))
     return LongClip(seed, seconds, tuple(events), backdrop)
@@ -116,7 +116,7 @@ def _ask_first(clip: LongClip, rng: np.random.Generator, wording: int) -> Questi
 def _ask_often(clip: LongClip, rng: np.random.Generator, wording: int) -> Question:
     counts = Counter(event.thing.shape for event in clip.events)
     numbers = sorted(set(counts.values()))
-    wanted = numbers[int(rng.integers(len(numbers)))]
+    wanted = pick(rng, numbers)
     shape = pick(rng, sorted(shape for shape, count in counts.items() if count == wanted))
     about = tuple(i for i, event in enumerate(clip.events) if event.thing.shape == shape)
     text = (f"how often does a {shape} appear ?", f"how many times do {PLURALS[shape]} appear ?")
@@ -128,7 +128,7 @@ def _ask_second(clip: LongClip, rng: np.random.Generator, wording: int) -> Quest
     once = [index for index, name in enumerate(names) if name is not None]
     if not once:
         return None
-    index = once[int(rng.integers(len(once)))]
+    index = pick(rng, once)
     text = (
         f"in which second does the {names[index]} appear ?",
         f"at which second of the video does the {names[index]} appear ?",

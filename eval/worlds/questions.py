@@ -7,7 +7,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from vlmcompress.eval.worlds.scene import COLORS, HELD_OUT_SEEDS, SHAPES, Object, Scene, make_scene
+from vlmcompress.eval.worlds.scene import (
+    COLORS,
+    HELD_OUT_SEEDS,
+    SHAPES,
+    Object,
+    Scene,
+    make_scene,
+    pick,
+)
 
 NUMBERS = ("one", "two", "three", "four", "five")
 WORDINGS = 2
@@ -86,10 +94,6 @@ def in_turn(
         yield world, question
 
 
-def _choose(rng: np.random.Generator, count: int) -> int | None:
-    return int(rng.integers(count)) if count else None
-
-
 def _unique_names(scene: Scene) -> list[int]:
     names = Counter(thing.name for thing in scene.objects)
     return [index for index, thing in enumerate(scene.objects) if names[thing.name] == 1]
@@ -116,20 +120,20 @@ def _refer(scene: Scene, rng: np.random.Generator, attribute: str, phrase: str) 
     values = [getattr(thing, attribute) for thing in scene.objects]
     unique = [index for index, value in enumerate(values) if values.count(value) == 1]
     if unique and rng.random() < 0.7:
-        index = unique[int(rng.integers(len(unique)))]
+        index = pick(rng, unique)
         return index, phrase.format(values[index])
-    index = int(rng.integers(len(scene.objects)))
+    index = pick(rng, range(len(scene.objects)))
     return index, f"object {_at(scene.objects[index])}"
 
 
 def _ask_place(scene: Scene, rng: np.random.Generator, wording: int) -> Question | None:
     unique = _unique_names(scene)
-    chosen = _choose(rng, len(unique))
-    if chosen is None:
+    if not unique:
         return None
-    thing = scene.objects[unique[chosen]]
+    index = pick(rng, unique)
+    thing = scene.objects[index]
     text = (f"where is the {thing.name} ?", f"in which place is the {thing.name} ?")[wording]
-    return Question("place", wording, text, thing.place, (unique[chosen],))
+    return Question("place", wording, text, thing.place, (index,))
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator, wording: int) -> Question | None:
@@ -138,31 +142,30 @@ def _ask_count(scene: Scene, rng: np.random.Generator, wording: int) -> Question
     options = [(count, PLURALS[shape], shape) for shape, count in shapes.items()]
     options += [(count, f"{color} objects", color) for color, count in colors.items()]
     counts = sorted({count for count, _, _ in options if count <= len(NUMBERS)})
-    # Draw the answer first: drawn by referent, "one" would be right four times in five.
-    chosen = _choose(rng, len(counts))
-    if chosen is None:
+    if not counts:
         return None
-    options = [option for option in options if option[0] == counts[chosen]]
-    count, plural, word = options[int(rng.integers(len(options)))]
+    # Draw the answer first: drawn by referent, "one" would be right four times in five.
+    answer = pick(rng, counts)
+    _, plural, word = pick(rng, [option for option in options if option[0] == answer])
     text = (f"how many {plural} are there ?", f"count the {plural} .")[wording]
     about = tuple(
         index for index, thing in enumerate(scene.objects) if word in (thing.shape, thing.color)
     )
-    return Question("count", wording, text, NUMBERS[count - 1], about)
+    return Question("count", wording, text, NUMBERS[answer - 1], about)
 
 
 def _ask_reading(scene: Scene, rng: np.random.Generator, wording: int) -> Question | None:
     signs = [index for index in _unique_names(scene) if scene.objects[index].glyph is not None]
-    chosen = _choose(rng, len(signs))
-    if chosen is None:
+    if not signs:
         return None
-    thing = scene.objects[signs[chosen]]
+    index = pick(rng, signs)
+    thing = scene.objects[index]
     assert thing.glyph is not None
     text = (
         f"what is written on the {thing.name} ?",
         f"which sign does the {thing.name} have ?",
     )[wording]
-    return Question("reading", wording, text, thing.glyph, (signs[chosen],))
+    return Question("reading", wording, text, thing.glyph, (index,))
 
 
 def _ask_presence(scene: Scene, rng: np.random.Generator, wording: int) -> Question | None:
@@ -175,8 +178,7 @@ def _ask_presence(scene: Scene, rng: np.random.Generator, wording: int) -> Quest
     if not absent:
         return None
     is_there = bool(rng.random() < 0.5)
-    pairs = sorted(present) if is_there else absent
-    color, shape = pairs[int(rng.integers(len(pairs)))]
+    color, shape = pick(rng, sorted(present) if is_there else absent)
     article = "an" if color == "orange" else "a"
     text = (f"is there {article} {color} {shape} ?", f"do you see {article} {color} {shape} ?")
     about = tuple(
@@ -188,31 +190,43 @@ def _ask_presence(scene: Scene, rng: np.random.Generator, wording: int) -> Quest
 
 
 def _ask_relation(scene: Scene, rng: np.random.Generator, wording: int) -> Question | None:
-    unique = _unique_names(scene)
-    across = bool(rng.random() < 0.5)
+    things = [(index, scene.objects[index]) for index in _unique_names(scene)]
+    placed = [(index, thing.name, (thing.row, thing.column)) for index, thing in things]
+    return ask_relation(placed, rng, wording)
+
+
+def ask_relation(
+    things: Sequence[tuple[int, str, tuple[int, int]]], rng: np.random.Generator, wording: int
+) -> Question | None:
+    """Ask whether a thing is left or right of another, or above or below it.
+
+    Args:
+        things: Of each its index, a name that no other one has, and the row and column of its
+            place.
+        rng: Chooses the direction and the two.
+        wording: 0 or 1.
+
+    Returns:
+        The question, or None where no two are apart in the direction that was drawn.
+    """
+    across = int(rng.random() < 0.5)
     pairs = [
         (first, second)
-        for first in unique
-        for second in unique
-        if _along(scene.objects[first], across) != _along(scene.objects[second], across)
+        for first in things
+        for second in things
+        if first[2][across] != second[2][across]
     ]
-    chosen = _choose(rng, len(pairs))
-    if chosen is None:
+    if not pairs:
         return None
-    first, second = (scene.objects[index] for index in pairs[chosen])
+    (first, name, here), (second, other, there) = pick(rng, pairs)
     before = bool(rng.random() < 0.5)
-    words = ("left of", "right of") if across else ("above", "below")
-    relation = words[0] if before else words[1]
-    holds = (_along(first, across) < _along(second, across)) == before
+    relation = (("below", "above"), ("right of", "left of"))[across][before]
     text = (
-        f"is the {first.name} {relation} the {second.name} ?",
-        f"does the {first.name} lie {relation} the {second.name} ?",
+        f"is the {name} {relation} the {other} ?",
+        f"does the {name} lie {relation} the {other} ?",
     )[wording]
-    return Question("relation", wording, text, "yes" if holds else "no", pairs[chosen])
-
-
-def _along(thing: Object, across: bool) -> int:
-    return thing.column if across else thing.row
+    holds = (here[across] < there[across]) == before
+    return Question("relation", wording, text, "yes" if holds else "no", (first, second))
 
 
 _Asker = Callable[[Scene, np.random.Generator, int], Question | None]

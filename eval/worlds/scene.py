@@ -6,6 +6,7 @@ answer. Everything follows from an integer seed through a local NumPy generator.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ PLACES = (
     "bottom right",
 )
 TEXTURES = ("plain", "noise", "stripes", "checks", "gradient")
+
+Option = TypeVar("Option")
 
 # The split is by seed: a scene of one range is never drawn from the other.
 TRAIN_SEEDS = range(0, 1_000_000)
@@ -118,7 +121,7 @@ def make_scene(seed: int) -> Scene:
     return Scene(seed, objects, pick(rng, TEXTURES), (red, green, blue))
 
 
-def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
     """One of `options`, all equally likely."""
     return options[int(rng.integers(len(options)))]
 

@@ -18,7 +18,7 @@ from vlmcompress.methods.contracts.before_projector import (
     Resizer,
     TowerDropper,
 )
-from vlmcompress.methods.contracts.method import tokens_per_layer
+from vlmcompress.methods.contracts.decoder import tokens_per_layer
 from vlmcompress.patches.cost.layer_shapes import macs
 from vlmcompress.patches.cost.model_shape import shape_of
 from vlmcompress.patches.families.family import Family

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlmcompress.errors import UnsupportedCallError
-from vlmcompress.methods.contracts.method import DecoderMethod, DecoderReducer, LateEntry
+from vlmcompress.methods.contracts.decoder import DecoderMethod, DecoderReducer, LateEntry
 from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.decoder.captured_rows import CapturedAttention

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from vlmcompress.errors import UnsupportedCallError
-from vlmcompress.ops.score import attention_rows, propagate
+from vlmcompress.ops.propagation import propagate
+from vlmcompress.ops.score import attention_rows
 from vlmcompress.patches.decoder.cut_context import CutContext, Of
 from vlmcompress.patches.hooks.arguments import device_of
 from vlmcompress.patches.sequence.attention_masks import VisibleKeys

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import UnsupportedCallError
-from vlmcompress.methods.contracts.method import DecoderReducer
+from vlmcompress.methods.contracts.decoder import DecoderReducer
 from vlmcompress.patches.decoder.cut_context import CutContext
 from vlmcompress.patches.decoder.selection import checked_reduction
 from vlmcompress.patches.sequence.spans import Span

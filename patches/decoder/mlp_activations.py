@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vlmcompress.errors import UnsupportedModelError
-from vlmcompress.methods.contracts.method import InDecoder
+from vlmcompress.methods.contracts.decoder import InDecoder
 from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.patches.hooks.attachments import Attachments
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
-from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.patches.decoder.cut_context import CutContext
 from vlmcompress.patches.decoder.layer_view import DecoderLayerView
 from vlmcompress.patches.sequence.spans import Span

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmcompress.budget.planner import Planner
-from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
+from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.methods.contracts.before_projector import EncoderMethod, Merge
 from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.patches.encoder.merge_state import (
@@ -23,16 +23,14 @@ from vlmcompress.patches.encoder.merge_state import (
     scheduled,
 )
 from vlmcompress.patches.encoder.packed_tower import check_segments
-from vlmcompress.patches.encoder.patch_dropping import PackedRun, PatchDropping
+from vlmcompress.patches.encoder.patch_dropping import PackedRun, PackedTower
 from vlmcompress.patches.encoder.qwen_patches import QwenPatches
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of, with_hidden_in
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.sequence.attended import Attended
-from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.sequence.watched_attention import watch
-from vlmcompress.patches.signals.signals import Encoded
 from vlmcompress.patches.signals.tower_attention import AttentionCall, note_projections
 from vlmcompress.tokens import Grid
 
@@ -118,7 +116,7 @@ class _Run(PackedRun):
         return order
 
 
-class PackedTowerMerging(PatchDropping):
+class PackedTowerMerging(PackedTower[_Run]):
     """Lets an `EncoderMethod` merge the tokens of each frame after some layers.
 
     All patches of a token merge, each with those at its place in the other tokens of the group, so
@@ -163,38 +161,24 @@ class PackedTowerMerging(PatchDropping):
             counts = scheduled(self._method, self._depth, frame, keep)
             clips.append(_Frames(grid, order.to(device), counts))
         done = _Run(patches.layouts, side=patches.side, clips=clips)
-        return self._through(run, done), done
+        return self._through(run, done)
 
-    def put_back(
-        self, done: PackedRun, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
-    ) -> Encoded:
-        assert isinstance(done, _Run)
-        if not (done.idle or done.ran):
-            raise UnsupportedCallError(
-                f"{self._method.name} could not reach into the vision tower: call compress() "
-                "before torch.compile()"
-            )
+    def _groups(self, done: _Run) -> Iterable[Tensor | None]:
         slots = done.checks.read([clip.slot for clip in done.clips])
-        found = []
-        for clip, slot, layout in zip(done.clips, slots, done.layouts, strict=True):
+        for clip, slot in zip(done.clips, slots, strict=True):
             groups = (slot + torch.arange(len(slot))[:, None] * clip.total).flatten()
-            whole = not clip.merged
-            found.append(Survivors.everything(layout) if whole else Survivors.of(groups, layout))
-        return replace(encoded, survivors=found)
-
-    def _running(self) -> _Run | None:
-        return cast("_Run | None", self._run())
+            yield groups if clip.merged else None
 
     def _enter(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        run = self._running()
+        run = self._running.value
         if run is None or run.blocks is None:
             return None
         return args, self._shorter(run, kwargs)
 
     def _look(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        run = self._running()
+        run = self._running.value
         if run is None:
             return
         run.at = 0
@@ -203,7 +187,7 @@ class PackedTowerMerging(PatchDropping):
 
     def _attend(self, attended: Attended) -> Tensor | None:
         """What is added to the logits of the keys of a segment: [1, 1, 1, n]."""
-        run = self._running()
+        run = self._running.value
         if run is None:
             return None
         if run.seen is not None and self._family.encoder.watched:
@@ -214,11 +198,11 @@ class PackedTowerMerging(PatchDropping):
         return run.bias[None, None, None, start : run.at].to(attended.keys)
 
     def _seen(self) -> AttentionCall | None:
-        run = self._running()
+        run = self._running.value
         return None if run is None else run.seen
 
     def _leave(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        run = self._running()
+        run = self._running.value
         if run is None or run.seen is None:
             return None
         hidden = hidden_in(output)
@@ -252,7 +236,7 @@ class PackedTowerMerging(PatchDropping):
         return clip.follow(patches, merge, count)
 
     def _merged(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
-        run = self._running()
+        run = self._running.value
         if run is None or run.row is None:
             return None
         source = run.row.new_zeros(len(run.row))

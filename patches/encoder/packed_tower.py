@@ -16,7 +16,7 @@ from vlmcompress.methods.contracts.answers import indices, rows_of_indices
 from vlmcompress.methods.contracts.before_projector import TokenPatches
 from vlmcompress.ops.deferred_checks import Checks, collected
 from vlmcompress.ops.questions import Asking, abreast, answered
-from vlmcompress.patches.encoder.patch_dropping import PackedRun, PatchDropping
+from vlmcompress.patches.encoder.patch_dropping import PackedRun, PackedTower
 from vlmcompress.patches.encoder.qwen_patches import QwenPatches
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
@@ -65,7 +65,7 @@ def check_segments(name: str, acts: str, parts: ModelParts) -> None:
             )
 
 
-class PackedTowerDropping(PatchDropping):
+class PackedTowerDropping(PackedTower[_Run]):
     """Lets a `TowerDropper` say which tokens go on through the tower."""
 
     def __init__(self, parts: ModelParts, planner: Planner) -> None:
@@ -90,22 +90,21 @@ class PackedTowerDropping(PatchDropping):
         done.open_ended = self._by_content
         if done.idle:
             self._settle(done, [torch.arange(len(grid)) for grid in grids], order)
-        return self._through(run, done), done
+        return self._through(run, done)
 
     def _enter(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         if self._method.shortens:
             return super()._enter(number, module, args, kwargs)
-        run = self._run()
+        run = self._running.value
         if run is not None and number == self._first:
             self._reach(run, hidden_of(args, kwargs))
-            run.ran, self._thread.run = True, None
+            run.ran, self._running.value = True, None
         return None
 
     @torch.no_grad()
-    def _reach(self, run: PackedRun, hidden: Tensor) -> None:
-        assert isinstance(run, _Run)
+    def _reach(self, run: _Run, hidden: Tensor) -> None:
         blocks, checks = hidden.view(-1, run.side**2, hidden.shape[-1]), Checks()
         images = zip(run.grids, run.counts, run.order, strict=True)
         with collected(checks):

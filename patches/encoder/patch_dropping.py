@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.patches.hooks.arguments import hidden_of, with_hidden
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.hooks.per_thread import PerThread
+from vlmcompress.patches.hooks.per_thread import During
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import Encoded
 from vlmcompress.tokens import Grid, Layout
@@ -85,11 +85,14 @@ class PackedRun:
         return self._hosts[id(ends)][1]
 
 
-class PatchDropping:
-    """Lets a `PixelSelector` say which blocks of patches the tower sees.
+Run = TypeVar("Run", bound=PackedRun)
 
-    They keep their positions and attend to one another as far as they did. Behind the merger the
-    places of the others are filled with zeros, which do not enter the decoder.
+
+class PackedTower(Generic[Run]):
+    """A tower that takes the patches of all images as one sequence, a block of them a token.
+
+    Those that are left keep their positions and attend to one another as far as they did. Behind
+    the merger the places of the others are filled with zeros, which do not enter the decoder.
     """
 
     takes_chunks = False
@@ -99,7 +102,7 @@ class PatchDropping:
         self._model, self._family = parts.model, parts.family
         self._base, self._towers = parts.base, parts.towers
         self._method: Any = planner.pipeline.upstream
-        self._thread = PerThread()
+        self._running = During[Run]()
         self._first = 0
         """The layer before which patches leave."""
 
@@ -113,6 +116,88 @@ class PatchDropping:
     def layouts(self, modality: str, call: Mapping[str, Any]) -> Sequence[Layout]:
         return self._family.layouts(self._model, modality, (), call)
 
+    def _through(self, run: Callable[..., Any], done: Run) -> tuple[Any, Run]:
+        """What a feature call gives while the hooks act on `done`, which they need not if idle."""
+        with self._running.holding(None if done.idle else done):
+            return run(), done
+
+    def _order(self, modality: str, call: Mapping[str, Any], patches: QwenPatches) -> list[Tensor]:
+        """Of each image or clip [N] int64: the number of each token's block in the tower."""
+        total = sum(map(len, patches.layouts))
+        # Numbers of blocks, brought into raster order as the features of blocks are.
+        numbers = torch.arange(total, dtype=torch.float64).repeat_interleave(patches.side**2)
+        pieces = self._family.encoder.to_tokens(self._base, modality, numbers[:, None], call)
+        return [piece[:, 0].long() for piece in pieces]
+
+    def _settle(self, run: Run, kept: Sequence[Tensor], order: Sequence[Tensor]) -> None:
+        """Note what stays."""
+        blocks = torch.zeros(sum(map(len, order)), dtype=torch.bool)
+        for places, mine in zip(order, kept, strict=True):
+            blocks[places[mine]] = True
+        run.kept = kept
+        run.settle(blocks)
+
+    def put_back(
+        self, done: Run, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
+    ) -> Encoded:
+        if not (done.idle or done.ran):
+            raise UnsupportedCallError(
+                f"{self._method.name} could not reach into the vision tower: call compress() "
+                "before torch.compile()"
+            )
+        survivors = [
+            Survivors.everything(layout) if groups is None else Survivors.of(groups, layout)
+            for layout, groups in zip(done.layouts, self._groups(done), strict=True)
+        ]
+        return replace(encoded, survivors=survivors)
+
+    def _groups(self, done: Run) -> Iterable[Tensor | None]:
+        """What `Survivors.of` takes, of each image or clip; None where all its tokens stay."""
+        for layout, kept in zip(done.layouts, done.kept, strict=True):
+            groups = torch.full((len(layout),), -1)
+            groups[kept] = kept
+            yield None if len(kept) == len(layout) else groups
+
+    def _enter(
+        self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        run = self._running.value
+        if run is None or number < self._first:
+            return None
+        if number == self._first:
+            self._reach(run, hidden_of(args, kwargs))
+        changed = self._shorter(run, kwargs)
+        if number > self._first:
+            return args, changed
+        run.ran = True
+        return with_hidden(args, changed, run.take(hidden_of(args, kwargs)))
+
+    def _shorter(self, run: Run, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a layer is told of the patches, of those that stay alone."""
+        changed = dict(kwargs)
+        changed["cu_seqlens"], longest = run.lengths(kwargs["cu_seqlens"])
+        if kwargs.get("max_seqlen") is not None:
+            changed["max_seqlen"] = longest
+        cos, sin = kwargs["position_embeddings"]
+        changed["position_embeddings"] = run.take(cos), run.take(sin)
+        return changed
+
+    def _reach(self, run: Run, hidden: Tensor) -> None:
+        """What enters the first layer that works less: [P, D]."""
+
+    def _merged(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+        run = self._running.value
+        # DeepStack has mergers between the layers; those before a method acts see everything.
+        if run is None or run.blocks is None:
+            return None
+        whole = output.new_zeros(len(run.blocks), *output.shape[1:])
+        whole[run.blocks.nonzero()[:, 0].to(output.device)] = output
+        return whole
+
+
+class PatchDropping(PackedTower[PackedRun]):
+    """Lets a `PixelSelector` say which blocks of patches the tower sees."""
+
     def encode(
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, PackedRun]:
@@ -125,15 +210,7 @@ class PatchDropping:
         kept = torch.split(torch.cat(found).cpu(), [len(one) for one in found])
         done = PackedRun(patches.layouts, side=patches.side)
         self._settle(done, kept, self._order(modality, call, patches))
-        return self._through(run, done), done
-
-    def _through(self, run: Callable[..., Any], done: PackedRun) -> Any:
-        """What the call gives while the hooks follow `done`."""
-        self._thread.run = None if done.idle else done
-        try:
-            return run()
-        finally:
-            self._thread.run = None
+        return self._through(run, done)
 
     @torch.no_grad()
     def _select(self, rows: Tensor, grid: Grid, planner: Planner, checks: Checks) -> Tensor:
@@ -147,77 +224,3 @@ class PatchDropping:
         tokens = PixelTokens(rows.reshape(len(grid), -1).float(), grid)
         found = self._method.select(tokens, count, exact)
         return indices(name, found, len(grid), count, checks, may_keep_fewer=not exact)
-
-    def _order(self, modality: str, call: Mapping[str, Any], patches: QwenPatches) -> list[Tensor]:
-        """Of each image or clip [N] int64: the number of each token's block in the tower."""
-        total = sum(map(len, patches.layouts))
-        # Numbers of blocks, brought into raster order as the features of blocks are.
-        numbers = torch.arange(total, dtype=torch.float64).repeat_interleave(patches.side**2)
-        pieces = self._family.encoder.to_tokens(self._base, modality, numbers[:, None], call)
-        return [piece[:, 0].long() for piece in pieces]
-
-    def _settle(self, run: PackedRun, kept: Sequence[Tensor], order: Sequence[Tensor]) -> None:
-        """Note what stays."""
-        blocks = torch.zeros(sum(map(len, order)), dtype=torch.bool)
-        for places, mine in zip(order, kept, strict=True):
-            blocks[places[mine]] = True
-        run.kept = kept
-        run.settle(blocks)
-
-    def put_back(
-        self, done: PackedRun, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
-    ) -> Encoded:
-        if not (done.idle or done.ran):
-            raise UnsupportedCallError(
-                f"{self._method.name} could not reach into the vision tower: call compress() "
-                "before torch.compile()"
-            )
-        survivors = []
-        for layout, kept in zip(done.layouts, done.kept, strict=True):
-            groups = torch.full((len(layout),), -1)
-            groups[kept] = kept
-            whole = len(kept) == len(layout)
-            survivors.append(
-                Survivors.everything(layout) if whole else Survivors.of(groups, layout)
-            )
-        return replace(encoded, survivors=survivors)
-
-    def _run(self) -> PackedRun | None:
-        run: PackedRun | None = getattr(self._thread, "run", None)
-        return run
-
-    def _enter(
-        self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]] | None:
-        run = self._run()
-        if run is None or number < self._first:
-            return None
-        if number == self._first:
-            self._reach(run, hidden_of(args, kwargs))
-        changed = self._shorter(run, kwargs)
-        if number > self._first:
-            return args, changed
-        run.ran = True
-        return with_hidden(args, changed, run.take(hidden_of(args, kwargs)))
-
-    def _shorter(self, run: PackedRun, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What a layer is told of the patches, of those that stay alone."""
-        changed = dict(kwargs)
-        changed["cu_seqlens"], longest = run.lengths(kwargs["cu_seqlens"])
-        if kwargs.get("max_seqlen") is not None:
-            changed["max_seqlen"] = longest
-        cos, sin = kwargs["position_embeddings"]
-        changed["position_embeddings"] = run.take(cos), run.take(sin)
-        return changed
-
-    def _reach(self, run: PackedRun, hidden: Tensor) -> None:
-        """What enters the first layer that works less: [P, D]."""
-
-    def _merged(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
-        run = self._run()
-        # DeepStack has mergers between the layers; those before a method acts see everything.
-        if run is None or run.blocks is None:
-            return None
-        whole = output.new_zeros(len(run.blocks), *output.shape[1:])
-        whole[run.blocks.nonzero()[:, 0].to(output.device)] = output
-        return whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.contracts.before_projector import EncoderMethod
-from vlmcompress.ops.deferred_checks import Checks, collected
+from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.ops.gather import take
 from vlmcompress.patches.encoder.merge_state import (
     Merging,
@@ -24,12 +24,10 @@ from vlmcompress.patches.encoder.merge_state import (
     scheduled,
 )
 from vlmcompress.patches.encoder.tile_calls import check_feature_layer
-from vlmcompress.patches.encoder.tile_units import Ahead, TileTower
+from vlmcompress.patches.encoder.tile_units import Ahead, TileRun, TileTower
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of, with_hidden, with_hidden_in
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.sequence.survivors import Survivors
-from vlmcompress.patches.signals.signals import Encoded
 from vlmcompress.patches.signals.tower_attention import (
     AttentionCall,
     note_projections,
@@ -90,14 +88,11 @@ class _Tiles(Merging):
 
 
 @dataclass
-class _Run:
-    """One feature call."""
-
+class _Run(TileRun):
     counts: dict[int, int]
     """Layer -> tokens that leave it; fewer than before it."""
     batches: list[_Tiles] = field(default_factory=list)
     """Tiles that went through a tower, one batch after the other."""
-    checks: Checks = field(default_factory=Checks)
     seen: AttentionCall | None = None
     """The last attention that a merge will want to know of."""
 
@@ -142,16 +137,10 @@ class TileTowerMerging(TileTower[_Run]):
         check_feature_layer(self._base, call)
         check_proportional(self._method, self._parts.towers)
         keep = self._count(modality, call, planner)
-        done = _Run(scheduled(self._method, self._depth, self._tile, keep))
-        return self._through(run, done if done.counts else None), done
+        counts = scheduled(self._method, self._depth, self._tile, keep)
+        return self._through(run, _Run(not counts, counts))
 
-    def put_back(
-        self, done: _Run, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
-    ) -> Encoded:
-        if not done.counts:
-            return replace(
-                encoded, survivors=[Survivors.everything(layout) for layout in encoded.layouts]
-            )
+    def _groups(self, done: _Run) -> Tensor:
         slots = done.checks.read([tiles.slot for tiles in done.batches])
         due = min(done.counts.values())
         if not done.batches or any(tiles.remaining != due for tiles in done.batches):
@@ -160,14 +149,12 @@ class TileTowerMerging(TileTower[_Run]):
                 "torch.compile()"
             )
         groups = torch.cat(slots)
-        groups = groups + torch.arange(len(groups))[:, None] * groups.shape[1]
-        found = self._survivors(groups, modality, call, encoded.layouts)
-        return replace(encoded, survivors=found)
+        return groups + torch.arange(len(groups))[:, None] * groups.shape[1]
 
     def _enter(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        run = self._run()
+        run = self._running.value
         if run is None:
             return None
         hidden = hidden_of(args, kwargs)
@@ -181,7 +168,7 @@ class TileTowerMerging(TileTower[_Run]):
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         """Before an attention: what a merge wants to know, and its mask."""
-        run = self._run()
+        run = self._running.value
         if run is None:
             return None
         tiles, mask = run.batches[-1], kwargs.get(_MASK)
@@ -204,11 +191,11 @@ class TileTowerMerging(TileTower[_Run]):
         )
 
     def _seen(self) -> AttentionCall | None:
-        run = self._run()
+        run = self._running.value
         return None if run is None else run.seen
 
     def _leave(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        run = self._run()
+        run = self._running.value
         if run is None:
             return None
         tiles = run.batches[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -14,15 +14,13 @@ from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 from vlmcompress.methods.contracts.answers import rows_of_indices
 from vlmcompress.methods.contracts.before_projector import TokenPatches, TowerDropper
-from vlmcompress.ops.deferred_checks import Checks, collected
+from vlmcompress.ops.deferred_checks import collected
 from vlmcompress.ops.gather import take
 from vlmcompress.patches.encoder.tile_calls import check_feature_layer
-from vlmcompress.patches.encoder.tile_units import Ahead, TileTower
+from vlmcompress.patches.encoder.tile_units import Ahead, TileRun, TileTower
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of, with_hidden, with_hidden_in
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.sequence.survivors import Survivors
-from vlmcompress.patches.signals.signals import Encoded
 
 
 @dataclass
@@ -36,13 +34,10 @@ class _Batch:
 
 
 @dataclass
-class _Run:
-    """One feature call."""
-
+class _Run(TileRun):
     count: int
     """Tokens that each tile keeps."""
     batches: list[_Batch] = field(default_factory=list)
-    checks: Checks = field(default_factory=Checks)
 
 
 class TileTowerDropping(TileTower[_Run]):
@@ -79,15 +74,10 @@ class TileTowerDropping(TileTower[_Run]):
         self, modality: str, call: Mapping[str, Any], run: Callable[..., Any], planner: Planner
     ) -> tuple[Any, _Run]:
         check_feature_layer(self._base, call)
-        done = _Run(self._count(modality, call, planner))
-        return self._through(run, None if done.count == len(self._tile) else done), done
+        count = self._count(modality, call, planner)
+        return self._through(run, _Run(count == len(self._tile), count))
 
-    def put_back(
-        self, done: _Run, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
-    ) -> Encoded:
-        if done.count == len(self._tile):
-            whole = [Survivors.everything(layout) for layout in encoded.layouts]
-            return replace(encoded, survivors=whole)
+    def _groups(self, done: _Run) -> Tensor:
         done.checks.settle()
         if not done.batches:
             raise UnsupportedCallError(
@@ -96,13 +86,12 @@ class TileTowerDropping(TileTower[_Run]):
             )
         kept = torch.cat([batch.kept.cpu() for batch in done.batches])
         alive = torch.zeros(len(kept), len(self._tile), dtype=torch.bool).scatter_(1, kept, True)
-        groups = torch.where(alive, torch.arange(alive.numel()).view(alive.shape), -1)
-        return replace(encoded, survivors=self._survivors(groups, modality, call, encoded.layouts))
+        return torch.where(alive, torch.arange(alive.numel()).view(alive.shape), -1)
 
     def _enter(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        run = self._run()
+        run = self._running.value
         if run is None:
             return None
         hidden = hidden_of(args, kwargs)
@@ -155,7 +144,7 @@ class TileTowerDropping(TileTower[_Run]):
         return closed.gather(3, places[:, None, None].expand(-1, heads, queries, -1))
 
     def _leave(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        run = self._run()
+        run = self._running.value
         if run is None or number + 1 not in self._states or not self._method.shortens:
             return None
         hidden = hidden_in(output)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -11,23 +13,33 @@ from torch import Tensor
 
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import BudgetError, UnsupportedCallError, UnsupportedModelError
+from vlmcompress.ops.deferred_checks import Checks
 from vlmcompress.patches.encoder.tile_calls import layouts_of
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.patches.families.vision_encoder import block_means
-from vlmcompress.patches.hooks.per_thread import PerThread
+from vlmcompress.patches.hooks.per_thread import During
 from vlmcompress.patches.sequence.survivors import Survivors
+from vlmcompress.patches.signals.signals import Encoded
 from vlmcompress.tokens import Grid, Layout
 
 Ahead = Callable[[], Sequence[Layout]]
 """How the images of the running call lie, from its arguments alone."""
 
 
-Run = TypeVar("Run")
-"""What a method notes of one feature call."""
+@dataclass
+class TileRun:
+    """One feature call."""
+
+    idle: bool
+    """Whether everything stays."""
+    checks: Checks = field(default_factory=Checks, kw_only=True)
 
 
-class TileTower(Generic[Run]):
+Run = TypeVar("Run", bound=TileRun)
+
+
+class TileTower(ABC, Generic[Run]):
     """A tower that takes tiles of one size, square blocks of whose patches become a token each.
 
     All tiles of a call keep equally many tokens.
@@ -52,7 +64,7 @@ class TileTower(Generic[Run]):
         self._parts, self._budget = parts, planner.budget
         self._name = planner.pipeline.methods[0].name
         self._alone = planner.pipeline.projector is None
-        self._thread = PerThread()
+        self._running = During[Run]()
         self._layers = [attention_layers(tower) for tower in parts.towers]
         self._states = set(self._encoder.states(self._base, min(map(len, self._layers))))
         self._depth = max(self._states)
@@ -77,17 +89,28 @@ class TileTower(Generic[Run]):
         """How the placeholders of a feature call lie."""
         return layouts_of(self._parts, modality, call, self._tile, self._budget)
 
-    def _through(self, call: Callable[..., Any], run: Run | None) -> Any:
-        """What a feature call gives while the hooks follow `run`; without one they do nothing."""
-        self._thread.run = run
-        try:
-            return call()
-        finally:
-            self._thread.run = None
+    def _through(self, run: Callable[..., Any], done: Run) -> tuple[Any, Run]:
+        """What a feature call gives while the hooks act on `done`, which they need not if idle."""
+        with self._running.holding(None if done.idle else done):
+            return run(), done
 
-    def _run(self) -> Run | None:
-        run: Run | None = getattr(self._thread, "run", None)
-        return run
+    def put_back(
+        self, done: Run, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
+    ) -> Encoded:
+        if done.idle:
+            survivors = [Survivors.everything(layout) for layout in encoded.layouts]
+        else:
+            groups = self._groups(done)
+            survivors = self._survivors(groups, modality, call, encoded.layouts)
+        return replace(encoded, survivors=survivors)
+
+    @abstractmethod
+    def _groups(self, done: Run) -> Tensor:
+        """[B, N] int64, as `_survivors` takes them, of all tiles of a call.
+
+        Raises:
+            UnsupportedCallError: the hooks did not meet them.
+        """
 
     def _check_blocks(self, acts: str) -> None:
         """Raise unless square blocks of patches become one token each."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlmcompress.budget.clock import Mark, mark, milliseconds
 from vlmcompress.budget.planner import Planner
 from vlmcompress.methods.composition.plan import ImagePlan
-from vlmcompress.methods.contracts.method import tokens_per_layer
+from vlmcompress.methods.contracts.decoder import tokens_per_layer
 from vlmcompress.ops.proving.decision import spent
 from vlmcompress.patches.sequence.placeholders import Prompt
 from vlmcompress.patches.sequence.survivors import Survivors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from vlmcompress.methods.contracts.method import OF_THE_QUESTION, resolve
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import width
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.hooks.per_thread import PerThread
+from vlmcompress.patches.hooks.per_thread import During
 from vlmcompress.patches.sequence.placeholders import Located
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals import text_tower
@@ -90,10 +90,12 @@ class Signals:
                 self.collected = self._resolved(pipeline, given)
         self.notes = self._notes(pipeline, processor)
         """What a report has to say of where they come from."""
-        self._thread = PerThread()
+        self._recording = During[Record]()
         self.mark = object()
         encoding = self.collected & WHILE_ENCODING
-        self._tower = TowerHooks(parts, pipeline, given, encoding) if encoding else None
+        self._tower = (
+            TowerHooks(parts, pipeline, given, encoding, self._recording) if encoding else None
+        )
         if self.collected & OF_THE_QUESTION:
             self._instruction = Instruction.of(processor, named_tokens(parts.model, family))
         if found is not None:
@@ -152,19 +154,12 @@ class Signals:
     @contextmanager
     def recording(self) -> Iterator[Record | None]:
         """While a feature call runs. Gives None inside another one, whose record goes on."""
-        if getattr(self._thread, "busy", False):
+        if self._recording.value is not None:
             yield None
             return
-        self._thread.busy = True
-        try:
-            with (
-                nullcontext(Record(list))
-                if self._tower is None
-                else self._tower.recording() as record
-            ):
-                yield record
-        finally:
-            self._thread.busy = False
+        record = Record(list)
+        with self._recording.holding(record):
+            yield record
 
     @torch.no_grad()
     def settle(self, record: Record) -> None:

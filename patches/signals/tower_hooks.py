@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.hooks.per_thread import PerThread
+from vlmcompress.patches.hooks.per_thread import During
 from vlmcompress.patches.sequence.attended import Attended
 from vlmcompress.patches.sequence.watched_attention import watch
 from vlmcompress.patches.signals.projector import only, projections
@@ -59,6 +58,7 @@ class TowerHooks:
         pipeline: Pipeline,
         given: Collection[str],
         collected: frozenset[str],
+        recording: During[Record],
     ) -> None:
         """Find the layers.
 
@@ -67,6 +67,7 @@ class TowerHooks:
             pipeline: the methods.
             given: the signals among which `Method.needs` may choose.
             collected: those of `WHILE_ENCODING` that the pipeline needs.
+            recording: what is noted of a feature call, while one runs.
 
         Raises:
             UnsupportedModelError: the features come from before the first layer, or layers with
@@ -76,7 +77,7 @@ class TowerHooks:
         encoder, base = parts.family.encoder, parts.base
         self._encoder, self._base = encoder, base
         self._needs, self._name = collected, pipeline.name
-        self._thread = PerThread()
+        self._recording = recording
         self._layers = [attention_layers(tower) for tower in parts.towers]
         layers = min(map(len, self._layers))
         depth = encoder.depth(base, layers)
@@ -114,7 +115,7 @@ class TowerHooks:
                 attached.look(projection, functools.partial(self._keep, layer, name))
 
     def _enter(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        record = getattr(self._thread, "record", None)
+        record = self._recording.value
         if record is not None:
             hidden = hidden_of(args, kwargs)
             record["in", layer].append(
@@ -122,34 +123,25 @@ class TowerHooks:
             )
 
     def _attend(self, layer: int, seen: Attended) -> None:
-        record = getattr(self._thread, "record", None)
+        record = self._recording.value
         if record is not None:
             record["in", layer][-1].attended.append(seen)
 
     def _keep(self, layer: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
-        record = getattr(self._thread, "record", None)
+        record = self._recording.value
         if record is not None:
             record["in", layer][-1].projected[name] = output.detach()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        record = getattr(self._thread, "record", None)
+        record = self._recording.value
         if record is not None:
             hidden = hidden_in(output)
             record["out", self._feature].append(hidden)
 
     def _project(self, module: nn.Module, args: Any) -> None:
-        record = getattr(self._thread, "record", None)
+        record = self._recording.value
         if record is not None:
             record[_PROJECTOR].append(args[0])
-
-    @contextmanager
-    def recording(self) -> Iterator[Record]:
-        """While a feature call runs in this thread; at other times the hooks do nothing."""
-        self._thread.record = Record(list)
-        try:
-            yield self._thread.record
-        finally:
-            self._thread.record = None
 
     def settle(self, record: Record) -> None:
         """Work out the signals of what was recorded so far, and forget its activations."""

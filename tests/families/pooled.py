@@ -24,7 +24,8 @@ from torch import Tensor
 from vlmcompress.api import compress
 from vlmcompress.laws.references import before_layers
 from vlmcompress.methods.composition.spec import parse
-from vlmcompress.methods.contracts.method import DecoderReducer, Method, Reducer
+from vlmcompress.methods.contracts.decoder import DecoderReducer
+from vlmcompress.methods.contracts.method import Method, Reducer
 from vlmcompress.tokens import Grid, Reduction, VisualTokens
 
 REDUCERS = {

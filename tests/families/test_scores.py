@@ -18,8 +18,8 @@ from vlmcompress.api import compress
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError, VLMCompressError
 from vlmcompress.laws.references import before_layers
 from vlmcompress.methods import get_method
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.methods.contracts.layer_view import LayerView
-from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.pyramiddrop import PyramidDrop
 from vlmcompress.methods.registry import METHODS
 from vlmcompress.patches.hooks.arguments import cache_name

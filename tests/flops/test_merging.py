@@ -12,7 +12,7 @@ from vlmcompress.flops.paper_conventions import (
     matrix_macs,
     prefill_flops,
 )
-from vlmcompress.methods.contracts.method import tokens_per_layer
+from vlmcompress.methods.contracts.decoder import tokens_per_layer
 
 CLIP_L = EncoderShape(hidden=1024, intermediate=4096, layers=23)
 """Up to the layer whose features LLaVA takes."""

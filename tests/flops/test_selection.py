@@ -10,7 +10,7 @@ import pytest
 from figures import MIB, VICUNA, VICUNA_13B, G, T, agrees
 
 from vlmcompress.flops.paper_conventions import kv_bytes, matrix_macs, prefill_flops
-from vlmcompress.methods.contracts.method import tokens_per_layer
+from vlmcompress.methods.contracts.decoder import tokens_per_layer
 from vlmcompress.methods.divprune import DivPrune
 from vlmcompress.methods.fastv import FastV
 from vlmcompress.methods.pyramiddrop import PyramidDrop

@@ -8,7 +8,7 @@ from shown import Layer
 
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.adaptinfer import PUBLISHED, AdaptInfer
-from vlmcompress.methods.contracts.method import mean_tokens, tokens_per_layer
+from vlmcompress.methods.contracts.decoder import mean_tokens, tokens_per_layer
 from vlmcompress.methods.shared.calibrated_schedules import cut, meet, scaled_cuts, stairs
 from vlmcompress.tokens import Grid
 

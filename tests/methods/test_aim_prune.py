@@ -6,7 +6,7 @@ from shown import Layer
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.aim_prune import AimPrune
-from vlmcompress.methods.contracts.method import mean_tokens, tokens_per_layer
+from vlmcompress.methods.contracts.decoder import mean_tokens, tokens_per_layer
 from vlmcompress.tokens import Grid
 
 

@@ -8,7 +8,7 @@ from shown import Layer
 
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.clse import CLSE
-from vlmcompress.methods.contracts.method import mean_tokens
+from vlmcompress.methods.contracts.decoder import mean_tokens
 from vlmcompress.ops.spectrum import evolution, high_frequency
 from vlmcompress.tokens import Grid
 

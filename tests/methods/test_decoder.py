@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmcompress.errors import BudgetError, VLMCompressError
-from vlmcompress.methods.contracts.method import mean_tokens
+from vlmcompress.methods.contracts.decoder import mean_tokens
 from vlmcompress.methods.fastv import FastV
 from vlmcompress.methods.pyramiddrop import PyramidDrop
 from vlmcompress.ops.select import top_k

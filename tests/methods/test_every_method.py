@@ -11,7 +11,7 @@ from shown import Layer, asked_of, make, methods, tokens
 
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods import DecoderMethod, Reducer, Selector
-from vlmcompress.methods.contracts.method import mean_tokens, tokens_per_layer
+from vlmcompress.methods.contracts.decoder import mean_tokens, tokens_per_layer
 from vlmcompress.tokens import Grid
 
 GRIDS = [Grid(1, 1, 1), Grid(1, 4, 4), Grid(1, 3, 5), Grid(1, 1, 7), Grid(4, 3, 3), Grid(1, 6, 6)]

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from plain import cosine, dealt, mean, ranked
+from plain import dealt, diverse, hangs, mean, ranked
 from shown import Layer
 from test_fastvid import segments, spread
 
@@ -28,37 +28,6 @@ def clip(grid, seed=0, drift=0.6):
         frames.append(frames[-1] + drift * torch.randn(frames[-1].shape, generator=draw))
     attention = torch.rand(len(grid), generator=draw)
     return VisualTokens(torch.cat(frames), grid, encoder_attention={5: attention})
-
-
-def picks_of(rows, weights, count):
-    places = range(len(rows))
-    apart = [
-        [(1 - cosine(rows[i], rows[j])) * weights[j] if i != j else 0.0 for j in places]
-        for i in places
-    ]
-    score = {j: sorted(apart[i][j] for i in places)[min(1, len(rows) - 1)] for j in places}
-    picked = []
-    for _ in range(count):
-        picked.append(max((j for j in places if j not in picked), key=lambda j: (score[j], -j)))
-        score = {j: min(apart[i][j] for i in picked) for j in places}
-    return picked
-
-
-def hangs(frames, free, theta, least):
-    """Token -> the token of the frame before that it hangs on."""
-    best = {}
-    for f in range(1, len(frames)):
-        for j, row in enumerate(frames[f]):
-            over = [n for n in range(len(frames[f])) if free[f - 1][n]]
-            if free[f][j] and over:
-                parent = max(over, key=lambda n: (cosine(row, frames[f - 1][n]), -n))
-                best[f, j] = cosine(row, frames[f - 1][parent]), (f - 1, parent)
-    found = {token: parent for token, (value, parent) in best.items() if value > theta}
-    spare = len(frames) * len(frames[0]) - least
-    if len(found) > spare:
-        bound = sorted((v for v, _ in best.values()), reverse=True)[spare - 1] if spare else 2
-        found = {t: p for t, p in found.items() if best[t][0] > bound}
-    return found
 
 
 def clusters_of(rows, count):
@@ -98,7 +67,7 @@ def flashvid(tokens, count, method):
                 ]
                 weights = [w * e for w, e in zip(weights, likeness, strict=True)]
             number = math.ceil(method.alpha * quotas[t] - 1e-9)
-            taken[t] = picks_of(frames[t], weights, number)
+            taken[t] = diverse(frames[t], weights, number)
             made |= {(t * size + j,): frames[t][j] for j in taken[t]}
         free = [[j not in taken[t] for j in range(size)] for t in part]
         hang = hangs([frames[t] for t in part], free, method.theta, sum(quotas[t] for t in part))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vlmcompress.errors import BudgetError, VLMCompressError
-from vlmcompress.methods.contracts.method import mean_tokens
+from vlmcompress.methods.contracts.decoder import mean_tokens
 from vlmcompress.methods.expedit import Expedit
 from vlmcompress.methods.m3 import M3
 from vlmcompress.methods.pllava import PLLaVA

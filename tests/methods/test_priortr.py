@@ -7,7 +7,7 @@ import torch
 from shown import Layer
 
 from vlmcompress.errors import BudgetError, VLMCompressError
-from vlmcompress.methods.contracts.method import mean_tokens
+from vlmcompress.methods.contracts.decoder import mean_tokens
 from vlmcompress.methods.fastv import FastV
 from vlmcompress.methods.priortr import PriorTR
 from vlmcompress.tokens import Grid

@@ -8,7 +8,7 @@ import torch
 from shown import Layer
 
 from vlmcompress.errors import BudgetError, VLMCompressError
-from vlmcompress.methods.contracts.method import mean_tokens, tokens_per_layer
+from vlmcompress.methods.contracts.decoder import mean_tokens, tokens_per_layer
 from vlmcompress.methods.psigmoid import PSigmoid, sigmoid_shares, solve_alpha
 from vlmcompress.tokens import Grid
 

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from plain import cosine, mean
+from plain import diverse, hangs, mean
 
 from vlmcompress.ops.trees import Trees, attended_and_diverse, grow
 
@@ -13,23 +13,6 @@ SHAPES = [(1, 4), (2, 3), (3, 3), (5, 2), (4, 6)]
 
 def frames_of(shape, seed, width=3):
     return torch.randn(*shape, width, generator=torch.Generator().manual_seed(seed))
-
-
-def grown(frames, free, threshold, least):
-    """{token: parent} over (frame, place), by definition."""
-    steps, size = len(frames), len(frames[0])
-    best = {}
-    for f, j in product(range(1, steps), range(size)):
-        over = [n for n in range(size) if free[f - 1][n]]
-        if free[f][j] and over:
-            parent = max(over, key=lambda n: (cosine(frames[f][j], frames[f - 1][n]), -n))
-            best[f, j] = cosine(frames[f][j], frames[f - 1][parent]), (f - 1, parent)
-    hang = {token: parent for token, (value, parent) in best.items() if value > threshold}
-    spare = steps * size - least
-    if len(hang) > spare:
-        bound = sorted((value for value, _ in best.values()), reverse=True)[max(spare, 1) - 1]
-        hang = {t: p for t, p in hang.items() if best[t][0] > bound and spare > 0}
-    return hang
 
 
 def top(token, hang):
@@ -45,7 +28,7 @@ def test_by_definition(shape, seed, threshold):
     frames, size = frames_of(shape, seed), shape[1]
     free = torch.rand(shape, generator=torch.Generator().manual_seed(seed + 9)) > 0.2
     for least in {0, 1, size, shape[0] * size // 2, shape[0] * size - 1, shape[0] * size}:
-        hang = grown(frames.tolist(), free.tolist(), threshold, least)
+        hang = hangs(frames.tolist(), free.tolist(), threshold, least)
         trees = grow(frames, free, threshold, least)
         tokens = list(product(range(shape[0]), range(size)))
         roots = [top(token, hang) for token in tokens]
@@ -98,21 +81,6 @@ def test_runs_are_joined():
     both = Trees.join([one, one])
     assert both.root.tolist() == [*one.root.tolist(), *(one.root + 9).tolist()]
     assert both.children.tolist() == one.children.tolist() * 2
-
-
-def diverse(rows, weights, count):
-    places = range(len(rows))
-    apart = [
-        [(1 - cosine(rows[i], rows[j])) * weights[j] if i != j else 0.0 for j in places]
-        for i in places
-    ]
-    score = {j: sorted(apart[i][j] for i in places)[min(1, len(rows) - 1)] for j in places}
-    picked = []
-    for _ in range(count):
-        left = [j for j in places if j not in picked]
-        picked.append(max(left, key=lambda j: (round(score[j], 6), -j)))
-        score = {j: min(apart[i][j] for i in picked) for j in places}
-    return picked
 
 
 @pytest.mark.parametrize("seed", range(4))

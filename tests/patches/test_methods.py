@@ -18,7 +18,8 @@ from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import DecoderMethod, Selector, get_method
 from vlmcompress.methods.composition.pipeline import Pipeline
-from vlmcompress.methods.contracts.method import LateEntry, resolve
+from vlmcompress.methods.contracts.decoder import LateEntry
+from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.methods.registry import METHODS
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.patches.signals.availability import given_by

@@ -14,9 +14,9 @@ from shown import told
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmcompress.api import compress
-from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.methods.registry import METHODS
-from vlmcompress.ops import score
+from vlmcompress.ops import propagation
 
 WAITING = {
     "_local_scalar_dense",
@@ -56,7 +56,7 @@ class Watching(TorchDispatchMode):
 def waits(subject: Any, inputs: dict[str, Any], monkeypatch: Any) -> list[str]:
     """What waited while the layers of one prefill ran."""
     watching, block = Watching(), ExitStack()
-    monkeypatch.setattr(score, "_near", lambda tensor: False)  # as on a GPU
+    monkeypatch.setattr(propagation, "_near", lambda tensor: False)  # as on a GPU
     for name in ("tolist", "cpu", "numpy"):
         real = getattr(torch.Tensor, name)
 

@@ -9,7 +9,7 @@ from one_line import tried
 
 from vlmcompress.methods import get_method, list_methods
 from vlmcompress.methods.composition.spec import parse
-from vlmcompress.methods.contracts.method import DecoderMethod, mean_tokens
+from vlmcompress.methods.contracts.decoder import DecoderMethod, mean_tokens
 from vlmcompress.methods.registry import METHODS
 from vlmcompress.tokens import Grid
 

@@ -12,12 +12,10 @@ from vlmcompress.asking.answer import Answer
 from vlmcompress.asking.asker import Asker
 from vlmcompress.asking.comparison import Comparison
 from vlmcompress.asking.setting import FULL, BudgetLike, MethodLike, Setting, setting_of
+from vlmcompress.defaults import ANSWER_TOKENS
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.given import MediaLike, media_of
 from vlmcompress.tuned import ProfileLike, all_asked_for, check_fits
-
-MAX_NEW_TOKENS = 64
-"""Longest answer where nobody says otherwise."""
 
 
 def ask(
@@ -28,7 +26,7 @@ def ask(
     method: MethodLike | None = None,
     budget: BudgetLike = None,
     *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int = ANSWER_TOKENS,
     positions: Literal["keep", "renumber"] = "keep",
     frames: int | None = None,
     fps: float | None = None,
@@ -88,7 +86,7 @@ def compare(
     budgets: BudgetLike | list[BudgetLike] | tuple[BudgetLike, ...] = None,
     *,
     repeat: int = 1,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int = ANSWER_TOKENS,
     frames: int | None = None,
     fps: float | None = None,
     max_memory: int | str | None = None,

@@ -12,12 +12,12 @@ import torch
 from vlmcompress.api import Compression
 from vlmcompress.arguments import check_count, check_words
 from vlmcompress.asking.answer import Answer
-from vlmcompress.asking.ask import MAX_NEW_TOKENS, compared, settings_of
+from vlmcompress.asking.ask import compared, settings_of
 from vlmcompress.asking.asker import Asker, compressed, with_other
 from vlmcompress.asking.comparison import Comparison
 from vlmcompress.asking.kept_features import KeptFeatures
 from vlmcompress.asking.setting import BudgetLike, MethodLike, Setting, setting_of
-from vlmcompress.defaults import AUTO
+from vlmcompress.defaults import ANSWER_TOKENS, AUTO
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.given import MediaLike, media_of
 from vlmcompress.media.video import Video
@@ -55,7 +55,7 @@ class Chat:
         budget: BudgetLike = None,
         *,
         reselect: bool = False,
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        max_new_tokens: int = ANSWER_TOKENS,
         positions: Literal["keep", "renumber"] = "keep",
         frames: int | None = None,
         fps: float | None = None,

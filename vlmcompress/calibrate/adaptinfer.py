@@ -23,8 +23,8 @@ from vlmcompress.calibrate.document import depth, document, share_of
 from vlmcompress.calibrate.questions import CalibrationQuestion, batches
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.adaptinfer import AdaptInfer
+from vlmcompress.methods.contracts.decoder import DecoderMethod, tokens_per_layer
 from vlmcompress.methods.contracts.layer_view import LayerView
-from vlmcompress.methods.contracts.method import DecoderMethod, tokens_per_layer
 from vlmcompress.methods.shared.calibrated_schedules import cut, meet, stairs
 
 RATIOS = (0.22, 0.35, 0.1, 0.5, 0.7)

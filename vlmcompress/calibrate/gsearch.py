@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from vlmcompress.calibrate.agreement import agreement, next_tokens
 from vlmcompress.calibrate.document import depth, document, share_of
 from vlmcompress.calibrate.questions import CalibrationQuestion, batches
+from vlmcompress.defaults import CALIBRATE_TOLERANCE
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.psigmoid import PSigmoid, sigmoid_shares, solve_alpha
 from vlmcompress.methods.shared.calibrated_schedules import cut
 
 STEPS = 16
 """Shares are searched in steps of 1 / 16."""
-TOLERANCE = 0.02
 """Share of the questions that may get another first word. Ours."""
 _KAPPAS = tuple(0.05 * 1.1**step for step in range(56))  # to 9.4: a single step in the end
 
@@ -28,7 +28,7 @@ def calibrate_gsearch(
     *,
     name: str,
     budget: str | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float = CALIBRATE_TOLERANCE,
     batch: int = 8,
 ) -> dict[str, Any]:
     """Find shares and kappa for `psigmoid(table=...)`.

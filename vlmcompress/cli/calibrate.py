@@ -57,7 +57,8 @@ Share = Annotated[
 Tolerance = Annotated[
     float | None,
     typer.Option(
-        help="gsearch: share of the questions whose next token may change. Default: 0.02."
+        help="gsearch: share of the questions whose next token may change. "
+        f"Default: {defaults.CALIBRATE_TOLERANCE}."
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Which of the built-in questions; not with --data.")]

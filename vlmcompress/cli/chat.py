@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmcompress import defaults
 from vlmcompress.cli.ask.command import BudgetText, Length, MethodSpec
-from vlmcompress.cli.common import one_line_errors, progress, quiet, tell
+from vlmcompress.cli.common import PICTURES, one_line_errors, progress, quiet, tell
 from vlmcompress.cli.options import (
     Device,
     Dtype,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from vlmcompress.asking.answer import Answer
     from vlmcompress.asking.chat import Chat
 
-_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 _ALONE = frozenset({"history", "reset", "help"})
 """Commands that take no words."""
 _HELP = """/method NAME [BUDGET]  another method from the next question on
@@ -68,7 +68,7 @@ def chat(
     model: ModelName = None,
     frames: Frames = None,
     fps: Fps = None,
-    max_new_tokens: Length = 64,
+    max_new_tokens: Length = defaults.ANSWER_TOKENS,
     device: Device = None,
     dtype: Dtype = None,
     max_memory: MaxMemory = None,
@@ -189,7 +189,7 @@ class _Conversation:
         if not self._chat.turns:
             raise VLMCompressError("nothing was asked yet, so there is nothing to draw")
         path = at_home(Path(words[0]))
-        check_output(path, _PICTURES)
+        check_output(path, PICTURES)
         with whole_file(path) as draft:
             self._chat.turns[-1].overlay(model=self._model).save(draft)
         self._told(f"wrote {path}")

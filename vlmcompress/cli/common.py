@@ -10,12 +10,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from logging import CRITICAL
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import typer
 
 from vlmcompress.cli.progress_bar import EVERY, shown
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.files import check_output
 from vlmcompress.files.untrusted import one_line
 
 P = ParamSpec("P")
@@ -111,6 +113,19 @@ def silent_libraries() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(sink)
+
+
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+"""Suffixes of files for what was kept of a picture."""
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise a VLMCompressError where a plot is asked for that could not be drawn or written."""
+    if path is not None:
+        from vlmcompress.profiler.plot import SUFFIXES, check_matplotlib
+
+        check_output(path, SUFFIXES)
+        check_matplotlib()
 
 
 def between_commas(text: str) -> list[str]:

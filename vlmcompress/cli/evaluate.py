@@ -56,15 +56,16 @@ Tasks = Annotated[
 Limit = Annotated[
     str | None,
     typer.Option(
-        help="Questions of each task, or of some: pictures=500,clips=200. Default: 500 drawn ones, "
-        "all of a file."
+        help="Questions of each task, or of some: pictures=500,clips=200. "
+        f"Default: {defaults.EVAL_LIMIT} drawn ones, all of a file."
     ),
 ]
 Seed = Annotated[
     int | None, typer.Option(help="Which drawn scenes, or which order of a file. Default: 0.")
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch", help="Questions answered at once. Default: 32.")
+    int | None,
+    typer.Option("--batch", help=f"Questions answered at once. Default: {defaults.EVAL_BATCH}."),
 ]
 Out = Annotated[Path | None, path_option(metavar="DIR", help="Folder for answers and report.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
@@ -150,7 +151,7 @@ def evaluate(
         None if tasks is None else between_commas(tasks),
         None if limit is None else _limit(limit),
         seed or 0,
-        Plan.batch if batch is None else batch,
+        defaults.EVAL_BATCH if batch is None else batch,
         device,
         dtype,
         max_memory,

@@ -10,7 +10,14 @@ import typer
 
 from vlmcompress import defaults
 from vlmcompress.cli import complete
-from vlmcompress.cli.common import between_commas, one_line_errors, progress, quiet, tell
+from vlmcompress.cli.common import (
+    between_commas,
+    check_plot,
+    one_line_errors,
+    progress,
+    quiet,
+    tell,
+)
 from vlmcompress.cli.options import Device, Dtype, Fps, Frames, ModelName, Quiet, path_option
 from vlmcompress.cli.progress_bar import Advance
 from vlmcompress.errors import VLMCompressError
@@ -112,11 +119,7 @@ def tune(
     check_output(out, frozenset({".json"}))
     if out.exists() and not resume:
         raise VLMCompressError(f"{str(out)!r} exists: go on with --resume, or give another --out")
-    if plot is not None:
-        from vlmcompress.profiler.plot import SUFFIXES, check_matplotlib
-
-        check_output(plot, SUFFIXES)
-        check_matplotlib()
+    check_plot(plot)
     from vlmcompress.eval.extras import check_eval
 
     check_eval()

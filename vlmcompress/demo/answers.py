@@ -14,7 +14,7 @@ from vlmcompress.asking.ask import compared, settings_of
 from vlmcompress.asking.asker import Asker, reason_of
 from vlmcompress.asking.comparison import Comparison
 from vlmcompress.asking.setting import FULL, setting_of
-from vlmcompress.defaults import AUTO
+from vlmcompress.defaults import ANSWER_TOKENS, AUTO
 from vlmcompress.demo.settings import MAX_QUESTION, MOST_METHODS
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.video import Video
@@ -23,7 +23,6 @@ from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.report.overlay import draw
 from vlmcompress.tuned import ProfileLike, check_fits
 
-MAX_NEW_TOKENS = 64
 _STAGES = ("encoder", "selection", "prefill", "decode", "other", "total")
 _MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "&<>\"'\\`*_{}[]()#+!|~$"}
 """What means something in HTML or Markdown."""
@@ -122,7 +121,7 @@ class DemoModel:
             raise VLMCompressError("ask a question first")
         if len(question) > MAX_QUESTION:
             raise VLMCompressError(f"a question has {MAX_QUESTION} letters at most")
-        return Asker(self._model, self._processor, [media], question, MAX_NEW_TOKENS)
+        return Asker(self._model, self._processor, [media], question, ANSWER_TOKENS)
 
 
 def panels(found: Comparison, layer: int | None) -> list[Panel]:

@@ -8,16 +8,9 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeVar
 
 from vlmcompress.errors import CompositionError, VLMCompressError
+from vlmcompress.methods.contracts.decoder import DecoderMethod, DecoderReducer
 from vlmcompress.methods.contracts.layer_view import LayerView
-from vlmcompress.methods.contracts.method import (
-    DecoderMethod,
-    DecoderReducer,
-    Method,
-    ProjectorMethod,
-    Reducer,
-    Selector,
-    Stage,
-)
+from vlmcompress.methods.contracts.method import Method, ProjectorMethod, Reducer, Selector, Stage
 from vlmcompress.methods.registry import METHODS
 
 M = TypeVar("M", bound=Method)

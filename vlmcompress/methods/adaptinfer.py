@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.methods.contracts.layer_view import LayerView
-from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.methods.shared.calibrated_schedules import (
     Calibrated,

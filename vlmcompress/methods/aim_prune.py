@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.contracts.decoder import DecoderMethod, mean_tokens
 from vlmcompress.methods.contracts.layer_view import LayerView
-from vlmcompress.methods.contracts.method import DecoderMethod, mean_tokens
 from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.methods.shared.schedules import check_cuts, check_reachable, falling, nearest
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.methods.contracts.layer_view import LayerView
-from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.methods.shared.schedules import check_cuts, one_cut
 from vlmcompress.ops.deferred_checks import expect

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.methods.contracts.layer_view import LayerView
-from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.schedules import one_cut
 from vlmcompress.ops.apportion import rounded_up

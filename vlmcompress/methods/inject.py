@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vlmcompress.errors import BudgetError, VLMCompressError
-from vlmcompress.methods.contracts.method import LateEntry, mean_tokens
+from vlmcompress.methods.contracts.decoder import LateEntry, mean_tokens
 from vlmcompress.methods.contracts.options import check_types
 
 

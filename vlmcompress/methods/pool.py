@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from vlmcompress.errors import BudgetError, VLMCompressError
-from vlmcompress.methods.contracts.method import DecoderReducer, Stage, mean_tokens
+from vlmcompress.methods.contracts.decoder import DecoderReducer, mean_tokens
+from vlmcompress.methods.contracts.method import Stage
 from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.grid_shapes import Pooler, coarser, coarser_of
 from vlmcompress.methods.shared.schedules import check_cuts, falling, largest_within, quarters

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.methods.contracts.layer_view import LayerView
-from vlmcompress.methods.contracts.method import DecoderMethod
 from vlmcompress.methods.contracts.options import check_types
 from vlmcompress.methods.shared.calibrated_schedules import published
 from vlmcompress.ops.text_prior import text_raters

@@ -9,12 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmcompress.defaults import PROFILE_WORDS
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.profiler.published_shapes import shape_named
 
 
 def prompt(
-    model: Any, name: str, *, visual_tokens: int | None = None, text: int = 40, batch: int = 1
+    model: Any,
+    name: str,
+    *,
+    visual_tokens: int | None = None,
+    text: int = PROFILE_WORDS,
+    batch: int = 1,
 ) -> dict[str, Tensor]:
     """Inputs of `generate`: rows of one random image each and `text` random words around it.
 

@@ -23,7 +23,7 @@ from vlmcompress.eval.worlds.posters.poster import (
     Poster,
     patches_of,
 )
-from vlmcompress.eval.worlds.scene import CELL, PATCH_SIZE, Figure
+from vlmcompress.eval.worlds.scene import CELL, PATCH_SIZE, Figure, pick
 
 SIDE = IMAGE_SIZE // PATCH_SIZE
 _DATA = Path(__file__).with_name("data")
@@ -58,7 +58,7 @@ def _background(rng: np.random.Generator, poster: Poster) -> NDArray[np.float32]
     canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
     canvas[:] = poster.background
     if poster.texture == "photo":
-        photo = _pictures("photos.png")[PHOTOS[int(rng.integers(len(PHOTOS)))]]
+        photo = _pictures("photos.png")[pick(rng, PHOTOS)]
         side = int(rng.integers(photo.height // 2, photo.height + 1))
         left, top = (int(value) for value in rng.integers(0, photo.height - side + 1, size=2))
         grown = photo.convert("RGB").resize(

@@ -8,15 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from vlmcompress.eval.worlds.posters.poster import (
-    ICONS,
-    Item,
-    Poster,
-    make_poster,
-)
+from vlmcompress.eval.worlds.posters.poster import ICONS, Item, Poster, make_poster
 from vlmcompress.eval.worlds.questions import PLURALS as SHAPE_PLURALS
-from vlmcompress.eval.worlds.questions import Question, in_turn
-from vlmcompress.eval.worlds.scene import HELD_OUT_SEEDS, PLACES
+from vlmcompress.eval.worlds.questions import Question, ask_relation, in_turn
+from vlmcompress.eval.worlds.scene import HELD_OUT_SEEDS, PLACES, pick
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLURALS = SHAPE_PLURALS | {icon: f"{icon}s" for icon in ICONS}
@@ -52,10 +47,6 @@ def held_out_posters(
     return in_turn(kinds or POSTER_KINDS, make_poster, ask_poster, limit, first_seed, POSTER_STREAM)
 
 
-def _pick(rng: np.random.Generator, options: Sequence[int]) -> int | None:
-    return options[int(rng.integers(len(options)))] if options else None
-
-
 def _alone(poster: Poster, word: Callable[[Item], str | None]) -> list[int]:
     """Items whose `word` no other item has."""
     words = [word(item) for item in poster.items]
@@ -86,12 +77,15 @@ def _refer(
     poster: Poster, rng: np.random.Generator, unique: list[int], phrase: Callable[[Item], str]
 ) -> tuple[int, str] | None:
     """A coloured shape and words that mean only it: what is `unique` of it, or its place."""
-    index = _pick(rng, unique)
-    if index is not None and rng.random() < 0.7:
-        return index, phrase(poster.items[index])
+    if unique:
+        index = pick(rng, unique)
+        if rng.random() < 0.7:
+            return index, phrase(poster.items[index])
     placed = [i for i in _alone_in_place(poster) if poster.items[i].color is not None]
-    index = _pick(rng, placed)
-    return None if index is None else (index, f"object at the {poster.items[index].place}")
+    if not placed:
+        return None
+    index = pick(rng, placed)
+    return index, f"object at the {poster.items[index].place}"
 
 
 def _ask_color(poster: Poster, rng: np.random.Generator, wording: int) -> Question | None:
@@ -118,18 +112,20 @@ def _ask_shape(poster: Poster, rng: np.random.Generator, wording: int) -> Questi
 
 
 def _ask_naming(poster: Poster, rng: np.random.Generator, wording: int) -> Question | None:
-    index = _pick(rng, _alone_in_place(poster))
-    if index is None:
+    alone = _alone_in_place(poster)
+    if not alone:
         return None
+    index = pick(rng, alone)
     item = poster.items[index]
     text = (f"what is at the {item.place} ?", f"which object is at the {item.place} ?")[wording]
     return Question("naming", wording, text, item.name, (index,))
 
 
 def _ask_place(poster: Poster, rng: np.random.Generator, wording: int) -> Question | None:
-    index = _pick(rng, _unique(poster))
-    if index is None:
+    unique = _unique(poster)
+    if not unique:
         return None
+    index = pick(rng, unique)
     item = poster.items[index]
     text = (f"where is the {item.name} ?", f"in which place is the {item.name} ?")[wording]
     return Question("place", wording, text, item.place, (index,))
@@ -145,15 +141,14 @@ def _ask_count(poster: Poster, rng: np.random.Generator, wording: int) -> Questi
         if color not in _charted(poster)
     ]
     counts = sorted({count for count, _, _ in options if count <= len(NUMBERS)})
-    # Draw the answer first: drawn by referent, "one" would be right four times in five.
-    chosen = _pick(rng, counts)
-    if chosen is None:
+    if not counts:
         return None
-    options = [option for option in options if option[0] == chosen]
-    _, plural, word = options[int(rng.integers(len(options)))]
+    # Draw the answer first: drawn by referent, "one" would be right four times in five.
+    answer = pick(rng, counts)
+    _, plural, word = pick(rng, [option for option in options if option[0] == answer])
     text = (f"how many {plural} are there ?", f"count the {plural} .")[wording]
     about = tuple(i for i, item in enumerate(poster.items) if word in (item.kind, item.color))
-    return Question("count", wording, text, NUMBERS[chosen - 1], about)
+    return Question("count", wording, text, NUMBERS[answer - 1], about)
 
 
 def _read(kind: str, in_list: bool) -> "_Asker":
@@ -163,9 +158,9 @@ def _read(kind: str, in_list: bool) -> "_Asker":
             for index in _unique(poster)
             if poster.items[index].plate and poster.items[index].in_list == in_list
         ]
-        index = _pick(rng, signs)
-        if index is None:
+        if not signs:
             return None
+        index = pick(rng, signs)
         item = poster.items[index]
         assert item.plate is not None
         text = (
@@ -193,7 +188,7 @@ def _ask_presence(poster: Poster, rng: np.random.Generator, wording: int) -> Que
     ]
     if not options:
         return None
-    name = options[int(rng.integers(len(options)))]
+    name = pick(rng, options)
     article = "an" if name[0] in "aeiou" else "a"
     text = (f"is there {article} {name} ?", f"do you see {article} {name} ?")[wording]
     about = tuple(i for i, item in enumerate(poster.items) if item.name == name)
@@ -201,33 +196,9 @@ def _ask_presence(poster: Poster, rng: np.random.Generator, wording: int) -> Que
 
 
 def _ask_relation(poster: Poster, rng: np.random.Generator, wording: int) -> Question | None:
-    unique = _unique(poster)
-    across = bool(rng.random() < 0.5)
-    places = [_along(poster.items[index], across) for index in unique]
-    pairs = [
-        (first, second)
-        for first, one in zip(unique, places, strict=True)
-        for second, other in zip(unique, places, strict=True)
-        if one != other
-    ]
-    if not pairs:
-        return None
-    pair = pairs[int(rng.integers(len(pairs)))]
-    first, second = (poster.items[index] for index in pair)
-    before = bool(rng.random() < 0.5)
-    words = ("left of", "right of") if across else ("above", "below")
-    relation = words[0] if before else words[1]
-    holds = (_along(first, across) < _along(second, across)) == before
-    text = (
-        f"is the {first.name} {relation} the {second.name} ?",
-        f"does the {first.name} lie {relation} the {second.name} ?",
-    )[wording]
-    return Question("relation", wording, text, "yes" if holds else "no", pair)
-
-
-def _along(item: Item, across: bool) -> int:
-    """Column or row of its place."""
-    return (item.column if across else item.row) // 2
+    items = [(index, poster.items[index]) for index in _unique(poster)]
+    placed = [(index, item.name, (item.row // 2, item.column // 2)) for index, item in items]
+    return ask_relation(placed, rng, wording)
 
 
 def _ask_chart(poster: Poster, rng: np.random.Generator, wording: int) -> Question | None:
@@ -235,7 +206,7 @@ def _ask_chart(poster: Poster, rng: np.random.Generator, wording: int) -> Questi
         return None
     bars = poster.chart.bars
     if rng.random() < 0.5:
-        index = int(rng.integers(len(bars)))
+        index = pick(rng, range(len(bars)))
         bar = bars[index]
         text = (
             f"how high is the {bar.color} bar ?",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from asking import accuracy, answers, questions
+from clip_answers import cls_attention, nearest_patch, same_tower, told_apart
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import vlmcompress
@@ -119,23 +120,13 @@ def _drawn(seed):
 def test_cls_attention_prefers_objects(tiny_llava):
     """Attention of CLS in the feature layer is a signal: more of it on objects than by chance."""
     model, processor = tiny_llava
-    tower = model.model.vision_tower
-    before = tower.config._attn_implementation
-    tower.set_attn_implementation("eager")
-    try:
-        paid, chance = [], []
-        for scene, _ in held_out(30, FIRST):
-            pixels = processor.image_processor(images=draw(scene), return_tensors="pt")[
-                "pixel_values"
-            ]
-            with torch.no_grad():
-                out = tower(pixels, output_attentions=True)
-            row = torch.stack(out.attentions[-2:])[:, 0, :, 0, 1:].mean((0, 1)).numpy()
-            inside = label(scene, render(scene)[1])[0] > 0
-            paid.append(row[inside].sum() / row.sum())
-            chance.append(inside.mean())
-    finally:
-        tower.set_attn_implementation(before)
+    paid, chance = [], []
+    for scene, _ in held_out(30, FIRST):
+        pixels = processor.image_processor(images=draw(scene), return_tensors="pt")["pixel_values"]
+        row = cls_attention(model.model.vision_tower, pixels)
+        inside = label(scene, render(scene)[1])[0] > 0
+        paid.append(row[inside].sum() / row.sum())
+        chance.append(inside.mean())
     assert np.mean(paid) > 2 * np.mean(chance)
 
 
@@ -146,29 +137,15 @@ def tiny_clip():
 
 
 def test_clip_has_the_vision_tower_of_llava(tiny_llava, tiny_clip):
-    llava = tiny_llava[0].model.vision_tower.state_dict()
-    clip = tiny_clip[0].vision_model.state_dict()
-    assert llava.keys() == clip.keys()
-    assert all(torch.equal(llava[name], clip[name]) for name in llava)
+    assert same_tower(tiny_clip[0], tiny_llava[0])
 
 
 def test_clip_finds_the_patches_that_a_question_is_about(tiny_clip):
-    model, processor = tiny_clip
     hits, chance = [], []
     for scene, question in held_out(10 * len(KINDS), FIRST):
         if question.kind not in ("color", "shape", "place", "reading"):
             continue
-        inputs = processor(
-            text=[question.text], images=[draw(scene)], return_tensors="pt", padding=True
-        )
-        with torch.no_grad():
-            text = model.get_text_features(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-            ).pooler_output
-            vision = model.vision_model(inputs["pixel_values"], output_hidden_states=True)
-            patches = model.vision_model.post_layernorm(vision.hidden_states[-2][:, 1:])
-            alike = torch.cosine_similarity(model.visual_projection(patches)[0], text)
-        row, column = divmod(int(alike.argmax()), 12)
+        row, column = divmod(nearest_patch(*tiny_clip, question.text, draw(scene)), 12)
         thing = scene.objects[question.about[0]]
         hits.append((row // 4, column // 4) == (thing.row, thing.column))
         chance.append(1 / len(scene.objects))
@@ -177,12 +154,6 @@ def test_clip_finds_the_patches_that_a_question_is_about(tiny_clip):
 
 
 def test_clip_tells_pictures_apart_by_what_they_show(tiny_clip):
-    model, processor = tiny_clip
     scenes = [make_scene(seed) for seed in range(FIRST, FIRST + 20)]
     texts = [" , ".join(thing.name for thing in scene.objects[:6]) for scene in scenes]
-    inputs = processor(
-        text=texts, images=[draw(scene) for scene in scenes], return_tensors="pt", padding=True
-    )
-    with torch.no_grad():
-        match = model(**inputs).logits_per_text
-    assert (match.argmax(-1) == torch.arange(len(scenes))).float().mean() > 0.5
+    assert told_apart(*tiny_clip, texts, [draw(scene) for scene in scenes]) > 0.5

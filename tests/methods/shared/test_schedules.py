@@ -6,7 +6,7 @@ import pytest
 
 from vlmcompress.errors import BudgetError
 from vlmcompress.methods.aim_prune import AimPrune
-from vlmcompress.methods.contracts.method import mean_tokens, tokens_per_layer
+from vlmcompress.methods.contracts.decoder import mean_tokens, tokens_per_layer
 from vlmcompress.methods.corematching import CoreMatching
 from vlmcompress.methods.dart import DART
 from vlmcompress.methods.feather import Feather

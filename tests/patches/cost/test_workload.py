@@ -24,7 +24,7 @@ from vlmcompress.flops.exact import decode_step, first_token
 from vlmcompress.flops.paper_conventions import kv_bytes, prefill_flops
 from vlmcompress.methods import get_method
 from vlmcompress.methods.composition.plan import ImagePlan
-from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.registry import family_of
 from vlmcompress.patches.families.tower_layers import attention_layers

@@ -16,7 +16,7 @@ from vlmcompress.api import compress
 from vlmcompress.budget.planner import Planner
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.composition.plan import ImagePlan
-from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.patches.decoder.between_layers import BetweenLayers
 
 

@@ -25,7 +25,7 @@ from vlmcompress.errors import (
 )
 from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import get_method
-from vlmcompress.methods.contracts.method import mean_tokens
+from vlmcompress.methods.contracts.decoder import mean_tokens
 from vlmcompress.patches.sequence.earlier_inputs import EarlierInputs
 
 NAMES = [name for name in [*MECHANISMS, "random internvl"] if "qwen3-vl" not in name]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlmcompress.api import compress
 from vlmcompress.errors import UnsupportedModelError
-from vlmcompress.methods.contracts.method import DecoderMethod
+from vlmcompress.methods.contracts.decoder import DecoderMethod
 
 SHOWN = ["random llava", "random qwen2.5-vl", "random qwen3-vl", "random gemma3", "windows"]
 TEMPERATURES = (1.0, 0.3)

@@ -18,7 +18,7 @@ from oracle import TOLERANCE, drops, masked, more
 from vlmcompress.api import compress
 from vlmcompress.errors import BudgetError, CompositionError, VLMCompressError
 from vlmcompress.laws.snapshots import snapshot
-from vlmcompress.methods.contracts.method import DecoderReducer
+from vlmcompress.methods.contracts.decoder import DecoderReducer
 from vlmcompress.tokens import Reduction
 
 

@@ -85,13 +85,13 @@ def test_nothing_is_recorded_outside_a_feature_call(random_subject):
     method, _ = looker("keys")
     batch = random_subject.batch(random_subject.prompt(1, 1))
     with compress(random_subject.model, method, budget=4) as c:
-        thread = c._engine.installed.signals._tower._thread
+        recording = c._engine.installed.signals._recording
         for run in (
             lambda: random_subject.model.model.vision_tower(batch["pixel_values"]),
             lambda: random_subject.model(**batch),
         ):
             run()
-            assert getattr(thread, "record", None) is None
+            assert recording.value is None
 
 
 def test_law_5_no_hook_is_left_behind_after_an_error(random_subject):

@@ -162,7 +162,7 @@ def test_nothing_that_the_tower_computed_is_computed_again(subject):
 def test_every_call_of_a_tower_keeps_what_it_projected(random_subject):
     pixels = random_subject.batch(random_subject.prompt(1, 1))["pixel_values"]
     with compress(random_subject.model, looker("keys")[0], budget=4) as c:
-        with c._engine.installed.signals._tower.recording() as record:
+        with c._engine.installed.signals.recording() as record:
             for image in (pixels, -pixels):
                 random_subject.model.model.vision_tower(image)
         calls = record["in", 1]

@@ -124,7 +124,7 @@ def ask(
     budget: BudgetText = None,
     option: Options = None,
     model: ModelName = None,
-    max_new_tokens: Length = 64,
+    max_new_tokens: Length = defaults.ANSWER_TOKENS,
     device: Device = None,
     dtype: Dtype = None,
     positions: PositionRule = Positions.keep,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmcompress.cli.ask.media import MediaArguments, default_model, name_media, read
+from vlmcompress.cli.common import PICTURES
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import check_output
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from vlmcompress.asking.setting import Setting
     from vlmcompress.media.video import Video
-
-_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def check(
     """
     named = name_media(arguments)
     if overlay is not None:
-        check_output(overlay, _PICTURES)
+        check_output(overlay, PICTURES)
 
     from vlmcompress.models.names import resolve
 

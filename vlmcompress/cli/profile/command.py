@@ -12,7 +12,7 @@ import typer
 
 from vlmcompress import defaults
 from vlmcompress.cli import complete
-from vlmcompress.cli.common import one_line_errors, quiet
+from vlmcompress.cli.common import check_plot, one_line_errors, quiet
 from vlmcompress.cli.options import (
     Device,
     Dtype,
@@ -79,7 +79,11 @@ VisualTokens = Annotated[
     int | None, typer.Option(min=1, help="With --random-weights: visual tokens of the image.")
 ]
 TextTokens = Annotated[
-    int | None, typer.Option(min=1, help="With --random-weights: words of the prompt. Default: 40.")
+    int | None,
+    typer.Option(
+        min=1,
+        help=f"With --random-weights: words of the prompt. Default: {defaults.PROFILE_WORDS}.",
+    ),
 ]
 OutputTokens = Annotated[int, typer.Option(min=1, help="Tokens of every answer, no fewer.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Timed runs of each setting, in turn.")]
@@ -178,11 +182,7 @@ def profile(
 def _check_outputs(document: Path | None, plot: Path | None) -> None:
     if document is not None and str(document) != "-":
         check_output(document, frozenset({".json"}))
-    if plot is not None:
-        from vlmcompress.profiler.plot import SUFFIXES, check_matplotlib
-
-        check_output(plot, SUFFIXES)
-        check_matplotlib()
+    check_plot(plot)
 
 
 def _write(found: Measured, document: Path | None, plot: Path | None) -> None:

@@ -6,36 +6,28 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from vlmcompress.errors import BudgetError, CompositionError
+from vlmcompress.errors import BudgetError
 from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.shares import each, parts_of, shares_of, steps
+from vlmcompress.methods.composition.together import by_stage
 from vlmcompress.methods.contracts.before_projector import (
     EncoderMethod,
     PixelSelector,
     Resizer,
     TowerDropper,
 )
+from vlmcompress.methods.contracts.decoder import InDecoder, LateEntry, mean_tokens
 from vlmcompress.methods.contracts.method import (
     OF_THE_QUESTION,
     AttentionBias,
-    InDecoder,
-    LateEntry,
     Method,
     ProjectorMethod,
     Stage,
-    mean_tokens,
 )
 from vlmcompress.methods.contracts.threshold import ByThreshold
 from vlmcompress.tokens import Grid, Layout
 
 Upstream = Resizer | PixelSelector | EncoderMethod | TowerDropper
-_CLASSES: dict[Stage, tuple[type[Method], ...]] = {
-    "pixels": (Resizer, PixelSelector),
-    "encoder": (EncoderMethod, TowerDropper),
-    "projector": (ProjectorMethod,),
-    "decoder": (InDecoder,),
-}
-"""In the order in which an image meets them; what a method must be to act at each."""
 
 
 @dataclass(frozen=True)
@@ -65,41 +57,9 @@ class Pipeline:
         Raises:
             CompositionError: two methods at one stage, or methods that do not go together.
         """
-        names = "+".join(method.name for method in methods)
-        at: dict[Stage, Method] = {}
-        for method in methods:
-            stage = getattr(method, "acts_at", None)  # none where a user's class names no stages
-            if stage not in _CLASSES or not isinstance(method, _CLASSES[stage]):
-                raise CompositionError(
-                    f"{names}: {method!r} is no method of one of the stages {', '.join(_CLASSES)}"
-                )
-            if len(methods) > 1 and not method.takes_budget:
-                raise CompositionError(
-                    f"{names}: {method.name} {method.summary}, so it goes with no other method"
-                )
-            if method.acts_at in at:
-                raise CompositionError(
-                    f"{names}: {at[method.acts_at].name} and {method.name} both act at the "
-                    f"{method.acts_at} stage; one is possible"
-                )
-            at[method.acts_at] = method
-        if "pixels" in at and "encoder" in at:
-            raise CompositionError(
-                f"{names}: {at['pixels'].name} acts on pixels and {at['encoder'].name} in the "
-                "encoder; one of the two is possible"
-            )
-        upstream, projector = at.get("pixels", at.get("encoder")), at.get("projector")
-        if upstream and projector and projector.on_grid and not isinstance(upstream, Resizer):
-            raise CompositionError(
-                f"{names}: {projector.name} needs tokens on their grid, and {upstream.name} leaves "
-                "none"
-            )
-        if "decoder" in at and at["decoder"].on_grid and len(methods) > 1:
-            raise CompositionError(
-                f"{names}: {at['decoder'].name} between decoder layers needs all tokens on their "
-                "grid, so it goes with no other method"
-            )
-        return cls(projector, at.get("decoder"), upstream)  # type: ignore[arg-type]
+        at = by_stage(methods)
+        upstream = at.get("pixels", at.get("encoder"))
+        return cls(at.get("projector"), at.get("decoder"), upstream)  # type: ignore[arg-type]
 
     @property
     def methods(self) -> tuple[Method, ...]:

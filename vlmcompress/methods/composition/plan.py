@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmcompress.methods.contracts.method import mean_tokens, tokens_per_layer
+from vlmcompress.methods.contracts.decoder import mean_tokens, tokens_per_layer
 from vlmcompress.tokens import Grid
 
 

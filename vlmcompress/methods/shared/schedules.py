@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from vlmcompress.errors import BudgetError
-from vlmcompress.methods.contracts.method import mean_tokens
+from vlmcompress.methods.contracts.decoder import mean_tokens
 
 
 def one_cut(
