@@ -31,7 +31,8 @@ from vlmcompress.patches.hooks.arguments import (
     caches_in,
     carries_images,
 )
-from vlmcompress.patches.hooks.attachments import Attachments, check_compiled
+from vlmcompress.patches.hooks.attachments import Attachments
+from vlmcompress.patches.hooks.compiled import check_compiled
 from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
 from vlmcompress.patches.sequence.cache_state import attach_state, state_of
 from vlmcompress.patches.sequence.call_trace import Trace

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vlmcompress.report.report import Report
     from vlmcompress.retrieval.embed import embed
     from vlmcompress.retrieval.search import search
+    from vlmcompress.short_prompt import ShortPrompt, shorten
     from vlmcompress.tokens import Grid, Reduction, VisualTokens
     from vlmcompress.tuned import Tuned
     from vlmcompress.tuning.tune import tune
@@ -46,6 +47,7 @@ __all__ = [
     "LongText",
     "Reduction",
     "Report",
+    "ShortPrompt",
     "Tuned",
     "VLMCompressError",
     "Video",
@@ -65,6 +67,7 @@ __all__ = [
     "read_video",
     "register_method",
     "search",
+    "shorten",
     "tune",
 ]
 
@@ -80,6 +83,7 @@ _HOME = {
     "LongText": "patches.signals.text_tower",
     "Reduction": "tokens",
     "Report": "report.report",
+    "ShortPrompt": "short_prompt",
     "Tuned": "tuned",
     "VLMCompressError": "errors",
     "Video": "media.video",
@@ -98,6 +102,7 @@ _HOME = {
     "read_video": "media.video",
     "register_method": "methods",
     "search": "retrieval.search",
+    "shorten": "short_prompt",
     "tune": "tuning.tune",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,28 +11,16 @@ from typing import Any, Literal, SupportsFloat
 from torch import nn
 
 from vlmcompress.budget.budget import Budget
-from vlmcompress.budget.memory import bytes_of
-from vlmcompress.budget.planner import Planner
 from vlmcompress.defaults import AUTO
-from vlmcompress.errors import CompositionError, UntestedModelWarning, VLMCompressError
-from vlmcompress.methods.composition.spec import parse
+from vlmcompress.errors import CompositionError, VLMCompressError
+from vlmcompress.installable import engine_for, warn_untested
 from vlmcompress.methods.contracts.method import Method
-from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.engine import Engine, engine_of
-from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.patches.families.registry import family_of
 from vlmcompress.patches.families.standing import known_types, standing_of
-from vlmcompress.patches.families.wrapped import taken_out
-from vlmcompress.patches.hooks.attachments import check_compiled
 from vlmcompress.patches.sequence.call_trace import Trace
-from vlmcompress.patches.signals.signals import Signals
 from vlmcompress.patches.signals.text_tower import LongText
-from vlmcompress.patches.signals.text_tower import check as check_text_tower
 from vlmcompress.report.report import Report
-from vlmcompress.tuned import ProfileLike, asked_for, choice_for
-
-POSITIONS = ("keep", "renumber")
-ORDERS = ("raster", "method")
+from vlmcompress.tuned import ProfileLike
 
 
 class Compression:
@@ -182,41 +169,21 @@ def compress(
             method cannot meet, methods that do not combine, a model that is compressed already.
             The message lists what is possible, and the model is left as it was.
     """
-    _one_of("positions", positions, POSITIONS)
-    _one_of("order", order, ORDERS)
-    limit = None if max_memory is None else bytes_of(max_memory)
-    check_text_tower(text_tower)
-    method = asked_for(method, profile)
-    pipeline = None if method == AUTO else parse(method, **options)
-    parsed = None if budget is None else Budget.parse(budget)
-    model = taken_out(model)
-    if isinstance(model, nn.Module):
-        check_compiled(model)
-    family = family_of(model)
-    family.check(model)
-    parts = ModelParts.of(model, family)
-    if positions == "renumber" and not family.renumbers:
-        raise CompositionError(
-            f"positions='renumber' is not defined for {family.name}: its positions have three axes"
-        )
-    reason = None
-    if pipeline is None:
-        if options:
-            raise CompositionError(f"{AUTO} has no options, got {', '.join(options)}")
-        choice = choice_for(parts, parsed, profile)
-        pipeline, reason = parse(choice.spec), choice.reason
-    pipeline = pipeline.for_stages(family.name, family.stages)
-    planner = Planner(pipeline, parsed, len(parts.layers), reason)
-    planner.check(family.largest_image(model))
-    grid = family.fixed_grid(model)
-    if grid is not None:
-        # A budget that cannot be met fails here rather than inside generate().
-        (planner.at(100) if parsed is not None and parsed.is_cost else planner).plan([grid])
-    signals = Signals(parts, pipeline, processor, text_tower)
-    engine = Engine(Installed.on(parts, planner, signals, positions, order, limit))
+    engine = engine_for(
+        model,
+        method,
+        budget,
+        options,
+        positions=positions,
+        order=order,
+        processor=processor,
+        text_tower=text_tower,
+        max_memory=max_memory,
+        profile=profile,
+    )
     try:
         engine.install()
-        _warn_untested(family.name)
+        warn_untested(engine, stacklevel=3)
         return Compression(engine, processor)
     except BaseException:  # Ctrl-C can come at any moment
         engine.remove()
@@ -264,27 +231,13 @@ def list_models() -> list[ModelInfo]:
     ]
 
 
-def _warn_untested(name: str) -> None:
-    standing = standing_of(name)
-    if standing.state != "tested":
-        warnings.warn(
-            f"{name} works by its structure but is not tested ({standing.reason}): "
-            "`vlmcompress check MODEL` proves it on your weights",
-            UntestedModelWarning,
-            stacklevel=3,
-        )
-
-
 def _cost(trace: Trace, budget: Budget) -> dict[str, Any]:
     """What a report says of a budget that is a cost."""
     solved, values = trace.solved, {"asked": str(budget)}
     if solved is None:
         return values
-    measured = trace.first_token() if budget.unit == "ms" else solved.measured
+    measured = solved.measured
+    if budget.unit == "ms" and trace.prefilled:
+        measured = trace.first_token()
     known = {"predicted": solved.predicted, "measured": measured, "resolved": solved.share}
     return {**values, **known}
-
-
-def _one_of(name: str, given: str, allowed: Sequence[str]) -> None:
-    if given not in allowed:
-        raise VLMCompressError(f"{name}={given!r} is not possible: give {' or '.join(allowed)}")

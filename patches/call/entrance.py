@@ -73,6 +73,8 @@ class Entrance:
             return call(*args, **kwargs)
         if now.passing:
             return original(*args, **kwargs)
+        if shared.for_others:
+            return self._pass(original, *args, **kwargs)
         try:
             if not shared.enter():  # the hooks are gone, or never came
                 return getattr(owner, name)(*args, **kwargs)
@@ -91,6 +93,14 @@ class Entrance:
             except BaseException:  # an interrupt that came right here
                 self._leave()
                 raise
+
+    def _pass(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call of the bare model, which need not end before the hooks go."""
+        self._now.passing = True
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._now.clear()
 
     def _leave(self) -> None:
         self._now.clear()

@@ -28,6 +28,8 @@ class Shared:
         """Whether a `with` block will take them off."""
         self.earlier: set[int] = set()
         """Threads that were inside a call of the model when the hooks were put on."""
+        self.only: int | None = None
+        """The thread whose calls alone the hooks are for; None where they are for all."""
         self.hooking = threading.Lock()
         """Held to hook something more while calls run."""
         # Interrupts come between steps of Python, not inside those of a plain lock.
@@ -41,6 +43,11 @@ class Shared:
         made = Shared()
         made.open = self.open
         return made
+
+    @property
+    def for_others(self) -> bool:
+        """Whether the hooks are for another thread than this one."""
+        return self.only is not None and self.only != threading.get_ident()
 
     def enter(self) -> bool:
         """Count this thread, which waits while another has the door shut; False if not open."""

@@ -119,19 +119,3 @@ def _take_off(note: _Note) -> None:
             for marks in _MARKS:
                 getattr(note.owner, marks).pop(number, None)
             hooks.pop(number, None)
-
-
-def check_compiled(model: nn.Module) -> None:
-    """Compiled code ignores hooks that are added later, so compiling has to come second.
-
-    Raises:
-        UnsupportedModelError: the model, or a part of it, is compiled.
-    """
-    for name, module in model.named_modules():
-        compiled = "_orig_mod" in module._modules or module._compiled_call_impl is not None
-        # What torch.compile makes of a function knows what it was made of.
-        if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
-            raise UnsupportedModelError(
-                f"{name or type(model).__name__} is compiled, and compiled code ignores hooks that "
-                "are added later: compress the plain model first, then compile it"
-            )

@@ -11,6 +11,10 @@ from torch import nn
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
 from vlmcompress.patches.hooks.arguments import cache_of
 
+_OTHERWISE = (
+    "a compressed model needs the default dynamic cache; vlmcompress.shorten(model, inputs, ...) "
+    "gives what generate() takes with any"
+)
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -44,8 +48,7 @@ def check_generate(model: nn.Module, kwargs: dict[str, Any]) -> None:
     implementation = setting("cache_implementation")
     if implementation is not None and "static" in implementation:
         raise UnsupportedCallError(
-            f"cache_implementation={implementation!r} has a fixed length; "
-            "a compressed model needs the default dynamic cache"
+            f"cache_implementation={implementation!r} has a fixed length: {_OTHERWISE}"
         )
     if setting("prefill_chunk_size") is not None:
         raise UnsupportedCallError("prefill_chunk_size is not supported on a compressed model")
@@ -102,7 +105,4 @@ def two_dimensional(mask: Any) -> torch.Tensor | None:
 
 def _check_cache(cache: Any) -> None:
     if cache is not None and getattr(cache, "is_compileable", False):
-        raise UnsupportedCallError(
-            f"{type(cache).__name__} has a fixed length; "
-            "a compressed model needs the default dynamic cache"
-        )
+        raise UnsupportedCallError(f"{type(cache).__name__} has a fixed length: {_OTHERWISE}")

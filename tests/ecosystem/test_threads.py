@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from at_once import at_once
 from transformers import StoppingCriteriaList
-
-
-def at_once(*jobs: Callable[[], Any]) -> list[Any]:
-    """Results of jobs that are started at the same moment."""
-    start = threading.Barrier(len(jobs))
-
-    def run(job: Callable[[], Any]) -> Any:
-        start.wait()
-        return job()
-
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        return list(pool.map(run, jobs))
 
 
 def in_step(count: int) -> Any:
