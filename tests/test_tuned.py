@@ -19,6 +19,8 @@ from vlmcompress.errors import (
     VLMCompressError,
 )
 from vlmcompress.media.given import media_of
+from vlmcompress.models.formats import read_config
+from vlmcompress.models.names import resolve
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.serving.served_profile import served_method
 from vlmcompress.tuned import Tuned, how_sure
@@ -225,3 +227,41 @@ def test_a_server_takes_what_it_can_serve(profile):
         served_method(path, "25%", config, "pool")
     with pytest.raises(BudgetError, match="auto needs a budget"):
         served_method(path, None, config)
+
+
+@pytest.mark.parametrize("taken", [("50%", "25%", "12.5%"), ("72", "36", "18"), ("72", "25%")])
+@pytest.mark.parametrize("asked", ["72", "36", "25%", "30%", "13%", "1%", "7", "500"])
+def test_a_server_takes_what_compress_takes(tiny_llava, profile, taken, asked):
+    """Every picture of this model has 144 tokens: 72, 36 and 18 of them are these shares."""
+    methods = dict(zip(taken, ("scope", "stride", "pool"), strict=False))
+    path = profile(budgets={budget: found(method) for budget, method in methods.items()})
+    right = Tuned.read(path).choice(ModelParts.of(tiny_llava[0]), Budget.parse(asked))
+    config = read_config(resolve("tiny-llava"), {})
+    before = copy.deepcopy(config)
+    assert served_method(path, asked, config) == (right.spec, right.reason)
+    assert config == before
+    shares = {"72": "50%", "36": "25%", "18": "12.5%"}
+    near = {"72": "50%", "30%": "25%", "13%": "12.5%", "1%": "12.5%", "7": "12.5%", "500": "50%"}
+    if len(taken) == 3:
+        named = {shares.get(budget, budget): method for budget, method in methods.items()}
+        assert right.spec == named[near.get(asked, shares.get(asked, asked))]
+
+
+def test_a_server_refuses_what_compress_refuses(tiny_qwen, tmp_path):
+    """Pictures of this model have any number of tokens: nobody knows what share a count is."""
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(profile_of(tiny_qwen[0], {"192": "scope", "128": "stride"})))
+    config = read_config(resolve("tiny-qwen"), {})
+    assert served_method(path, 128, config)[0] == "stride"
+    message = r"budget 25% cannot be compared with those of profile '.*': give one of 192, 128$"
+    with pytest.raises(BudgetError, match=message):
+        served_method(path, "25%", config)
+    with pytest.raises(BudgetError, match=message):
+        Tuned.read(path).choice(ModelParts.of(tiny_qwen[0]), Budget.parse("25%"))
+
+
+def test_a_damaged_configuration_tells_no_number_of_tokens(profile):
+    damaged = {**read_config(resolve("tiny-llava"), {}), "vision_config": 7}
+    assert served_method(profile(), "25%", damaged)[0] == "stride"
+    with pytest.raises(BudgetError, match=r"budget 36 cannot be compared"):
+        served_method(profile(), 36, damaged)

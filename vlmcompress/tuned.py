@@ -145,9 +145,19 @@ class Tuned:
         self.check_model(identity(parts))
         grid = parts.family.fixed_grid(parts.model)
         name = self.nearest(budget, None if grid is None else len(grid))
-        far = "" if name == str(budget) else f", the nearest to {budget} in the profile"
         row = self.rows(name)[0]
-        return MethodChoice(row["method"], f"tuned at {name}{far}: {how_sure(self.budgets[name])}")
+        reason = f"{self.tuned_at(name, budget)}: {how_sure(self.budgets[name])}"
+        return MethodChoice(row["method"], reason)
+
+    def tuned_at(self, name: str, budget: Budget | None) -> str:
+        """Which budget of the profile was taken, and for which it stands if that is another.
+
+        Args:
+            name: of `nearest`.
+            budget: what was asked for.
+        """
+        far = "" if name == str(budget) else f", the nearest to {budget} in the profile"
+        return f"tuned at {name}{far}"
 
     def __str__(self) -> str:
         return "\n".join(f"{name}: {how_sure(found)}" for name, found in self.budgets.items())

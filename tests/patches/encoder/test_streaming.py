@@ -17,6 +17,7 @@ from vlmcompress.laws.snapshots import snapshot
 from vlmcompress.methods import get_method
 from vlmcompress.methods.unit_drop import UnitDrop
 from vlmcompress.patches.encoder.live_memory import LiveMemory
+from vlmcompress.patches.encoder.streaming import Streaming
 
 CLIPS = [
     "random llava-next-video with clips",
@@ -175,6 +176,36 @@ def test_the_encoder_takes_no_more_than_it_may(name, monkeypatch):
     number, unit = need.split()
     bound = float(number) * {"KB": 1000, "MB": 1000**2}[unit]
     assert max(taken) <= bound < whole.peak
+
+
+@pytest.mark.pairs(name=KINDS[::2])
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_chunk_leaves_features_and_signals_but_no_activations(name, monkeypatch):
+    """A number for each patch and layer, which is little beside the features; activations are not,
+    and the memory of those of all chunks would grow with the clip."""
+    subject = subject_of(name)
+    inputs = subject.batch(subject.prompt(2, 1))
+    run = Streaming._chunk
+
+    def left(method):
+        """Bytes that are held when another chunk begins."""
+        memory, held = LiveMemory(), []
+
+        def chunk(own, *given):
+            held.append(memory.now)
+            return run(own, *given)
+
+        monkeypatch.setattr(Streaming, "_chunk", chunk)
+        reduced = compress(subject.model, method, "40%", max_memory="1GB")
+        with memory, torch.no_grad(), reduced:
+            subject.encode(inputs)
+        assert held[0] == 0
+        return held[1:]
+
+    features, both = left("random"), left("hiprune")
+    assert len(features) == len(both) >= 1
+    for one, other in zip(features, both, strict=True):
+        assert one < other < 2 * one
 
 
 def test_memory_is_counted_by_hand():
