@@ -15,6 +15,7 @@ from dev.pages import committed_results as committed
 from dev.pages.generated import ROOT, keep_up, updated
 from dev.pages.papers_agreement import MODEL, TASK, headline
 from dev.pages.results import SPEED
+from dev.pages.tuning import headline as tuned
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.eval.results.scores import RANDOM_NAME
 from vlmcompress.eval.run.cases import FULL, TEXT_ONLY
@@ -49,7 +50,7 @@ def figures() -> str:
     )
     torch = source["versions"]["torch"]
     beside = headline(committed.results(MODEL)["tasks"][TASK])
-    more = [f"- {line}" for line in (beside, real_shape(), large_tower(), under_load())]
+    more = [f"- {line}" for line in (beside, tuned(), real_shape(), large_tower(), under_load())]
     return (
         f"{table}\n\nRight answers to {task['scored']} held-out questions about drawn scenes, and "
         f"time of an answer. All {task['tokens']:g} tokens: {_cell(full)}; none: "

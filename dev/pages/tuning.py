@@ -72,6 +72,21 @@ def tables(found: Mapping[tuple[str, str], Profile] | None = None) -> str:
     return "\n".join(parts)
 
 
+def headline() -> str:
+    """At how many budgets of all profiles a choice without labels was near the best."""
+    apart = [
+        value
+        for (model, task), profile in profiles().items()
+        for _, value in _lines(profile, committed.results(model)["tasks"][task])
+    ]
+    near = sum(value is not None and value >= -WITHIN for value in apart)
+    return (
+        f"`vlmcompress tune`, without labels, took a method within {WITHIN:g} point of the best in "
+        f"hindsight at {near} of {len(apart)} budgets of the built-in models "
+        "([tuning](docs/tuning.md))."
+    )
+
+
 def _lines(profile: Profile, task: Mapping[str, Any]) -> Iterator[tuple[list[str], float | None]]:
     """Cells of each budget, and by how many points the tuned method is apart from the best.
 
