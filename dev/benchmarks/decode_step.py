@@ -36,12 +36,12 @@ STEPS = 8
 """In a row, of one model."""
 
 
-def tiny_prompt(model: Any, text: int = 40) -> dict[str, Tensor]:
+def tiny_prompt(model: Any) -> dict[str, Tensor]:
     """A random image for a built-in LLaVA with random words around it."""
     vision = model.config.vision_config
     tokens = (vision.image_size // vision.patch_size) ** 2
     generator = torch.Generator().manual_seed(0)
-    words = torch.randint(5, 60, (text,), generator=generator)
+    words = torch.randint(5, 60, (40,), generator=generator)
     image = torch.full((tokens,), model.config.image_token_id)
     pixels = torch.randn(1, 3, vision.image_size, vision.image_size, generator=generator)
     ids = torch.cat([words[:5], image, words[5:]])[None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dev.pages import committed_results as committed
@@ -69,9 +68,9 @@ def _right(row: Mapping[str, Any]) -> str:
     return f"{100 * row['accuracy']:.1f} %"
 
 
-def real_shape(path: Path = SPEED) -> str:
+def real_shape() -> str:
     """Time to the first token at the size of a real model, on the machine that was measured."""
-    measured = json.loads(path.read_text())
+    measured = json.loads(SPEED.read_text())
     case = next(name for name in measured["cases"] if name.split(",")[0] == _SHAPE)
     made_on = measured["cases"][case]
     rows = {

@@ -73,13 +73,13 @@ def mean_difference(a: Scores, b: Scores, seed: int = 0, resamples: int = RESAMP
     return _mean_interval(a - b, -1.0, 1.0, seed, resamples)
 
 
-def mean_of(values: Scores, seed: int = 0) -> Interval | None:
+def mean_of(values: Scores) -> Interval | None:
     """Percentile bootstrap interval of the mean of values of any size; None of fewer than two."""
     if len(values) < 2:
         return None
     if np.ptp(values) == 0:
         return Interval(float(values[0]), float(values[0]))
-    return _bootstrap((values,), np.mean, seed, RESAMPLES)
+    return _bootstrap((values,), np.mean, 0, RESAMPLES)
 
 
 def paired_test(

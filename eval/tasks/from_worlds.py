@@ -15,7 +15,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.metrics.metrics import METRICS, Metric
 from vlmcompress.eval.tasks.settings import Settings, check_limit, check_name
 from vlmcompress.eval.tasks.task import Media, Sample
-from vlmcompress.eval.worlds.clip_questions import CLIP_KINDS, ask_clip
+from vlmcompress.eval.worlds.clip_questions import CLIP_KINDS, CLIP_STREAM, ask_clip
 from vlmcompress.eval.worlds.clips import (
     CLIP_VERSION,
     FRAMES_PER_SECOND,
@@ -36,7 +36,7 @@ from vlmcompress.eval.worlds.posters.draw import draw_poster
 from vlmcompress.eval.worlds.posters.poster import VERSION as POSTER_VERSION
 from vlmcompress.eval.worlds.posters.poster import Poster, make_poster
 from vlmcompress.eval.worlds.posters.questions import POSTER_KINDS, POSTER_STREAM, ask_poster
-from vlmcompress.eval.worlds.questions import in_turn
+from vlmcompress.eval.worlds.questions import SCENE_STREAM, in_turn
 from vlmcompress.eval.worlds.world import (
     HELD_OUT_SEEDS,
     KINDS,
@@ -143,7 +143,7 @@ class World:
         kinds: of questions that can be asked about it.
         make: the scene or clip of a seed.
         ask: a question of a kind and wording about it, or None.
-        stream: as `held_out` and `held_out_clips` have it.
+        stream: of its questions, see `SCENE_STREAM`.
         load: draws it.
     """
 
@@ -231,7 +231,7 @@ def _long(frames: int) -> World:
 
 
 WORLDS = {
-    "pictures": World("image", VERSION, KINDS, make_scene, ask, 2, _draw),
+    "pictures": World("image", VERSION, KINDS, make_scene, ask, SCENE_STREAM, _draw),
     "posters": World(
         "image",
         POSTER_VERSION,
@@ -241,7 +241,7 @@ WORLDS = {
         POSTER_STREAM,
         _draw_poster,
     ),
-    "clips": World("video", CLIP_VERSION, CLIP_KINDS, make_clip, ask_clip, 4, _film),
+    "clips": World("video", CLIP_VERSION, CLIP_KINDS, make_clip, ask_clip, CLIP_STREAM, _film),
     **{f"clips-{frames}": _long(frames) for frames in LENGTHS},
 }
 """Worlds by name."""

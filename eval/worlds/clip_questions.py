@@ -9,6 +9,8 @@ from vlmcompress.eval.worlds.clips import THEMES, Clip, make_clip
 from vlmcompress.eval.worlds.questions import NUMBERS, PLURALS, WORDINGS, Question, in_turn
 from vlmcompress.eval.worlds.scene import HELD_OUT_SEEDS, Object, pick
 
+CLIP_STREAM = 4
+
 
 def ask_clip(
     clip: Clip, kind: str, rng: np.random.Generator, wording: int | None = None
@@ -36,7 +38,7 @@ def held_out_clips(
     limit: int, first_seed: int = HELD_OUT_SEEDS.start
 ) -> Iterator[tuple[Clip, Question]]:
     """Yield `limit` held-out questions, kinds and wordings in turn, one clip each."""
-    return in_turn(CLIP_KINDS, make_clip, ask_clip, limit, first_seed, stream=4)
+    return in_turn(CLIP_KINDS, make_clip, ask_clip, limit, first_seed, CLIP_STREAM)
 
 
 def names_of(things: Sequence[Object]) -> list[str | None]:

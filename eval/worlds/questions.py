@@ -19,6 +19,8 @@ from vlmcompress.eval.worlds.scene import (
 
 NUMBERS = ("one", "two", "three", "four", "five")
 WORDINGS = 2
+SCENE_STREAM = 2
+"""Tells the random numbers of questions from others of the same seed."""
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 
 
@@ -59,7 +61,7 @@ def held_out(
     limit: int, first_seed: int = HELD_OUT_SEEDS.start
 ) -> Iterator[tuple[Scene, Question]]:
     """Yield `limit` held-out questions, kinds and wordings in turn, one scene each."""
-    return in_turn(tuple(KINDS), make_scene, ask, limit, first_seed, stream=2)
+    return in_turn(tuple(KINDS), make_scene, ask, limit, first_seed, SCENE_STREAM)
 
 
 def in_turn(
@@ -78,7 +80,7 @@ def in_turn(
         ask_one: Gives its question of a kind and wording, or None.
         limit: How many.
         first_seed: Where to begin.
-        stream: Tells the random numbers of questions from others of the same seed.
+        stream: Of the world, as `SCENE_STREAM`.
     """
     seed = first_seed
     for number in range(limit):

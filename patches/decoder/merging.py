@@ -46,7 +46,7 @@ def _groups(
     rows = context.hidden[span.row, span.slots.to(context.hidden.device)].detach().flatten(1)
     grids = [grid for grid, _ in span.trace.plan.parts]
     found = method.merge(rows, grids, count)
-    found = checked_reduction(method.name, found, rows, alive, count, context.stages.checks)
+    found = checked_reduction(method.name, found, rows, count, context.stages.checks)
     return found.anchors, found
 
 

@@ -115,18 +115,16 @@ def _selected(
 def _reduced(
     method: Reducer, tokens: VisualTokens, count: int, may_keep_fewer: bool, checks: Checks
 ) -> Asking[Reduction]:
-    total, features = len(tokens.grid), tokens.features
-    if not _asks(count, total, may_keep_fewer):
-        return Reduction.identity(features[:count])
+    if not _asks(count, len(tokens.grid), may_keep_fewer):
+        return Reduction.identity(tokens.features[:count])
     found = yield from reducing(method, tokens, count)
-    return checked_reduction(method.name, found, features, total, count, checks, may_keep_fewer)
+    return checked_reduction(method.name, found, tokens.features, count, checks, may_keep_fewer)
 
 
 def checked_reduction(
     name: str,
     found: object,
     features: Tensor,
-    total: int,
     count: int,
     checks: Checks,
     may_keep_fewer: bool = False,
@@ -136,8 +134,7 @@ def checked_reduction(
     Args:
         name: of the method.
         found: what it returned.
-        features: [total, D] that it was given.
-        total: how many those are.
+        features: [N, D] that it was given.
         count: how many it was asked for.
         checks: takes the checks that need values from the device.
         may_keep_fewer: whether it may make fewer.
@@ -147,7 +144,7 @@ def checked_reduction(
     """
     if not isinstance(found, Reduction):
         raise wrong(name, "no Reduction")
-    members, offsets = found.members, found.offsets
+    members, offsets, total = found.members, found.offsets, len(features)
     if members.dtype != torch.int64 or offsets.dtype != torch.int64:
         raise wrong(name, "members or offsets that are not int64")
     if found.places is not None and (

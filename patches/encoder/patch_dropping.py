@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmcompress.budget.planner import Planner
-from vlmcompress.errors import BudgetError, UnsupportedCallError
+from vlmcompress.errors import BudgetError
 from vlmcompress.methods.contracts.answers import indices
 from vlmcompress.methods.contracts.before_projector import PixelTokens
 from vlmcompress.ops.deferred_checks import Checks, collected
@@ -21,6 +21,7 @@ from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.patches.hooks.arguments import hidden_of, with_hidden
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import During
+from vlmcompress.patches.hooks.unsupported import unreached
 from vlmcompress.patches.sequence.survivors import Survivors
 from vlmcompress.patches.signals.signals import Encoded
 from vlmcompress.tokens import Grid, Layout
@@ -141,10 +142,7 @@ class PackedTower(Generic[Run]):
         self, done: Run, modality: str, call: Mapping[str, Any], output: Any, encoded: Encoded
     ) -> Encoded:
         if not (done.idle or done.ran):
-            raise UnsupportedCallError(
-                f"{self._method.name} could not reach into the vision tower: call compress() "
-                "before torch.compile()"
-            )
+            raise unreached(self._method.name)
         survivors = [
             Survivors.everything(layout) if groups is None else Survivors.of(groups, layout)
             for layout, groups in zip(done.layouts, self._groups(done), strict=True)

@@ -28,6 +28,7 @@ from vlmcompress.patches.encoder.tile_units import Ahead, TileRun, TileTower
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of, with_hidden, with_hidden_in
 from vlmcompress.patches.hooks.attachments import Attachments
+from vlmcompress.patches.hooks.unsupported import unreached
 from vlmcompress.patches.signals.tower_attention import (
     AttentionCall,
     note_projections,
@@ -144,10 +145,7 @@ class TileTowerMerging(TileTower[_Run]):
         slots = done.checks.read([tiles.slot for tiles in done.batches])
         due = min(done.counts.values())
         if not done.batches or any(tiles.remaining != due for tiles in done.batches):
-            raise UnsupportedCallError(
-                f"{self._name} could not merge in the vision tower: call compress() before "
-                "torch.compile()"
-            )
+            raise unreached(self._name)
         groups = torch.cat(slots)
         return groups + torch.arange(len(groups))[:, None] * groups.shape[1]
 

@@ -21,6 +21,7 @@ from vlmcompress.patches.encoder.tile_units import Ahead, TileRun, TileTower
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of, with_hidden, with_hidden_in
 from vlmcompress.patches.hooks.attachments import Attachments
+from vlmcompress.patches.hooks.unsupported import unreached
 
 
 @dataclass
@@ -80,10 +81,7 @@ class TileTowerDropping(TileTower[_Run]):
     def _groups(self, done: _Run) -> Tensor:
         done.checks.settle()
         if not done.batches:
-            raise UnsupportedCallError(
-                f"{self._method.name} could not drop in the vision tower: call compress() before "
-                "torch.compile()"
-            )
+            raise unreached(self._name)
         kept = torch.cat([batch.kept.cpu() for batch in done.batches])
         alive = torch.zeros(len(kept), len(self._tile), dtype=torch.bool).scatter_(1, kept, True)
         return torch.where(alive, torch.arange(alive.numel()).view(alive.shape), -1)

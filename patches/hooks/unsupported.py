@@ -33,6 +33,13 @@ def check_attention(lm: nn.Module) -> str:
     return found
 
 
+def unreached(name: str) -> UnsupportedCallError:
+    """For a feature call that ran past the hooks of a method, as compiled code does."""
+    return UnsupportedCallError(
+        f"{name} could not reach into the vision tower: call compress() before torch.compile()"
+    )
+
+
 def check_generate(model: nn.Module, kwargs: dict[str, Any]) -> None:
     """Refuse what `generate` would do with a cache of fixed size or in pieces.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmcompress.errors import CompositionError, UnsupportedCallError, UnsupportedModelError
+from vlmcompress.errors import CompositionError, UnsupportedModelError
 from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.contracts.method import resolve
 from vlmcompress.patches.families.parts import ModelParts
@@ -18,6 +18,7 @@ from vlmcompress.patches.families.tower_layers import attention_layers
 from vlmcompress.patches.hooks.arguments import hidden_in, hidden_of
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.per_thread import During
+from vlmcompress.patches.hooks.unsupported import unreached
 from vlmcompress.patches.sequence.attended import Attended
 from vlmcompress.patches.sequence.watched_attention import watch
 from vlmcompress.patches.signals.projector import only, projections
@@ -193,10 +194,7 @@ class TowerHooks:
     def _joined(self, calls: list[Tensor]) -> Tensor:
         """Values of all calls of a module; a feature call mostly makes one."""
         if not calls:
-            raise UnsupportedCallError(
-                f"{self._name} could not look into the vision tower: "
-                "call compress() before torch.compile()"
-            )
+            raise unreached(self._name)
         return calls[0] if len(calls) == 1 else torch.cat(calls)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from cut_pixels import cut, encode, every_feature, given, masked, pictures
+from cut_pixels import all_but, check_kept, cut, encode, every_feature, given, masked, pictures
 from merged_tower import MergedTower, packed_tiles, shrinking
 from model_case import case_of
 from scope import CLIPS_HERE, DOZEN, PIXELS
@@ -90,18 +90,12 @@ def test_leaving_out_pixels_equals_masking_them(subject, monkeypatch):
     totals = [subject.frames * h * w for h, w in SIZES]
     blocks = rows.view(sum(totals), -1).sum(1).split(totals)
     kept = [b.argsort(descending=True)[: round(len(b) / 2)] for b in blocks]
-    dropped = torch.ones(sum(totals), dtype=torch.bool)
-    dropped[kept[0]] = dropped[kept[1] + totals[0]] = False
+    dropped = all_but(kept, totals)
     expected = every_feature(masked(subject, inputs, dropped, monkeypatch))
     bare = every_feature(encode(subject, inputs))
     with compress(subject.model, Bright(), budget="50%"):
         found = every_feature(encode(subject, inputs))
-    for mine, other in zip(found, expected, strict=True):
-        for number, places in enumerate(kept):
-            assert (mine[number][places] - other[number][places]).abs().max() < 1e-4
-            gone = torch.ones(totals[number], dtype=torch.bool)
-            gone[places] = False
-            assert not mine[number][gone].any()
+    check_kept(found, expected, kept)
     assert (found[0][0][kept[0]] - bare[0][0][kept[0]]).abs().max() > 1e-3
 
 
@@ -114,8 +108,7 @@ def test_dropping_between_layers_equals_masking_from_there(subject, monkeypatch)
     depth = len(attention_layers(ModelParts.of(subject.model).towers[0]))
     for layer in range(depth):
         kept = [picks(layer, 1, total, -(-total // 2))[0] for total in totals]
-        dropped = torch.ones(sum(totals), dtype=torch.bool)
-        dropped[kept[0]] = dropped[kept[1] + totals[0]] = False
+        dropped = all_but(kept, totals)
         expected = every_feature(masked(subject, inputs, dropped, monkeypatch, layer))
         with compress(subject.model, Given(layer=layer, seed=layer), budget="100%"):
             whole = every_feature(encode(subject, inputs))

@@ -6,6 +6,7 @@ A subject has a `model`, a `modality`, and the `frames` of its clips in steps of
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +60,35 @@ def every_feature(output: Any) -> list[list[torch.Tensor]]:
     """Of each picture: what the projector made, and what DeepStack adds."""
     stacked = getattr(output, "deepstack_features", None) or []
     return [list(output.pooler_output), *map(list, stacked)]
+
+
+def all_but(kept: Sequence[torch.Tensor], totals: Sequence[int]) -> torch.Tensor:
+    """[sum of totals] bool: what is dropped where of each picture the places `kept` stay."""
+    dropped = [torch.ones(total, dtype=torch.bool) for total in totals]
+    for mine, places in zip(dropped, kept, strict=True):
+        mine[places] = False
+    return torch.cat(dropped)
+
+
+def check_kept(
+    found: Sequence[Sequence[torch.Tensor]],
+    expected: Sequence[Sequence[torch.Tensor]],
+    kept: Sequence[torch.Tensor],
+    zeros: Callable[[int], bool] = lambda stack: True,
+) -> None:
+    """Features of `every_feature` are as expected at the places `kept`, and zeros at the others.
+
+    Args:
+        found: of a compressed model.
+        expected: of a masked tower.
+        kept: places of each picture.
+        zeros: whether that is so of the projector's features (0), and of each of DeepStack (1 ...).
+    """
+    for stack, (mine, other) in enumerate(zip(found, expected, strict=True)):
+        for number, places in enumerate(kept):
+            assert (mine[number][places] - other[number][places]).abs().max() < 1e-4
+            if zeros(stack):
+                assert not mine[number][all_but([places], [len(mine[number])])].any()
 
 
 def masked(

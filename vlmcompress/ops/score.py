@@ -107,7 +107,7 @@ def attention_received(
 
 
 def attention_received_packed(
-    q: Tensor, k: Tensor, scaling: float, lengths: Sequence[int], *, max_bytes: int = MAX_BYTES
+    q: Tensor, k: Tensor, scaling: float, lengths: Sequence[int]
 ) -> Tensor:
     """`attention_received` of sequences that lie one behind the other and do not see each other.
 
@@ -119,7 +119,6 @@ def attention_received_packed(
         k: [H, P, d] keys.
         scaling: factor of q @ k before the softmax.
         lengths: tokens of each sequence; they sum to P.
-        max_bytes: working memory for a block of rows.
 
     Returns:
         [P] float32.
@@ -143,5 +142,5 @@ def attention_received_packed(
         # Sequences of one length go together: windows are many and mostly alike.
         places = (starts[each == length, None] + torch.arange(length)).to(q.device)
         alike = [x[:, places].transpose(0, 1) for x in (q, k)]
-        received[places] = attention_received(alike[0], alike[1], scaling, max_bytes=max_bytes)
+        received[places] = attention_received(alike[0], alike[1], scaling)
     return received

@@ -113,7 +113,7 @@ def farthest_point(
     return found.sort(dim=-1).values if order == "raster" else found
 
 
-def spread_out(features: Tensor, threshold: float, *, max_bytes: int = MATRIX_BYTES) -> Tensor:
+def spread_out(features: Tensor, threshold: float) -> Tensor:
     """The picks of `farthest_point` until every row is within `threshold` of one of them.
 
     A row of zeros has no direction and is at distance 1 from all others. Distances within 1e-6 of
@@ -122,7 +122,6 @@ def spread_out(features: Tensor, threshold: float, *, max_bytes: int = MATRIX_BY
     Args:
         features: [N, D] any dtype, compared in float32 (also under autocast).
         threshold: distance, 1 - cosine.
-        max_bytes: memory for distances.
 
     Returns:
         [N] bool: which rows are picked; the first pick always is.
@@ -130,9 +129,9 @@ def spread_out(features: Tensor, threshold: float, *, max_bytes: int = MATRIX_BY
     Raises:
         VLMCompressError: as `farthest_point`.
     """
-    order = farthest_point(features, len(features), order="picked", max_bytes=max_bytes)
+    order = farthest_point(features, len(features), order="picked")
     unit = directions(features)[0][order]
-    rows, near = max(1, max_bytes // (8 * len(unit))), []
+    rows, near = max(1, MATRIX_BYTES // (8 * len(unit))), []
     with torch.autocast(features.device.type, enabled=False):
         for start in range(0, len(unit), rows):
             block = unit[start : start + rows] @ unit.T

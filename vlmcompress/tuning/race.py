@@ -70,7 +70,7 @@ def worse(field: Field, than: str) -> dict[str, float]:
     return {spec: p for spec, p in zip(others, p_values, strict=True) if p < SIGNIFICANT}
 
 
-def leaving(field: Field, objective: Objective, halve: bool = True) -> dict[str, str]:
+def leaving(field: Field, objective: Objective) -> dict[str, str]:
     """Who leaves at a rung, and why.
 
     Those leave that are significantly worse than the leader; of "pareto" than the best of those
@@ -81,7 +81,6 @@ def leaving(field: Field, objective: Objective, halve: bool = True) -> dict[str,
     Args:
         field: all that are in the race, on the same questions.
         objective: what is looked for.
-        halve: whether a further rung follows.
     """
     if objective == "pareto":
         return _dominated(field, ranked(field))
@@ -92,7 +91,7 @@ def leaving(field: Field, objective: Objective, halve: bool = True) -> dict[str,
     out = worse(field, order[0])
     left |= {spec: f"worse than {order[0]}, p {p:.2g}" for spec, p in out.items()}
     stay = [spec for spec in order if spec not in left]
-    if objective == "accuracy" and halve:
+    if objective == "accuracy":
         most = max(LEAST, -(-len(field) // 2))
         left |= dict.fromkeys(stay[most:], "behind half of the field, not significantly worse")
     return left

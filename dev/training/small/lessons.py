@@ -19,11 +19,9 @@ _NOUNS = frozenset([*SHAPES, *ICONS, *PLURALS.values(), "figure", "figures"])
 _EXTREMES = ("highest", "lowest")
 
 
-def pose_posters(
-    poster: Poster, rng: np.random.Generator, odds: Sequence[float], count: int = SEGMENTS
-) -> list[Question]:
-    """Ask `count` questions about `poster`, kinds drawn with `odds` from those that it allows."""
-    return drawn(lambda kind: ask_poster(poster, kind, rng), POSTER_KINDS, rng, odds, count)
+def pose_posters(poster: Poster, rng: np.random.Generator, odds: Sequence[float]) -> list[Question]:
+    """`SEGMENTS` questions about `poster`, kinds drawn with `odds` from those that it allows."""
+    return drawn(lambda kind: ask_poster(poster, kind, rng), POSTER_KINDS, rng, odds, SEGMENTS)
 
 
 def choose_patches(

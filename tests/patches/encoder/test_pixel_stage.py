@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bare import last_logits
-from cut_pixels import cut, encode, every_feature, given, masked, pictures
+from cut_pixels import all_but, check_kept, cut, encode, every_feature, given, masked, pictures
 from looker import looker
 from subject_models import SUBJECTS
 from torch.nn.functional import interpolate
@@ -105,8 +105,7 @@ def test_leaving_out_pixels_equals_masking_them(subject, share, attention, monke
     # The blocks of least brightness, so that at 10 % whole windows are empty.
     blocks = rows.view(sum(totals), -1).sum(1).split(totals)
     kept = [b.argsort(descending=True)[: round(share * len(b))] for b in blocks]
-    dropped = torch.ones(sum(totals), dtype=torch.bool)
-    dropped[kept[0]] = dropped[kept[1] + totals[0]] = False
+    dropped = all_but(kept, totals)
     expected = every_feature(masked(subject, inputs, dropped, monkeypatch))
     bare = every_feature(encode(subject, inputs))
     subject.model.set_attn_implementation(attention)
@@ -117,12 +116,7 @@ def test_leaving_out_pixels_equals_masking_them(subject, share, attention, monke
         found = every_feature(encode(subject, inputs))
     hook.remove()
     assert seen == [sum(map(len, kept)) * config.spatial_merge_size**2]
-    for mine, other in zip(found, expected, strict=True):
-        for number, places in enumerate(kept):
-            assert (mine[number][places] - other[number][places]).abs().max() < 1e-4
-            gone = torch.ones(totals[number], dtype=torch.bool)
-            gone[places] = False
-            assert not mine[number][gone].any()
+    check_kept(found, expected, kept)
     assert (found[0][0][kept[0]] - bare[0][0][kept[0]]).abs().max() > 1e-2
 
 

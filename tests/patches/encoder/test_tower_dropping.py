@@ -11,7 +11,7 @@ import torch
 from bare import bare, last_logits
 from bare_tower import feature_depth, running_towers
 from built_subjects import BLOCKS, PACKED, subject_of
-from cut_pixels import encode, every_feature, masked, pictures
+from cut_pixels import all_but, check_kept, encode, every_feature, masked, pictures
 from subject_models import IMAGE, LLAMA, TOWER, build
 from upstream_methods import Given, picks
 
@@ -73,21 +73,18 @@ def test_dropped_patches_are_no_keys_and_no_queries(name, attention, share, monk
     counts = [round(share * total) for total in totals]
     for layer in range(depth_of(subject)):
         kept = [picks(layer, 1, *one)[0] for one in zip(totals, counts, strict=True)]
-        dropped = torch.ones(sum(totals), dtype=torch.bool)
-        dropped[kept[0]] = dropped[kept[1] + totals[0]] = False
+        dropped = all_but(kept, totals)
         expected = every_feature(masked(subject, inputs, dropped, monkeypatch, layer))
         subject.model.set_attn_implementation(attention)
         with compress(subject.model, Given(layer=layer, seed=layer), budget=f"{share:.0%}"):
             found = every_feature(encode(subject, inputs))
         subject.model.set_attn_implementation("sdpa")
-        for stack, (mine, other) in enumerate(zip(found, expected, strict=True)):
-            for number, places in enumerate(kept):
-                assert (mine[number][places] - other[number][places]).abs().max() < 1e-4
-                gone = torch.ones(totals[number], dtype=torch.bool)
-                gone[places] = False
-                early = stack and subject.model.config.vision_config.deepstack_visual_indexes
-                if not (early and early[stack - 1] < layer):  # taps before it see everything
-                    assert not mine[number][gone].any()
+
+        def zeros(stack: int, layer: int = layer) -> bool:
+            early = stack and subject.model.config.vision_config.deepstack_visual_indexes
+            return not (early and early[stack - 1] < layer)  # taps before it see everything
+
+        check_kept(found, expected, kept, zeros)
         moved = (found[0][0][kept[0]] - untouched[0][0][kept[0]]).abs().max()
         assert moved > 1e-3
 
