@@ -21,14 +21,14 @@ SMALL = Case(
             "intermediate_size": 48,
             "num_hidden_layers": 8,
             "num_attention_heads": 4,
-            "image_size": [32, 32],
+            "image_size": [64, 64],
             "patch_size": [4, 4],
         },
         "text_config": QWEN2,
         "image_token_id": 99,
     },
-    (Grid(1, 4, 4),) * 3,
-    Grid(1, 4, 4),
+    (Grid(1, 8, 8),) * 3,
+    Grid(1, 8, 8),
 )
 
 
@@ -40,7 +40,7 @@ def test_a_file_of_figures(monkeypatch, tmp_path):
     encoder_stage.main()
     found = json.loads(path.read_text())
     (row,) = found["predicted"]
-    assert (row["tokens"], list(row["times_fewer"])) == (48, list(PREDICTED))
+    assert (row["tokens"], list(row["times_fewer"])) == (192, list(PREDICTED))
     assert 0 < row["encoder"] < 1
     assert all(times > 1 for times in [row["no_tokens"], *row["times_fewer"].values()])
     assert [one["method"] for one in found["timed"]] == list(TIMED)
