@@ -219,10 +219,12 @@ baselines: $(READY) ## write eval/baselines.json, which `make gate` compares wit
 gate: $(READY) ## fail if a method answers worse than eval/baselines.json says, beyond noise
 	$(BIN)/vlmcompress eval --check eval/baselines.json
 
-figures: $(READY) ## measure times on this machine's CPU again (half an hour, on an idle machine)
+figures: $(READY) ## measure times on this machine's CPU again (an hour, on an idle machine)
 	$(BIN)/python -m dev.benchmarks.farthest_point --out dev/benchmarks/results/farthest_point.json
 	$(BIN)/python -m dev.benchmarks.decode_step --out dev/benchmarks/results/decode_step.json
-	$(BIN)/python -m dev.benchmarks.published_shapes --out dev/benchmarks/results/published_shapes.json
+	$(BIN)/python -m dev.benchmarks.published_shapes --again --out dev/benchmarks/results/published_shapes.json
+	$(BIN)/python -m dev.benchmarks.selection_cost --again --out dev/benchmarks/results/selection_cost.json
+	$(BIN)/python -m dev.benchmarks.selection_together --out dev/benchmarks/results/selection_together.json
 	$(BIN)/python -m dev.benchmarks.encoder_stage --out dev/benchmarks/results/encoder_stage.json
 
 gpu-figures: $(READY) ## on a machine with a GPU: its tests, then kernels, decoding and whole 7B shapes

@@ -4,12 +4,16 @@ python -m dev.benchmarks.encoder_stage --out dev/benchmarks/results/encoder_stag
 
 FLOPs are those up to the first token, of published shapes on the meta device. Times are those of a
 feature call, with the first layers of the tower alone so that a CPU can run it; the bare model and
-the methods take turns.
+the methods take turns. Times that are in the file and are not measured again stay there:
+
+python -m dev.benchmarks.encoder_stage --out FILE.json --timed gemma3-4b --methods "unit-drop"
 """
 
 import argparse
+import json
 import os
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +24,21 @@ import transformers
 from torch import Tensor
 from transformers.utils import logging
 
+from dev.benchmarks.kept_rows import joined, place
 from vlmcompress.api import compress
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.clock import elapsed
 from vlmcompress.budget.planner import Planner
+from vlmcompress.errors import VLMCompressError
 from vlmcompress.eval.run.provenance import machine
-from vlmcompress.files import write_json
+from vlmcompress.files import check_output, write_json
 from vlmcompress.flops.exact import Costs, first_token
 from vlmcompress.methods.composition.plan import ImagePlan
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.patches.cost.workload import load_of, shape_of
 from vlmcompress.patches.families.parts import ModelParts
 from vlmcompress.profiler.published_shapes import SHAPES
+from vlmcompress.registry import unknown
 from vlmcompress.tokens import Grid
 
 WORDS = 40
@@ -45,7 +52,14 @@ PREDICTED = (
     "unit-drop+divprune",
     "unit-drop(layer=0)+divprune",
 )
-TIMED = ("unit-drop(layer=2)", "unit-drop(layer=1)", "unit-drop(layer=0)")
+TIMED = (
+    "unit-drop(layer=2)",
+    "unit-drop(layer=1)",
+    "unit-drop(layer=0)",
+    "tome(stage='encoder')",
+    "pitome(stage='encoder')",
+    "mctf(stage='encoder')",
+)
 
 _SO400M = {
     "hidden_size": 1152,
@@ -194,11 +208,11 @@ def pixels(model: Any, case: Case) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def timed(name: str, case: Case, rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of a feature call of a cut tower, the bare one first."""
+def timed(name: str, case: Case, specs: Sequence[str], rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of a feature call of a cut tower, bare and with each of the specs."""
     model = built(case, LAYERS)
     given, full = pixels(model, case), costs_of(model, [case.timed], None, SHARE)
-    found: dict[str | None, list[float]] = {spec: [] for spec in (None, *TIMED)}
+    found: dict[str | None, list[float]] = {spec: [] for spec in (None, *specs)}
 
     def call() -> None:
         model.model.get_image_features(**given)
@@ -210,7 +224,7 @@ def timed(name: str, case: Case, rounds: int) -> list[dict[str, Any]]:
             if number:  # the first round warms up
                 found[spec].append(took)
     rows = []
-    for spec in TIMED:
+    for spec in specs:
         ratios = sorted(a / b for a, b in zip(found[spec], found[None], strict=True))
         part = costs_of(model, [case.timed], spec, SHARE)
         rows.append(
@@ -234,28 +248,52 @@ def _one(model: Any, spec: str | None, call: Callable[[], None]) -> float:
         return elapsed(call, model.device)
 
 
-def main() -> None:
-    """Measure and write the file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dev.benchmarks.encoder_stage", description=__doc__
-    )
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--timed", help="models, separated by commas; all by default")
-    asked = parser.parse_args()
-    logging.set_verbosity_error()
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command line."""
+    made = argparse.ArgumentParser(prog="python -m dev.benchmarks.encoder_stage")
+    made.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    made.add_argument("--rounds", type=int, default=7)
+    made.add_argument("--timed", default="", help="models, between commas; all by default")
+    made.add_argument("--methods", nargs="+", default=list(TIMED), help="what is timed")
+    return made
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Predict anew, measure what is asked for, and write the file model by model."""
+    check_output(asked.out, frozenset({".json"}))
     names = asked.timed.split(",") if asked.timed else list(CASES)
-    content: dict[str, Any] = {
-        "provenance": machine("python -m dev.benchmarks.encoder_stage", torch.device("cpu"))
-        | {"rounds": asked.rounds, "share": SHARE, "layers": LAYERS, "words": WORDS},
-        "predicted": [predicted(*case) for case in CASES.items()],
-        "timed": [],
-    }
     for name in names:
-        content["timed"] += timed(name, CASES[name], asked.rounds)
-        print(*content["timed"][-len(TIMED) :], sep="\n", flush=True)
-    content["provenance"]["load"] = os.getloadavg()[1]
-    write_json(asked.out, content)
+        if name not in CASES:
+            raise unknown("model", name, list(CASES))
+    for spec in asked.methods:
+        parse(spec)
+    file: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    own, known = file.get("provenance"), file.get("timed", [])
+    ahead = [predicted(*case) for case in CASES.items()]
+    now = machine("python -m dev.benchmarks.encoder_stage", torch.device("cpu"))
+    now |= {"rounds": asked.rounds, "share": SHARE, "layers": LAYERS, "words": WORDS}
+    for name in names:
+        new = timed(name, CASES[name], asked.methods, asked.rounds)
+        now |= {"load": os.getloadavg()[1]}
+        own, known = joined(own, known, new, now, lambda row: (row["model"], row["method"]))
+        content = {"provenance": own, "predicted": ahead, "timed": sorted(known, key=_order)}
+        write_json(asked.out, content)
+        print(*new, sep="\n", flush=True)
+
+
+def _order(row: Mapping[str, Any]) -> tuple[int, int]:
+    return place(list(CASES), row["model"]), place(TIMED, row["method"])
+
+
+def main() -> None:
+    """The command line."""
+    asked = parser().parse_args()
+    logging.set_verbosity_error()
+    try:
+        run(asked)
+    except VLMCompressError as error:
+        print(f"encoder_stage: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ On a machine without CUDA only the torch paths are timed; bytes and operations s
 """
 
 import argparse
+import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dev.benchmarks.kept_rows import joined
 from dev.benchmarks.kernel_case import KernelCase
 from vlmcompress.budget.clock import elapsed
 from vlmcompress.eval.run.provenance import machine
@@ -84,16 +87,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", help="the ops whose names contain this")
+    parser.add_argument("--only", help="ops whose names contain this; others stay")
     given = parser.parse_args()
     device, rows = torch.device(given.device), []
+    file: dict[str, Any] = (
+        json.loads(given.out.read_text()) if given.only and given.out.exists() else {}
+    )
     for case in cases():
         if given.only is None or given.only in case.op:
             rows.append(measure(case, device, given.rounds))
             print(rows[-1], flush=True)
-    command = "python -m dev.benchmarks.kernels"
-    document = {"provenance": machine(command, device), "pays": paying(rows), "rows": rows}
-    write_json(given.out, document)
+    now = machine("python -m dev.benchmarks.kernels", device)
+    own, rows = joined(file.get("provenance"), file.get("rows", []), rows, now, key)
+    listed = [(case.op, case.shape) for case in cases()]
+    rows = sorted((row for row in rows if key(row) in listed), key=lambda r: listed.index(key(r)))
+    write_json(given.out, {"provenance": own, "pays": paying(rows), "rows": rows})
+
+
+def key(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What is measured once."""
+    return row["op"], row["shape"]
 
 
 if __name__ == "__main__":

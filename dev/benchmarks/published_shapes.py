@@ -3,95 +3,41 @@
 python -m dev.benchmarks.published_shapes --out FILE.json
 python -m dev.benchmarks.published_shapes --out FILE_gpu.json --device cuda
 
-Methods are those of the registry. Some of them at a time take turns with the bare model and with
-the one without visual tokens (`vlmcompress.profiler`). What has been measured is in the file, and
-another run goes on from there. On a CPU the decoder is that of Qwen2-0.5B with all its layers, and
-the vision tower is cut; on CUDA the models are whole.
+Methods are those of the registry, and papers of several stages. Some of them at a time take turns
+with the bare model and with the one without visual tokens (`vlmcompress.profiler`). What has been
+measured is in the file, and another run goes on from there. On a CPU the decoder is that of
+Qwen2-0.5B with all its layers, and the vision tower is cut; on CUDA the models are whole.
+
+python -m dev.benchmarks.published_shapes --out FILE.json --methods aim-prune,zoo-prune --again
+
+measures these once more at what `shape_cases` says, and leaves all other rows as they are.
 """
 
 import argparse
 import gc
-import importlib.util
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
+from dev.benchmarks.kept_rows import joined, place
+from dev.benchmarks.shape_cases import ENDS, ShapeCase, cases, names, parts_of, settings
 from vlmcompress.api import compress
-from vlmcompress.files import write_json
-from vlmcompress.methods.registry import METHODS
+from vlmcompress.budget.budget import Budget
+from vlmcompress.errors import VLMCompressError
+from vlmcompress.files import check_output, write_json
 from vlmcompress.profiler.measure import Profile, ProfileRow, Setting, Wrap, profile
-from vlmcompress.profiler.published_shapes import configuration
 from vlmcompress.profiler.random_prompts import prompt
 from vlmcompress.profiler.random_weights import build
 
 AT_ONCE = 6
 """Methods that take turns with one pair of ends."""
-
-
-@dataclass(frozen=True)
-class ShapeCase:
-    """A model to measure on."""
-
-    shape: str
-    """Name in `profiler.published_shapes.SHAPES`."""
-    layers: int | None = None
-    """Decoder layers; None for all."""
-    encoder_layers: int | None = None
-    attention: str = "sdpa"
-
-    @classmethod
-    def read(cls, text: str) -> "ShapeCase":
-        """`llava-1.5-7b:8:3` is 8 decoder layers and 3 of the vision tower; none for all."""
-        name, *counts = text.split(":")
-        layers, encoder_layers = (*(int(n) if n else None for n in counts), None, None)[:2]
-        return cls(name, layers, encoder_layers)
-
-    @property
-    def name(self) -> str:
-        """For people, and to tell cases apart."""
-        cuts = [f"{n} {of}" for n, of in self._counts() if n is not None]
-        return ", ".join([self.shape, *cuts, self.attention])
-
-    def _counts(self) -> list[tuple[int | None, str]]:
-        return [(self.layers, "decoder layers"), (self.encoder_layers, "ViT layers")]
-
-    @property
-    def depth(self) -> float:
-        """How many times deeper the whole decoder is."""
-        whole = configuration(self.shape).text_config.num_hidden_layers
-        return float(whole / (self.layers or whole))
-
-
-CPU = [ShapeCase("qwen2-0.5b-llava", None, 3), ShapeCase("qwen2-0.5b-llava-next", None, 3)]
-CUDA = [ShapeCase("llava-1.5-7b"), ShapeCase("llava-next-7b"), ShapeCase("qwen2.5-vl-7b")]
-
-
-def cases(device: str, texts: Sequence[str]) -> list[ShapeCase]:
-    """The cases asked for, else those for the device; on CUDA with FlashAttention 2 where it is."""
-    chosen = [ShapeCase.read(text) for text in texts] or (CUDA if device == "cuda" else CPU)
-    flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    more = [
-        ShapeCase(one.shape, one.layers, one.encoder_layers, "flash_attention_2")
-        for one in (chosen if flash else ())
-    ]
-    return [*chosen, *more]
-
-
-def settings(budgets: Sequence[str], only: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Every registered method with every budget; methods in the decoder also as in their paper."""
-    found: list[tuple[str, str | None]] = []
-    for name, method in METHODS.items():
-        if name in ("full", "text-only") or (only and name not in only):
-            continue
-        asked: list[str | None] = [*budgets] if method.takes_budget else [None]
-        own: list[str | None] = [None] if method.stages == {"decoder"} else []
-        found += [(name, budget) for budget in dict.fromkeys([*asked, *own])]
-    return found
 
 
 def measure(
@@ -134,7 +80,7 @@ def line(case: ShapeCase, row: ProfileRow, full: ProfileRow) -> dict[str, Any]:
     if row.seen is None or row.times is None or row.saving is None:
         return {**asked, "skipped": row.error}
     assert full.times is not None
-    stages = [] if row.label not in METHODS.names() else sorted(METHODS.get(row.label).stages)
+    stages = sorted(frozenset[str]().union(*(part.stages for part in parts_of(row.label))))
     return {
         **asked,
         "stages": stages,
@@ -165,39 +111,91 @@ def misses(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         goal = 0.9 if "decoder" in row["stages"] else 0.95
         if row["of_bound"] is not None and row["of_bound"] < goal:
             yield f"{what}: {row['of_bound']:.1%} of its bound; stages {row['stage_ms']}"
-        if row["method"] not in ("full", "text-only") and row["selector_overhead"] > 0.01:
+        if row["method"] not in ENDS and row["selector_overhead"] > 0.01:
             yield f"{what}: the selection takes {row['selector_overhead']:.1%} of the full prefill"
 
 
-def main() -> None:
-    """Measure what the file does not have yet."""
-    parser = argparse.ArgumentParser(prog="python -m dev.benchmarks.published_shapes")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--budgets", default="192,128,64")
-    parser.add_argument("--methods", default="", help="some of the registry, between commas")
-    parser.add_argument("--case", action="append", default=[], help="as llava-1.5-7b:8:3")
-    given = parser.parse_args()
-    logging.set_verbosity_error()
-    known = json.loads(given.out.read_text()) if given.out.exists() else {"cases": {}, "rows": []}
-    asked = settings(given.budgets.split(","), [name for name in given.methods.split(",") if name])
-    for case in cases(given.device, given.case):
-        done = {(row["method"], row["budget"]) for row in known["rows"] if row["case"] == case.name}
-        todo = [one for one in asked if one not in done]
-        dtype = getattr(torch, given.dtype)
-        for found in measure(case, todo, given.device, dtype, given.rounds) if todo else ():
-            # The two ends are kept once, from the first settings; shares come from their own.
-            ends = slice(2 if case.name in known["cases"] else 0, None)
-            new = [line(case, row, found.rows[0]) for row in found.rows[ends]]
-            known["cases"][case.name] = found.environment | asdict(case)
-            known["rows"] += new
-            write_json(given.out, known)
+def key(row: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """What is measured once."""
+    return row["case"], row["method"], row["budget"]
+
+
+def order(row: Mapping[str, Any], known: Sequence[str]) -> tuple[Any, ...]:
+    """Where a row stands in the file: by case, method and budget, that of the paper last."""
+    budget = row["budget"] or ""
+    number = re.match(r"[\d.]+", budget)
+    return (
+        known.index(row["case"]),
+        place([*ENDS, *names()], row["method"]),
+        *(not budget, not budget.isdecimal(), -float(number[0]) if number else 0.0),
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command line; without any, what is committed."""
+    made = argparse.ArgumentParser(prog="python -m dev.benchmarks.published_shapes")
+    made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--budgets", default="", help="of all methods, between commas")
+    made.add_argument("--methods", default="", help="only these, between commas")
+    made.add_argument("--again", action="store_true", help="also what the file has")
+    made.add_argument("--case", action="append", default=[], help="as llava-1.5-7b:8:3")
+    return made
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Measure what the file does not have yet, and write it some methods at a time."""
+    check_output(asked.out, frozenset({".json"}))
+    known = json.loads(asked.out.read_text()) if asked.out.exists() else {"cases": {}, "rows": []}
+    only, budgets = (
+        [text.strip() for text in given.split(",") if text.strip()]
+        for given in (asked.methods, asked.budgets)
+    )
+    for text in budgets:
+        Budget.parse(text)
+    todo = {}
+    for case in cases(asked.device, asked.case):
+        done = set() if asked.again else {key(row) for row in known["rows"]}
+        wanted = settings(case, asked.device, budgets, only)
+        todo[case] = [one for one in wanted if (case.name, *one) not in done]
+    for case, some in todo.items():
+        dtype = getattr(torch, asked.dtype)
+        # The two ends are kept once, from the first settings; shares come from their own.
+        ends = case.name not in known["cases"] or (asked.again and not only)
+        for found in measure(case, some, asked.device, dtype, asked.rounds) if some else ():
+            rows = found.rows if ends else found.rows[len(ENDS) :]
+            new, ends = [line(case, row, found.rows[0]) for row in rows], False
+            _join(known, case, new, found.environment | asdict(case))
+            write_json(asked.out, known)
             for row in new:
                 print(json.dumps(row), flush=True)
         gc.collect()
     print("\n".join(misses(known["rows"])))
+
+
+def _join(
+    known: dict[str, Any], case: ShapeCase, new: list[dict[str, Any]], now: dict[str, Any]
+) -> None:
+    """Put new rows of a case into the file."""
+    mine = [row for row in known["rows"] if row["case"] == case.name]
+    others = [row for row in known["rows"] if row["case"] != case.name]
+    own, rows = joined(known["cases"].get(case.name), mine, new, now, key)
+    known["cases"][case.name] = own
+    listed = list(known["cases"])
+    known["rows"] = sorted([*others, *rows], key=lambda row: order(row, listed))
+
+
+def main() -> None:
+    """The command line."""
+    asked = parser().parse_args()
+    logging.set_verbosity_error()
+    try:
+        run(asked)
+    except VLMCompressError as error:
+        print(f"published_shapes: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from dev.benchmarks.kept_rows import measured_on
 
 Row = Mapping[str, Any]
 
@@ -11,6 +13,23 @@ Row = Mapping[str, Any]
 def source(made: Row) -> str:
     """Device, versions, date and command as a sentence."""
     return f"{made['device']}, {threads(made)}; `{made['command']}`."
+
+
+def others(own: Row, rows: Sequence[Row], told: Callable[[Row], str] = source) -> str:
+    """A paragraph for each further run that measured rows: its methods, and on what.
+
+    Args:
+        own: what the file says of all its rows.
+        rows: of the file.
+        told: the sentence about a run; runs of which it says the same count as one.
+    """
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(told(measured_on(row, own)), []).append(f"`{row['method']}`")
+    found.pop(told(own), None)
+    return "".join(
+        f"\n\n{', '.join(dict.fromkeys(methods))}: {text}" for text, methods in found.items()
+    )
 
 
 def threads(made: Row) -> str:

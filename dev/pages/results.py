@@ -12,9 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dev.benchmarks.kept_rows import measured_on
 from dev.pages import committed_results as committed
 from dev.pages.auto_table import taken
 from dev.pages.generated import ROOT, keep_up, updated
+from dev.pages.provenance import others
 from vlmcompress.defaults import AUTO
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.eval.results.scores import RANDOM_NAME
@@ -121,7 +123,7 @@ def _closing(content: Mapping[str, Any], task: Mapping[str, Any]) -> str:
 def speed(path: Path = SPEED) -> str:
     """Time to the first token of some methods, as `dev.benchmarks.published_shapes` wrote it."""
     measured = json.loads(path.read_text())
-    full = {row["case"]: row["ttft_ms"][0] for row in measured["rows"] if row["method"] == "full"}
+    rows = [row for row in measured["rows"] if row["method"] in SHOWN and "skipped" not in row]
     table = as_table(
         [
             "model",
@@ -138,26 +140,30 @@ def speed(path: Path = SPEED) -> str:
                 f"`{row['method']}`",
                 f"{row['tokens'][1]:.4g} of {row['tokens'][0]}",
                 "{:.0f} ({:.0f} to {:.0f})".format(*row["ttft_ms"]),
-                f"{full[row['case']] / row['ttft_ms'][0]:.2f}",
+                f"{1 / (1 - row['ttft_cut']):.2f}",
                 *(f"{100 * row[share]:.0f} %" for share in ("achieved", "predicted")),
             ]
-            for row in measured["rows"]
-            if row["method"] in SHOWN and "skipped" not in row
+            for row in rows
         ),
     )
-    made_on = next(iter(measured["cases"].values()))
-    versions = ", ".join(
-        f"{name} {made_on['versions'][name]}" for name in ("torch", "transformers")
-    )
+    cases: dict[str, dict[str, Any]] = measured["cases"]
+    made_on = next(iter(cases.values()))
+    each = [row | {"measured": measured_on(row, cases[row["case"]])} for row in rows]
     return (
         f"{table}\n\nReal shapes with random weights (time does not depend on them), batch 1, "
         f"{made_on['prompt']['text']} words; the vision towers are cut to fit a CPU. Medians and "
-        f"quartiles of interleaved runs: {made_on['cpu']}, {made_on['threads']} threads, "
-        f"{made_on['dtype']}, {versions}; encoder and selection included. *Achieved* is the share "
+        f"quartiles of interleaved runs: {_on(made_on)}; encoder and selection included. *Times "
+        "as fast* is beside the bare model of the same turns, some methods at a time, the line of "
+        "`full` that of the first. *Achieved* is the share "
         "of the time that dropping every visual token would save, *possible* the same of FLOPs for "
         "as many tokens. All methods, what they cost themselves, and decode steps: "
-        "[speed.md](speed.md). Reproduce with `make figures`."
+        f"[speed.md](speed.md). Reproduce with `make figures`.{others(made_on, each, _on)}"
     )
+
+
+def _on(made: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "transformers"))
+    return f"{made['cpu']}, {made['threads']} threads, {made['dtype']}, {versions}"
 
 
 PARTS: dict[str, Callable[[], str]] = {"accuracy": accuracy, "clips": clips, "speed": speed}

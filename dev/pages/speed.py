@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from dev.pages.generated import ROOT, keep_up
-from dev.pages.provenance import marked, source, threads
+from dev.pages.provenance import marked, others, source, threads
 from dev.pages.speed_selection import costs, farthest, named, together
 from dev.pages.speed_tower import stages, towers
 from vlmcompress.eval.report.markdown import as_table
@@ -41,10 +41,11 @@ def real() -> str:
     """Methods on real shapes."""
     measured = json.loads((RESULTS / "published_shapes.json").read_text())
     parts = ["## Methods on real shapes\n", _TERMS]
-    for case, rows in groupby(measured["rows"], key=lambda row: row["case"]):
-        parts.append(
-            f"### {case}\n\n{_made_on(measured['cases'][case])}\n\n{_methods(list(rows))}\n"
-        )
+    for case, some in groupby(measured["rows"], key=lambda row: row["case"]):
+        rows = list(some)
+        own = measured["cases"][case]
+        made_on = _made_on(own) + others(own, rows, _made_on)
+        parts.append(f"### {case}\n\n{made_on}\n\n{_methods(rows)}\n")
     parts.append(named(measured["rows"]))
     return "\n".join(parts)
 
@@ -125,7 +126,8 @@ def gpu() -> str:
             for row in measured["rows"]
         ),
     )
-    return f"## Kernels on a GPU\n\n{source(measured['provenance'])}\n\n{table}\n"
+    own, rows = measured["provenance"], [{"method": row["op"]} | row for row in measured["rows"]]
+    return f"## Kernels on a GPU\n\n{source(own)}{others(own, rows)}\n\n{table}\n"
 
 
 def tower() -> str:

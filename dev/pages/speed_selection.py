@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dev.pages.provenance import marked, source
+from dev.pages.provenance import marked, others, source
 from vlmcompress.eval.report.markdown import as_table
 
 Row = Mapping[str, Any]
@@ -82,7 +82,7 @@ def costs(results: Path) -> str:
             for row in rows
         ),
     )
-    return f"{head}{_above(rows)}{source(made)}\n\n{table}\n"
+    return f"{head}{_above(rows)}{source(made)}{others(made, rows)}\n\n{table}\n"
 
 
 def named(rows: Sequence[Row]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dev.pages import committed_results as committed
+from dev.pages.provenance import others
 from vlmcompress.eval.report.markdown import as_table
 from vlmcompress.eval.report.text import methods_at
 from vlmcompress.eval.results import statistics
@@ -30,6 +31,10 @@ _TIMES = """Time of a feature call (tower and projector) beside the bare model's
 layers of the tower, float32, taking turns; {rounds} rounds, smallest and largest ratio in brackets.
 *Predicted* is the same of FLOPs. {share} of the tokens kept. {load:.0f} processes waited for
 the machine's processors meanwhile: the more there are, the rougher are these ratios.
+
+"""
+_MERGERS = """{names} merge in the layers of the tower. What finding the pairs costs is in the
+time, and not in *predicted*.
 
 """
 _STAGES = """### Do the stages cost accuracy, or the shorter tower?
@@ -78,9 +83,20 @@ def towers(results: Path) -> str:
             for row in measured["timed"]
         ),
     )
-    made_on = f"{source['device']}, {source['threads']} threads, {source['date']}."
+    made_on = _made_on(source) + others(source, measured["timed"], _made_on)
     saved, took = _FLOPS.format(**source), _TIMES.format(**source)
+    merging = dict.fromkeys(
+        f"`{row['method']}`"
+        for row in measured["timed"]
+        if not isinstance(parse(row["method"]).upstream, UnitDrop)
+    )
+    if merging:
+        took += _MERGERS.format(names=", ".join(merging))
     return f"{_HEAD}{saved}{flops}\n\n{took}{made_on}\n\n{times}\n"
+
+
+def _made_on(made: Row) -> str:
+    return f"{made['device']}, {made['threads']} threads, {made['date']}."
 
 
 def stages() -> str:

@@ -39,11 +39,18 @@ def test_without_a_gpu_only_torch_is_timed(monkeypatch, tmp_path):
     row = measure(case(bytes=12, flops=0), torch.device("cpu"), 3)
     assert row["torch"]["ms"] > 0
     assert "triton" not in row
-    monkeypatch.setattr(kernel_speed, "cases", lambda: [case(bytes=12, flops=0)])
+    both = [case(bytes=12, flops=0), case("merge", bytes=12, flops=0)]
+    monkeypatch.setattr(kernel_speed, "cases", lambda: both)
     out = tmp_path / "kernels.json"
     command = ["kernel_speed", "--device", "cpu", "--out", str(out), "--rounds", "2"]
     monkeypatch.setattr(sys, "argv", command)
     kernel_speed.main()
     document = json.loads(out.read_text())
     assert document["pays"] == []
-    assert [row["op"] for row in document["rows"]] == ["take"]
+    assert [row["op"] for row in document["rows"]] == ["take", "merge"]
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "take"])
+    kernel_speed.main()
+    again = json.loads(out.read_text())["rows"]
+    assert [row["op"] for row in again] == ["take", "merge"]
+    assert again[1] == document["rows"][1]
+    assert again[0]["measured"]["command"].endswith("--only take")

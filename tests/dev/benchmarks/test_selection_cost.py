@@ -49,6 +49,61 @@ def test_every_method_has_a_line_at_each_of_its_stages(model, monkeypatch, tmp_p
         assert row["above"] == (row["share"] > 0.01) or row["share"] == pytest.approx(0.01)
 
 
+def figures(path):
+    rows = json.loads(path.read_text())["rows"]
+    return {(row["method"], row["stage"]): row["ms"] for row in rows}
+
+
+def test_what_the_file_has_stays_and_only_what_is_missing_is_measured(model, monkeypatch, tmp_path):
+    path, taken = tmp_path / "t.json", iter(range(1, 99))
+    monkeypatch.setattr(selector_speed, "milliseconds", lambda work, seconds: next(taken))
+    monkeypatch.setattr(selector_speed, "prefill", lambda *given: 1000.0)
+    # The one keeps what it is asked for, the other cannot be asked.
+    run(monkeypatch, path, "--methods", "stride", "todre-exit")
+    assert figures(path) == {("stride", "projector"): 1, ("todre-exit", "decoder"): 2}
+    run(monkeypatch, path, "--methods", "todre-exit", "pool", "stride")
+    first = figures(path)
+    assert list(first.items()) == [
+        (("stride", "projector"), 1),
+        (("pool", "decoder"), 3),
+        (("pool", "projector"), 4),
+        (("todre-exit", "decoder"), 2),
+    ]
+    run(monkeypatch, path, "--methods", "todre-exit", "--again")
+    assert figures(path) == first | {("todre-exit", "decoder"): 5}
+    row = json.loads(path.read_text())["rows"][-1]
+    assert row["measured"]["command"].endswith("--methods todre-exit --again")
+    run(monkeypatch, path, "--methods", "todre-exit")  # there is nothing to do
+    assert figures(path) == first | {("todre-exit", "decoder"): 5}
+
+
+def test_a_run_that_is_stopped_leaves_what_it_measured(model, monkeypatch, tmp_path):
+    path = tmp_path / "t.json"
+    found = iter([1.0, 2.0])
+    monkeypatch.setattr(selector_speed, "milliseconds", lambda work, seconds: next(found))
+    monkeypatch.setattr(selector_speed, "prefill", lambda *given: 1000.0)
+    with pytest.raises((StopIteration, RuntimeError)):
+        run(monkeypatch, path)
+    assert list(figures(path).values()) == [1.0, 2.0]
+
+
+def test_the_name_of_a_paper_stands_for_its_methods():
+    assert selector_speed.cases(["flashvid", "stride"]) == [
+        ("flashvid-merge", "projector"),
+        ("flashvid-prune", "decoder"),
+        ("stride", "projector"),
+    ]
+
+
+def test_an_unknown_method_is_one_line(model, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, tmp_path / "t.json", "--methods", "strides")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("selection_cost: unknown method 'strides': did you mean 'stride'?")
+    assert error.count("\n") == 1
+
+
 def test_a_method_is_asked_part_by_part_for_all_of_the_count(model, monkeypatch, tmp_path):
     asked = []
     cls = METHODS.get("divprune")

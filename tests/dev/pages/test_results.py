@@ -61,9 +61,10 @@ def test_the_table_of_clips_also_tells_of_pictures(task, monkeypatch):
 
 def test_speed_table(tmp_path):
     full = {"case": "c", "method": "full", "tokens": [576, 576], "ttft_ms": [30.0, 29.0, 31.0]}
-    full |= {"achieved": 0.0, "predicted": 0.0}
+    full |= {"achieved": 0.0, "predicted": 0.0, "ttft_cut": 0.0}
     row = {"case": "c", "method": "divprune", "tokens": [576, 64.0], "ttft_ms": [12.0, 11.0, 13.0]}
-    row |= {"achieved": 0.875, "predicted": 0.9}
+    # The bare model of its own turns took 24 ms.
+    row |= {"achieved": 0.875, "predicted": 0.9, "ttft_cut": 0.5}
     others = [{**row, "method": "hiprune"}, {"case": "c", "method": "fastv", "skipped": "no"}]
     made_on = {"prompt": {"text": 40}, "cpu": "d", "threads": 2, "dtype": "bfloat16"}
     made_on |= {"versions": {"torch": "2", "transformers": "5"}}
@@ -72,7 +73,11 @@ def test_speed_table(tmp_path):
     lines = results.speed(file).splitlines()
     assert lines[2:4] == [
         "| c | `full` | 576 of 576 | 30 (29 to 31) | 1.00 | 0 % | 0 % |",
-        "| c | `divprune` | 64 of 576 | 12 (11 to 13) | 2.50 | 88 % | 90 % |",
+        "| c | `divprune` | 64 of 576 | 12 (11 to 13) | 2.00 | 88 % | 90 % |",
     ]
     assert lines[4] == ""
     assert "d, 2 threads, bfloat16, torch 2, transformers 5" in lines[-1]
+    later = {**row, "method": "pool", "measured": {"threads": 1}}
+    file.write_text(json.dumps({"cases": {"c": made_on}, "rows": [full, later]}))
+    told = results.speed(file).splitlines()[-1]
+    assert told == "`pool`: d, 1 threads, bfloat16, torch 2, transformers 5"

@@ -6,6 +6,7 @@ import pytest
 
 from dev.pages import speed as speed_page
 from dev.pages.speed_selection import costs, named
+from dev.pages.speed_tower import towers
 
 
 def test_the_page_is_up_to_date():
@@ -47,6 +48,33 @@ def test_a_method_above_the_limit_is_named_with_its_reason(tmp_path):
     assert "Above it" not in page(row("scope", 0.01))
     with pytest.raises(KeyError, match="scope"):
         page(row("scope", 0.02))
+
+
+def test_a_row_of_another_run_says_on_what_it_was_measured(tmp_path):
+    made_on = {"device": "CPU", "threads": 2, "date": "d", "command": "c", "prefill": "p"}
+    made_on["versions"] = {"torch": "2", "transformers": "5"}
+    rows = [row("scope", 0.01), row("clse", 0.01) | {"measured": {"date": "e", "command": "x"}}]
+    rows += [row("pool", 0.0) | {"measured": {"commit": "what the page does not tell"}}]
+    (tmp_path / "selection_cost.json").write_text(json.dumps({"provenance": made_on, "rows": rows}))
+    shown = costs(tmp_path)
+    assert "CPU, 2 threads, torch 2, transformers 5, d; `c`.\n\n`clse`: CPU, 2 threads" in shown
+    assert "transformers 5, e; `x`.\n\n| model" in shown
+    assert shown.count("CPU, 2 threads") == 2
+
+
+def test_towers_with_and_without_mergers(tmp_path):
+    content = json.loads((speed_page.RESULTS / "encoder_stage.json").read_text())
+
+    def page(*more):
+        shown = content | {"timed": [*content["timed"][:1], *more]}
+        (tmp_path / "encoder_stage.json").write_text(json.dumps(shown))
+        return towers(tmp_path)
+
+    assert "merge in the layers" not in page()
+    merged = content["timed"][0] | {"method": "tome(stage='encoder')"}
+    shown = page(merged | {"measured": {"date": "tomorrow"}})
+    assert "\n\n`tome(stage='encoder')` merge in the layers of the tower." in shown
+    assert "\n\n`tome(stage='encoder')`: CPU AMD EPYC, 2 threads, tomorrow.\n\n| model" in shown
 
 
 def test_a_choice_that_takes_long_inside_a_model_is_named_with_its_reason():
