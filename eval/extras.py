@@ -22,7 +22,7 @@ def needs_eval() -> Iterator[None]:
         if name == "vlmcompress":
             raise  # a fault of this package, which no installation mends
         raise VLMCompressError(
-            f"this part of the evaluation needs {name}: pip install 'vlmcompress[eval]'"
+            f"this needs the extra eval, and {name} is missing: pip install 'vlmcompress[eval]'"
         ) from error
 
 

@@ -72,6 +72,7 @@ def real_shape() -> str:
     """Time to the first token at the size of a real model, on the machine that was measured."""
     measured = json.loads(SPEED.read_text())
     case = next(name for name in measured["cases"] if name.split(",")[0] == _SHAPE)
+    tower = case.split(", ")[1]  # how much of the vision tower was measured
     made_on = measured["cases"][case]
     rows = {
         (row["method"], row["budget"]): row
@@ -80,7 +81,7 @@ def real_shape() -> str:
     }
     full, kept = rows[FULL, None], rows[_METHOD, str(_COUNT)]
     return (
-        f"At a real size (Qwen2-0.5B, {full['tokens'][0]} visual tokens, random weights, "
+        f"At a real size (Qwen2-0.5B, {tower}, {full['tokens'][0]} visual tokens, random weights, "
         f"{made_on['cpu']}, {made_on['threads']} threads, {made_on['dtype']}) `{_METHOD}` with "
         f"{_COUNT} tokens needs {kept['ttft_ms'][0]:.0f} ms to the first token, the whole model "
         f"{full['ttft_ms'][0]:.0f} ms."

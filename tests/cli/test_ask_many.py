@@ -183,7 +183,7 @@ def test_one_that_the_method_refuses_does_not_stop_the_others(cli, loaded, tmp_p
         ("--out, --resume and --batch are for", ["p/000.png", "q ?", "--out", "x.jsonl"]),
         ("--resume goes on with the file of --out", ["p", "q ?", "--resume"]),
         ("the name must end in .csv, .jsonl", ["p", "q ?", "--out", "x.txt"]),
-        ("there is nothing to ask about", ["empty", "q ?"]),
+        ("there is nothing to ask about in 'empty'", ["empty", "q ?"]),
         ("no question", ["p"]),
         ("the model has no name", ["p", "q ?", "--model", ""]),
         ("a file has no name", ["", "q ?"]),

@@ -123,7 +123,7 @@ def test_a_missing_package_is_named_before_anything_runs(
     refused, unloadable, tmp_path, monkeypatch, name
 ):
     monkeypatch.setitem(sys.modules, name, None)
-    words = rf"this part of the evaluation needs {name}: pip install 'vlmcompress\[eval\]'"
+    words = rf"this needs the extra eval, and {name} is missing: pip install 'vlmcompress\[eval\]'"
     refused(words, "--out", tmp_path / "run")
 
 

@@ -29,6 +29,7 @@ def script(monkeypatch, capsys):
         (["ask", "a.png", "what ?", "--bogus"], "--bogus"),
         (["ask", "a.png", "what ?", "--repeat", "0"], "--repeat"),
         (["ls", "model"], "'methods', 'models'"),
+        (["ask", "a.png", "what ?", "--positions", "x"], "'--positions': 'x' is not one of"),
         (["ls"], "what"),
         (["ask"], "no question"),
         (["ask", "a.png", "what ?"], "a.png"),
@@ -54,6 +55,14 @@ def test_no_arguments_show_the_help(script):
     assert code == 0
     assert "ask" in out
     assert "Usage" in out
+
+
+def test_the_list_of_commands_says_whole_what_each_does(script):
+    _, out, _ = script("--help")
+    listed = " ".join(out.split("Commands:")[1].split())
+    assert "..." not in listed
+    for words in ("on fewer visual tokens.", "write a profile.", "baselines, with a report."):
+        assert words in listed
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, typer.Abort])

@@ -164,6 +164,30 @@ def test_several_images_stand_side_by_side():
     assert page.getpixel((page.width - 30, 30)) == (0, 0, 255)
 
 
+def dark(page, left, top, right):
+    """Whether something black is written there, below `top`."""
+    return bool((np.asarray(page.convert("L"))[top:, left:right] < 60).any())
+
+
+def test_the_line_below_a_narrow_picture_is_whole():
+    """It is wrapped in a cell that is wider than the picture, and no line reaches the next cell."""
+    tall, square = Image.new("RGB", (10, 480), "white"), Image.new("RGB", (96, 96), "white")
+    page = draw([tall, square], [report([0])] * 2, SQUARE)
+    alone = draw([tall], [report([0])], SQUARE)
+    beside = page.width - 12 - 480
+    assert alone.width == beside == 180
+    assert page.height > 480 + 26
+    assert dark(page, 0, 480, beside)
+    assert dark(page, 0, 480 + 26, beside), "a second line"
+    assert not dark(page, beside - 2, 480, beside + 12)
+
+
+def test_frames_of_a_narrow_clip_stand_as_far_apart_as_their_lines():
+    sheet = draw([video(8, 12, 96)], [report(list(range(64)), grid=(8, 4, 2))], object(), width=400)
+    assert sheet.width <= 400
+    assert sheet.width > 3 * (40 + 12), "wider than the frames alone"
+
+
 def test_large_images_are_shrunk():
     page = draw([Image.new("RGB", (4000, 1000))], [report([0])], SQUARE)
     assert page.width == 1600

@@ -10,6 +10,7 @@ from typing import Any
 from PIL.Image import Image
 
 from vlmcompress.asking.answer import Answer
+from vlmcompress.report.numbers import mean_text
 
 _HEADS = ("method", "answer", "tokens", "mean over layers", "prefill ms", "total ms", "as fast")
 
@@ -30,7 +31,7 @@ class Comparison:
                 one.setting.name,
                 one.answer or "(empty)",
                 f"{one.before} -> {one.after}",
-                f"{one.mean:.4g}",
+                mean_text(one.mean),
                 f"{one.milliseconds['prefill']:.1f}",
                 f"{one.milliseconds['total']:.1f}",
                 f"{full / one.milliseconds['total']:.2f}",

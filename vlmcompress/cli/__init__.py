@@ -6,7 +6,9 @@ command runs.
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -33,18 +35,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(ask)
-app.command()(chat)
-app.command()(ls)
-app.command()(show)
-app.command()(demo)
-app.command()(check)
-app.command()(kernels)
-app.command()(calibrate)
-app.command()(tune)
-app.command()(profile)
-app.command("eval")(evaluate)
-app.command()(serve)
+
+
+def _add(command: Callable[..., Any], name: str | None = None) -> None:
+    """A command, under the name of its function or another.
+
+    The list of commands shows the first paragraph of its docstring whole: left to itself click cuts
+    it after 45 characters, whatever the width of the terminal.
+    """
+    summary = inspect.cleandoc(command.__doc__ or "").split("\n\n")[0]
+    app.command(name, short_help=" ".join(summary.split()))(command)
+
+
+for _command in (ask, chat, ls, show, demo, check, kernels, calibrate, tune, profile):
+    _add(_command)
+_add(evaluate, "eval")
+_add(serve)
 
 
 def _print_version(wanted: bool) -> None:
@@ -71,7 +77,9 @@ def main() -> None:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except _UsageError as error:
         # Wrong usage reads like every other mistake: one line.
-        typer.echo(f"error: {' '.join(error.format_message().split())}", err=True)
+        # "Value error, " is pydantic's, which checks choices in some releases of typer.
+        said = " ".join(error.format_message().split()).replace(": Value error, ", ": ")
+        typer.echo(f"error: {said}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)

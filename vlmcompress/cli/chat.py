@@ -27,6 +27,7 @@ from vlmcompress.cli.options import (
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home, check_output, whole_file
 from vlmcompress.files.untrusted import one_line, visible
+from vlmcompress.report.numbers import mean_text
 
 if TYPE_CHECKING:
     from vlmcompress.asking.answer import Answer
@@ -211,7 +212,7 @@ def _about(found: Answer) -> str:
     """Tokens and times of a turn in one line."""
     times = found.milliseconds
     return (
-        f"{found.before} -> {found.after} tokens, mean over layers {found.mean:.4g}; "
+        f"{found.before} -> {found.after} tokens, mean over layers {mean_text(found.mean)}; "
         f"encoder {times['encoder']:.0f} ms, prefill {times['prefill']:.0f} ms, "
         f"total {times['total']:.0f} ms"
     )

@@ -115,6 +115,7 @@ def evaluate(
       vlmcompress eval --profile mine.json --budgets 25% --out results
       vlmcompress eval --check eval/baselines.json
 
+    Needs the extra: pip install 'vlmcompress[eval]'.
     Bad input ends with exit code 2 and one line on stderr.
     """
     given = {

@@ -114,6 +114,7 @@ def tune(
       vlmcompress tune --media photos --questions asked.jsonl --objective time --out quick.json
       vlmcompress ask street.jpg "what ?" --profile mine.json --budget 25%
 
+    Needs the extra: pip install 'vlmcompress[eval]'.
     Bad input ends with exit code 2 and one line on stderr.
     """
     check_output(out, frozenset({".json"}))

@@ -20,6 +20,7 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.video import Video
 from vlmcompress.methods import list_methods
 from vlmcompress.patches.families.parts import ModelParts
+from vlmcompress.report.numbers import mean_text
 from vlmcompress.report.overlay import draw
 from vlmcompress.tuned import ProfileLike, check_fits
 
@@ -150,7 +151,7 @@ def _text(one: Answer) -> str:
     why = "" if one.report.reason is None else f"{escaped(one.report.reason)}\n\n"
     return (
         f"### {escaped(one.answer) or '(empty)'}\n\n{_kept(one)}, mean over layers "
-        f"{one.mean:.4g}\n\n{why}| stage | ms |\n| --- | ---: |\n{rows}"
+        f"{mean_text(one.mean)}\n\n{why}| stage | ms |\n| --- | ---: |\n{rows}"
     )
 
 

@@ -9,15 +9,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlmcompress.files.untrusted import visible
 from vlmcompress.report.light import EDGE, PAGE, dimmed
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-"""What Pillow has by itself, with FreeType and without."""
+from vlmcompress.report.words import Font, wrapped
 
 _SIZE, _LINE, _MARGIN = 15, 21, 2
 _SWATCH = (30, 16)
 _BLUE = (90, 160, 235)
-_MOST_LINES = 3
-"""Of each text; a long answer ends in dots."""
 _SHARES = ((0.0, "dropped"), (0.5, "reaches half of the layers"), (1.0, "all layers"))
 _LEAST_WIDTH = 200
 
@@ -31,7 +27,7 @@ def with_footer(page: Image.Image, texts: Sequence[str]) -> Image.Image:
     """
     font = ImageFont.load_default(_SIZE)
     room = max(page.width, _LEAST_WIDTH) - 2 * _MARGIN
-    lines = [line for text in texts for line in _wrapped(visible(text), font, room)]
+    lines = [line for text in texts for line in wrapped(visible(text), font, room)]
     rows = _legend_rows(font, room)
     height = page.height + _LINE * (len(lines) + len(rows)) + 2 * _MARGIN
     found = Image.new("RGB", (max(page.width, _LEAST_WIDTH), height), PAGE)
@@ -76,35 +72,3 @@ def _legend_rows(font: Font, room: int) -> list[list[tuple[float, str]]]:
 
 def _entry_width(words: str, font: Font) -> int:
     return _SWATCH[0] + 6 + round(font.getlength(words)) + 16
-
-
-def _wrapped(text: str, font: Font, room: int) -> list[str]:
-    """Lines that fit; words are cut only where one alone is too long."""
-    lines = [""]
-    for word in text.split():
-        for part in _parts(word, font, room):
-            longer = f"{lines[-1]} {part}".strip()
-            if font.getlength(longer) <= room:
-                lines[-1] = longer
-            else:
-                lines.append(part)
-        if len(lines) > _MOST_LINES:
-            return [*lines[: _MOST_LINES - 1], _shortened(lines[_MOST_LINES - 1], font, room)]
-    return lines
-
-
-def _parts(word: str, font: Font, room: int) -> list[str]:
-    parts = [""]
-    for letter in word:
-        if parts[-1] and font.getlength(parts[-1] + letter) > room:
-            parts.append("")
-        parts[-1] += letter
-        if len(parts) > _MOST_LINES:
-            break
-    return parts
-
-
-def _shortened(line: str, font: Font, room: int) -> str:
-    while line and font.getlength(f"{line} ...") > room:
-        line = line[:-1]
-    return f"{line} ..."

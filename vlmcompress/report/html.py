@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from vlmcompress.report.numbers import mean_text
 from vlmcompress.report.report import entry
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def as_html(report: Report) -> str:
             str(image.index),
             " + ".join("x".join(map(str, part[part[0] == 1 :])) for part in image.parts),
             f"{image.before} &rarr; {image.after}{entry([image])}",
-            f"{image.mean:.4g}",
+            mean_text(image.mean),
             _bars(image.per_layer, image.before),
         ]
         for image in report.images

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vlmcompress.errors import VLMCompressError
+from vlmcompress.report.numbers import mean_text
 from vlmcompress.tokens import Grid
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class Report:
             grid = "+".join(str(Grid(*part)) for part in image.parts)
             lines.append(
                 f"  image {image.index} ({grid}): {_steps(image)} tokens{entry([image])}, "
-                f"mean over layers {image.mean:g}, per layer {_runs(image.per_layer)}"
+                f"mean over layers {mean_text(image.mean)}, per layer {_runs(image.per_layer)}"
             )
             if image.grid[0] > 1:
                 lines.append(f"    per frame {frame_counts([image])}")

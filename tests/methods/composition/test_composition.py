@@ -8,7 +8,12 @@ import torch
 
 from vlmcompress.budget.budget import Budget
 from vlmcompress.budget.planner import Planner
-from vlmcompress.errors import BudgetError, CompositionError, UnknownNameError
+from vlmcompress.errors import (
+    BudgetError,
+    CompositionError,
+    UnknownNameError,
+    VLMCompressError,
+)
 from vlmcompress.methods.composition.pipeline import Pipeline
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.methods.contracts.before_projector import (
@@ -215,3 +220,17 @@ def test_papers_of_several_stages_have_one_name():
 )
 def test_alternative_signals(needs, collected, missing):
     assert resolve(needs, {"a", "b"}) == (collected, missing)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("adaptinfer(table=mine.json)", "as in table='mine.json'"),
+        ("adaptinfer(table=a/mine.json)", "as in table='a/mine.json'"),
+        ("divprune+fastv(k=three)", "as in k='three'"),
+    ],
+)
+def test_a_text_without_quotes_is_shown_with_them(spec, said):
+    with pytest.raises(VLMCompressError, match="a text needs quotes") as caught:
+        parse(spec)
+    assert str(caught.value).endswith(said)

@@ -78,7 +78,10 @@ def ask_many(media: MediaArguments, setting: Setting, given: ManyArguments) -> N
     for one in questions():
         count, has_video = count + 1, has_video or one.has_video
     if not count:
-        raise VLMCompressError("there is nothing to ask about: no row, or no picture and no video")
+        where = ", ".join(map(repr, filter(_holds_many, media.words)))
+        raise VLMCompressError(
+            f"there is nothing to ask about in {where}: no row, or no picture and no video"
+        )
     check_for_videos(media, has_video)
     model = given.model if given.model is not None else default_model(has_video)
 

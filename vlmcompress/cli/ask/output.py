@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlmcompress.files.untrusted import visible
 from vlmcompress.media.video import Video
+from vlmcompress.report.numbers import mean_text
 from vlmcompress.report.report import by_medium, frame_counts
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def _tokens(request: Request, run: Answer) -> list[str]:
         before, after = sum(r.before for r in reports), sum(r.after for r in reports)
         mean = sum(r.mean for r in reports)
         lines.append(
-            f"tokens     {before} -> {after}, mean over layers {mean:.4g}   ({visible(file)})"
+            f"tokens     {before} -> {after}, mean over layers {mean_text(mean)}"
+            f"   ({visible(file)})"
         )
         if isinstance(one, Video):
             times = " ".join(f"{time:.2f}" for time in one.times)

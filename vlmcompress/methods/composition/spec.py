@@ -181,12 +181,13 @@ def read_call(
 
 def _literals(arguments: str, text: str, example: str) -> dict[str, Any]:
     malformed = VLMCompressError(f"cannot read the options of {short(text.strip())}: {example}")
+    whole = f"_({arguments})"
     try:
-        call = ast.parse(f"_({arguments})", mode="eval").body
+        call = ast.parse(whole, mode="eval").body
         # "a=1)(b=2" parses too, as a call of a call.
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
             raise malformed
-        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
+        options = {k.arg: _literal(k.value, k.arg, text, whole) for k in call.keywords if k.arg}
         # Fewer where a name came twice or "**" hid one.
         if len(options) != len(call.keywords):
             raise malformed
@@ -195,3 +196,15 @@ def _literals(arguments: str, text: str, example: str) -> dict[str, Any]:
         raise
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise malformed from error
+
+
+def _literal(given: ast.expr, name: str, text: str, call: str) -> Any:
+    """The value of an option. Most often what is none is a text, such as a file, without quotes."""
+    try:
+        return ast.literal_eval(given)
+    except ValueError as error:
+        words = short(ast.get_source_segment(call, given) or "")
+        raise VLMCompressError(
+            f"cannot read the options of {short(text.strip())}: a text needs quotes, "
+            f"as in {short(name)[1:-1]}={words}"
+        ) from error

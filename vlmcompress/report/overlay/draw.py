@@ -15,13 +15,19 @@ from PIL import Image, ImageDraw, ImageFont
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.media.video import Video
 from vlmcompress.report.light import PAGE
+from vlmcompress.report.numbers import mean_text
 from vlmcompress.report.overlay.boxes import Box, part_boxes, visible_box
 from vlmcompress.report.overlay.panel import panel
 from vlmcompress.report.overlay.steps import Step, steps_of
 from vlmcompress.report.report import ImageReport, by_medium, entry
+from vlmcompress.report.words import Font, wrapped
 
 _LARGEST = 1600
-_GAP, _CAPTION = 12, 26
+_GAP, _CAPTION, _LEADING, _MARGIN = 12, 26, 6, 2
+_SMALL = 12
+"""Letters below the frames of a clip."""
+_CELL = 180
+"""What a caption may widen the cell of a narrow picture to, before it is wrapped."""
 SHEET = 1600
 """Width of a sheet of tiles at most; tiles shrink where there are many."""
 _TILES = (320, 200, 128)
@@ -63,7 +69,7 @@ def draw(
     for one, own in zip(media, shared, strict=True):
         caption = (
             f"{sum(r.before for r in own)} -> {sum(r.after for r in own)} tokens{entry(own)}, "
-            f"mean over layers {sum(r.mean for r in own):g}"
+            f"mean over layers {mean_text(sum(r.mean for r in own))}"
         )
         if isinstance(one, Video):
             shown, more = [_sheet(one, own, processor, layer, width)], [caption]
@@ -77,20 +83,33 @@ def draw(
 def side_by_side(
     panels: Sequence[Image.Image], captions: Sequence[str], columns: int, size: int = 15
 ) -> Image.Image:
-    """Panels in rows, each over its line; the cells are as large as the largest panel of all."""
+    """Panels in rows, each over its caption, which is wrapped and may widen the cell of a narrow
+    panel; the cells are as high as the highest of all."""
+    font = ImageFont.load_default(size)
     rows = [range(k, min(k + columns, len(panels))) for k in range(0, len(panels), columns)]
-    height = max(panel.height for panel in panels) + _CAPTION * any(captions)
-    widths = [sum(panels[k].width for k in row) + _GAP * (len(row) - 1) for row in rows]
+    cells = _cells(panels, captions, font)
+    lines = [wrapped(c, font, cells[k] - 2 * _MARGIN) for k, c in enumerate(captions)]
+    height = max(panel.height for panel in panels)
+    height += (_CAPTION + (max(map(len, lines)) - 1) * (size + _LEADING)) * any(captions)
+    widths = [sum(cells[k] for k in row) + _GAP * (len(row) - 1) for row in rows]
     page = Image.new("RGB", (max(widths), height * len(rows)), PAGE)
     pen = ImageDraw.Draw(page)
     for number, row in enumerate(rows):
         left = 0
         for k in row:
             page.paste(panels[k], (left, number * height))
-            place = (left + 2, number * height + panels[k].height + 5)
-            pen.text(place, captions[k], fill="black", font=ImageFont.load_default(size))
-            left += panels[k].width + _GAP
+            for depth, line in enumerate(lines[k]):
+                down = panels[k].height + 5 + depth * (size + _LEADING)
+                place = (left + _MARGIN, number * height + down)
+                pen.text(place, line, fill="black", font=font)
+            left += cells[k] + _GAP
     return page
+
+
+def _cells(panels: Sequence[Image.Image], captions: Sequence[str], font: Font) -> list[int]:
+    """Widths in which panels fit, and captions where need be in several lines."""
+    least = [min(math.ceil(font.getlength(text)) + 2 * _MARGIN, _CELL) for text in captions]
+    return [max(one.width, width) for one, width in zip(panels, least, strict=True)]
 
 
 def _single(
@@ -136,5 +155,6 @@ def _sheet(
         frame = Image.fromarray(video.frames[number * each])
         tiles.append(panel(frame, [(box, step)], scale))
         captions.append(f"{video.times[number * each]:.2f} s: {step.kept} kept")
-    columns = max(1, (room + _GAP) // (tiles[0].width + _GAP))
-    return side_by_side(tiles, captions, min(columns, len(tiles)), size=12)
+    cell = max(_cells(tiles, captions, ImageFont.load_default(_SMALL)))
+    columns = max(1, (room + _GAP) // (cell + _GAP))
+    return side_by_side(tiles, captions, min(columns, len(tiles)), size=_SMALL)
