@@ -190,5 +190,5 @@ def attach_state(cache: Cache, state: CacheState) -> None:
 
 def open_for_more(cache: Cache | None) -> None:
     """Let a forward that knows its state add to it, until the next state is attached."""
-    if isinstance(cache, _VirtualLength):
-        cache._vlmcompress_open = True
+    if cache is not None and state_of(cache) is not None:
+        cache._vlmcompress_open = True  # type: ignore[attr-defined]
