@@ -34,7 +34,7 @@ from vlmcompress.patches.hooks.arguments import (
 from vlmcompress.patches.hooks.attachments import Attachments
 from vlmcompress.patches.hooks.compiled import check_compiled
 from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
-from vlmcompress.patches.sequence.cache_state import attach_state, state_of
+from vlmcompress.patches.sequence.cache_state import attach_state, open_for_more, state_of
 from vlmcompress.patches.sequence.call_trace import Trace
 from vlmcompress.patches.sequence.host_chunk import HostChunk
 from vlmcompress.patches.sequence.late_entry import check_late_entry
@@ -228,6 +228,7 @@ class Engine:
         state = state_of(cache_of(kwargs))
         if state is None and not self.now.encoded:
             return None
+        open_for_more(cache_of(kwargs))
         kwargs, chunk = looked_at(self.now, kwargs)
         changed = None if chunk is None else self._prefill(kwargs, chunk)
         if changed is None:

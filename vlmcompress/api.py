@@ -162,7 +162,8 @@ def compress(
 
     Returns:
         The handle. Logits of a plain forward are those of the shortened sequence, padded on the
-        left, so `logits[:, -1]` belongs to the last token of every prompt.
+        left, so `logits[:, -1]` belongs to the last token of every prompt; where nothing at all
+        was dropped they are those of the bare model, padded as it was asked.
 
     Raises:
         VLMCompressError: unknown method, option or model, a budget that is malformed or that the

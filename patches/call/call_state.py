@@ -48,7 +48,8 @@ class CallState(PerThread):
     given_masks: Given = None
     """Masks that the base model made."""
     solved: Solved | None = None
-    """A budget that is a cost, for the prefill that is to come."""
+    """A budget that is a cost, for the prefill that is to come; of `generate` for all of them, as
+    without a cache it reads its prompt again for each token."""
     started: Any = None
     ended: Any = None
     """When the decoder stack began and ended."""
@@ -83,7 +84,9 @@ class CallState(PerThread):
     def end_forward(self) -> None:
         """Forget the forward, also one that failed."""
         self.call, self.encoded, self.stages, self.given_masks = None, {}, None, None
-        self.next_state = self.solved = None
+        self.next_state = None
+        if not self.generating:
+            self.solved = None
 
     def clear(self) -> None:
         """Forget all but the trace: no call is running."""

@@ -6,15 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
+from torch._dynamo.decorators import skip
 
 from vlmcompress.patches.call.installed import Installed
-from vlmcompress.patches.hooks.attachments import Attachments
+from vlmcompress.patches.hooks.attachments import CALL, Attachments
 from vlmcompress.patches.hooks.running import called_inside, codes_of, threads_inside
-
-CALL = "_call_impl"
-"""What `nn.Module.__call__` calls: hooks run inside it, and an interrupt passes them by."""
 
 
 class Entrance:
@@ -54,6 +51,9 @@ class Entrance:
         """Let a method that users call go through here, then to `inner(original, ...)`."""
         attached.wrap(owner, name, functools.partial(self._enter, owner, name, inner))
 
+    # What torch.compile makes of a whole model knows of no call that begins: it leaves its code
+    # here, and takes up what is called from here again.
+    @skip
     def _enter(
         self,
         owner: nn.Module,
@@ -64,9 +64,6 @@ class Entrance:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        # Compiled code is entered by a call that is not compiled.
-        if torch.compiler.is_compiling():
-            return original(*args, **kwargs)
         now, shared = self._now, self._shared
         call = original if inner is None else functools.partial(inner, original)
         if now.inside:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from vlmcompress.patches.call.call_state import CallState
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.hooks.arguments import cache_of
 from vlmcompress.patches.hooks.unsupported import two_dimensional
+from vlmcompress.patches.sequence.attention_bias import check_made_here
+from vlmcompress.patches.sequence.attention_masks import LayerKinds
 from vlmcompress.patches.sequence.cache_state import CacheState, Slots, state_of
 from vlmcompress.patches.sequence.host_chunk import HostChunk
 from vlmcompress.patches.sequence.stage_layout import StageLayout
@@ -59,13 +62,26 @@ def lay_out(installed: Installed, kwargs: dict[str, Any], past: int, columns: Sl
         bias=None if state is None else state.bias,
         columns=columns,
         virtual_width=kwargs["inputs_embeds"].shape[1],
-        kinds=installed.kinds,
+        kinds=_kinds(installed, state),
         given_masks=installed.now.given_masks,
         cache=cache_of(kwargs),
         padding=None if mask is None else mask.to(columns.index.device, torch.bool),
         end_of_text=ends[0] if isinstance(ends, list) else ends,
         rotary=functools.partial(_rotary, installed) if installed.positions == "renumber" else None,
     )
+
+
+def _kinds(installed: Installed, state: CacheState | None) -> LayerKinds:
+    """Of the layers, on a cache that a method of another `compress` may have filled.
+
+    Raises:
+        UnsupportedModelError: what that method left needs masks that cannot be made any more.
+    """
+    kinds = installed.kinds
+    if state is None or kinds.masks_made_here or (state.bias is None and 0 not in state.stages):
+        return kinds
+    check_made_here(installed.lm, kinds, "what the cache holds needs attention masks of its own")
+    return replace(kinds, masks_made_here=True)
 
 
 def _rotary(
@@ -103,7 +119,7 @@ def go_on(installed: Installed, kwargs: dict[str, Any], state: CacheState) -> di
 
 def _passes(installed: Installed, state: CacheState, length: int) -> bool:
     """Whether the model's own arguments are right in every layer, if nothing is masked."""
-    kinds, count = installed.kinds, len(state.stages)
+    kinds, count = _kinds(installed, state), len(state.stages)
     if kinds.masks_made_here or installed.positions == "renumber" or state.padded:
         return False
     if length > 1:

@@ -91,7 +91,7 @@ class Prefill:
             return installed.planner
         if now.solved is None:
             grids = self._surviving_grids()
-            prompt = Prompt.of(self.unmasked, self.images, grids)
+            prompt = Prompt.of(self.unmasked[:, : self.prompt_end], self.images, grids)
             trace, device = installed.trace, self.embeds.device
             with trace.timed("calibration", device), now.aside():
                 now.solved = solver.solve(prompt, lambda: trace.milliseconds()["encoder"])

@@ -21,7 +21,7 @@ def bias_of(
     told: Sequence[tuple[Located, Tensor, Reduction | None, Survivors | None]],
     positions: Tensor,
 ) -> TokenBias | None:
-    """The bias of a prefill; None where the method wants none.
+    """The bias of a prefill; where the method wants none that of earlier turns, mostly None.
 
     Args:
         installed: whose method it is.
@@ -33,7 +33,7 @@ def bias_of(
     pipeline = installed.planner.pipeline
     wanted, device = pipeline.attention_bias, positions.device
     if wanted is None:
-        return None
+        return stages.bias
     shape = stages.batch, 2, stages.past + stages.virtual_width
     sizes = torch.zeros(shape, device=device)
     if stages.bias is not None:

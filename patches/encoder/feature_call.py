@@ -17,7 +17,6 @@ from vlmcompress.methods.contracts.before_projector import (
     Resizer,
     TowerDropper,
 )
-from vlmcompress.patches.call.entrance import CALL
 from vlmcompress.patches.call.installed import Installed
 from vlmcompress.patches.encoder.packed_merging import PackedTowerMerging
 from vlmcompress.patches.encoder.packed_tower import PackedTowerDropping
@@ -28,8 +27,8 @@ from vlmcompress.patches.encoder.tile_merging import TileTowerMerging
 from vlmcompress.patches.encoder.tile_tower import TileTowerDropping
 from vlmcompress.patches.encoder.tile_units import Ahead
 from vlmcompress.patches.families.parts import ModelParts
-from vlmcompress.patches.hooks.arguments import cache_of
-from vlmcompress.patches.hooks.attachments import Attachments
+from vlmcompress.patches.hooks.arguments import cache_of, repeated
+from vlmcompress.patches.hooks.attachments import CALL, Attachments
 from vlmcompress.patches.hooks.unsupported import two_dimensional
 from vlmcompress.patches.sequence.host_chunk import HostChunk
 from vlmcompress.patches.sequence.placeholders import Prompt, locate
@@ -259,18 +258,22 @@ class FeatureCalls:
                 f"budget {planner.budget} takes {planner.pipeline.name} to know the prompt before "
                 "it is encoded: give pixels to the model together with input_ids"
             )
-        if cache is not None and not chunk:  # `generate` is given earlier turns once more
-            ids = ids[:, int(cache.get_seq_length()) :]
+        past = 0 if cache is None else int(cache.get_seq_length())
+        mask = two_dimensional(given.get("attention_mask"))
+        if not chunk:  # `generate` is given earlier turns once more
+            ids, mask = repeated(installed.model, given, ids[:, past:], mask)
         layouts: dict[str, Sequence[Layout]] = {}
         for modality in family.feature_calls:
             names = self._parameters(modality).parameters
             call = {name: given[name] for name in names if given.get(name) is not None}
             if any(name.startswith("pixel_values") for name in call):
                 layouts[modality] = method.layouts(modality, call)
-        seen = HostChunk.of(ids, two_dimensional(given.get("attention_mask")))
+        seen = HostChunk.of(ids, mask)
         tokens = family.placeholders(installed.model)
         images = locate(seen.ids, tokens, layouts, family.continues, family.of_pieces)
-        return Prompt.of(seen.unmasked, images)
+        # What `generate` has written since is no part of the prompt.
+        end = None if now.prompt is None else now.prompt - past
+        return Prompt.of(seen.unmasked[:, :end], images)
 
     def _parameters(self, modality: str) -> inspect.Signature:
         """Of a feature call; one that is the call of a module takes what its forward does."""

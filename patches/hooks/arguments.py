@@ -105,3 +105,23 @@ def carries_images(kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("mm_encoder_outputs")) or any(
         name.startswith("pixel_values") and value is not None for name, value in kwargs.items()
     )
+
+
+def setting_of(model: nn.Module, kwargs: Mapping[str, Any], name: str) -> Any:
+    """What `generate`, called with `kwargs`, goes by; None where nobody says it."""
+    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+    value = kwargs.get(name)
+    return getattr(config, name, None) if value is None else value
+
+
+def repeated(
+    model: nn.Module, kwargs: Mapping[str, Any], ids: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Ids and mask [B, ...] of prompts as `generate`, called with `kwargs`, gives them to the
+    model: once for each beam or answer."""
+    names = ("num_beams", "num_return_sequences")
+    copies = max(setting_of(model, kwargs, name) or 1 for name in names)
+    if copies == 1:
+        return ids, mask
+    rows = None if mask is None else mask.repeat_interleave(copies, 0)
+    return ids.repeat_interleave(copies, 0), rows

@@ -18,6 +18,8 @@ _MARKS = (
     "_forward_hooks_always_called",
 )
 """Where PyTorch keeps how each hook wants to be called."""
+CALL = "_call_impl"
+"""What `nn.Module.__call__` calls: hooks run inside it, and an interrupt passes them by."""
 
 
 @dataclass
@@ -32,6 +34,19 @@ class _Note:
     replaces: bool = False
     """Whether the instance had that attribute itself, with the value `before`."""
     before: Any = None
+
+
+@dataclass
+class WrappedCall:
+    """A wrapped call whose method `go` torch.compile takes, which a partial is not for it; unlike a
+    function it follows a deep copy."""
+
+    wrapper: Callable[..., Any]
+    original: Callable[..., Any]
+
+    def go(self, *args: Any, **kwargs: Any) -> Any:
+        """The call."""
+        return self.wrapper(self.original, *args, **kwargs)
 
 
 class Attachments:
@@ -91,6 +106,9 @@ class Attachments:
                 "undo that first"
             )
         original = getattr(owner, name)
+        if name == CALL:
+            self.set(owner, name, WrappedCall(wrapper, original).go)
+            return
         # transformers reads signatures to decide what to pass, so the wrapper must carry this one.
         self.set(owner, name, functools.wraps(original)(functools.partial(wrapper, original)))
 

@@ -13,6 +13,8 @@ from types import CodeType, FrameType
 
 from torch import nn
 
+from vlmcompress.patches.hooks.attachments import WrappedCall
+
 _CALLS = frozenset({nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__})
 
 
@@ -31,6 +33,8 @@ def threads_inside(owners: Collection[nn.Module], codes: Collection[CodeType]) -
 def called_inside(owners: Collection[nn.Module], codes: Collection[CodeType], depth: int) -> bool:
     """Whether this thread does, above the call of a wrapper that is `depth` frames up."""
     frame: FrameType | None = sys._getframe(depth + 1)
+    if frame is not None and frame.f_code is WrappedCall.go.__code__:
+        frame = frame.f_back
     if frame is not None and frame.f_code in _CALLS:  # the wrapped call itself
         frame = frame.f_back
     return _inside(frame, owners, codes)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vlmcompress.errors import UnsupportedCallError, UnsupportedModelError
-from vlmcompress.patches.hooks.arguments import cache_of
+from vlmcompress.patches.hooks.arguments import cache_of, setting_of
 
 _OTHERWISE = (
     "a compressed model needs the default dynamic cache; vlmcompress.shorten(model, inputs, ...) "
@@ -46,18 +46,12 @@ def check_generate(model: nn.Module, kwargs: dict[str, Any]) -> None:
     Raises:
         UnsupportedCallError: static cache, or chunked prefill.
     """
-    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
-
-    def setting(name: str) -> Any:
-        value = kwargs.get(name)
-        return getattr(config, name, None) if value is None else value
-
-    implementation = setting("cache_implementation")
+    implementation = setting_of(model, kwargs, "cache_implementation")
     if implementation is not None and "static" in implementation:
         raise UnsupportedCallError(
             f"cache_implementation={implementation!r} has a fixed length: {_OTHERWISE}"
         )
-    if setting("prefill_chunk_size") is not None:
+    if setting_of(model, kwargs, "prefill_chunk_size") is not None:
         raise UnsupportedCallError("prefill_chunk_size is not supported on a compressed model")
     _check_cache(cache_of(kwargs))
 

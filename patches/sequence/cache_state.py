@@ -8,6 +8,7 @@ is really in the cache. Decoder layers form stages: every layer of a stage holds
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,12 @@ class CacheState:
         """Whether any slot of any stage is a filler."""
         return any(slots.valid is not None for slots in self.stages.values())
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a model that knows nothing of it can go on: all layers hold the same tokens, each
+        of which stands for itself."""
+        return len(self.stages) == 1 and self.bias is None and not self.padded
+
     def grown(self, count: int) -> CacheState:
         """With `count` tokens more, which every stage keeps."""
         return replace(self, tail=self.tail + count)
@@ -108,6 +115,16 @@ class _VirtualLength:
     """Mixed into a cache's class: lengths as the caller counts them, masks as the layers need."""
 
     _vlmcompress: CacheState
+    _vlmcompress_open = False
+    """Whether a compressed model is about to add to it."""
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self._vlmcompress_open or self._vlmcompress.is_plain):
+            raise UnsupportedCallError(
+                "a compressed model filled this cache with what the bare model cannot read: call "
+                "compress() again, or begin with a new cache"
+            )
+        return super().update(*args, **kwargs)  # type: ignore[misc]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._vlmcompress.virtual
@@ -146,6 +163,7 @@ class _VirtualLength:
         super().reset()  # type: ignore[misc]
         self.__class__ = type(self).__bases__[1]
         del self._vlmcompress
+        vars(self).pop("_vlmcompress_open", None)
 
 
 _classes: dict[type, type] = {}
@@ -167,3 +185,10 @@ def attach_state(cache: Cache, state: CacheState) -> None:
     if not isinstance(cache, _VirtualLength):
         cache.__class__ = _virtual_class(type(cache))
     cache._vlmcompress = state  # type: ignore[attr-defined]
+    cache._vlmcompress_open = False  # type: ignore[attr-defined]
+
+
+def open_for_more(cache: Cache | None) -> None:
+    """Let a forward that knows its state add to it, until the next state is attached."""
+    if cache is not None and state_of(cache) is not None:
+        cache._vlmcompress_open = True  # type: ignore[attr-defined]

@@ -136,7 +136,11 @@ class StageLayout:
         # The whole numbers its slots by virtual columns, stages of layers by slots of the whole.
         if layer == WHOLE:
             return past.append(self.columns, 0)
-        return past.append(self.rows(layer), self.past_width(WHOLE))
+        width = self.past_width(WHOLE)
+        if self.state is not None and self.state.is_first(layer):  # earlier turns did not cut here
+            whole = torch.arange(width, device=past.index.device)
+            past = Slots(whole.expand_as(past.index), past.valid)
+        return past.append(self.rows(layer), width)
 
     def first_mask(self) -> Tensor | None:
         """[B, slots] bool: the 2-D mask of the first stage, None when nothing is masked.

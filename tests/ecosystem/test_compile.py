@@ -59,7 +59,13 @@ def _answer(small: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "way", ["every decoder layer", "the decoder as a new module", "the forward of the model"]
+    "way",
+    [
+        "every decoder layer",
+        "the decoder as a new module",
+        "the forward of the model",
+        "the model in place",
+    ],
 )
 def test_compiling_a_wrapped_model_changes_no_answer_and_removal_still_works(small, way):
     graphs = []
@@ -95,6 +101,37 @@ def test_a_compiled_layer_of_a_wrapped_model_still_cuts(small):
         assert torch.allclose(small.logits(), wanted, atol=1e-5)
         assert c.report().engaged
     assert graphs
+
+
+@pytest.mark.parametrize("way", ["torch.compile(model)", "model.compile()"])
+def test_a_whole_model_that_is_compiled_after_wrapping_is_compressed(small, way):
+    """Compiled code does not see where a call begins; only what is outside its base is compiled."""
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    @torch.no_grad()
+    def logits(model: Any) -> torch.Tensor:
+        return model(**small.inputs).logits[:, -1]
+
+    bare = small.logits()
+    with vlmcompress.compress(small.model, METHOD, budget=6) as c:
+        wanted = small.logits()
+        assert not torch.allclose(wanted, bare, atol=1e-2)
+        base, model = small.model.model, small.model
+        base.forward = torch.compiler.disable(base.forward)
+        if way == "model.compile()":
+            model.compile(backend=backend)
+        else:
+            model = torch.compile(model, backend=backend)
+        before = c.report().milliseconds
+        assert torch.allclose(logits(model), wanted, atol=1e-5)
+        assert c.report().milliseconds != before
+        assert c.report().engaged
+    assert graphs
+    assert torch.allclose(logits(model), bare, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", list(_WAYS))

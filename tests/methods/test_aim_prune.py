@@ -92,8 +92,8 @@ def test_importance_is_of_the_layer_that_just_ran():
         ({"l1": -1}, "l1 must be 0 or more, got -1"),
         ({"fall": 0.0}, "fall must be above 0 and at most 1, got 0.0"),
         ({"fall": 1.5}, "fall must be above 0 and at most 1, got 1.5"),
-        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
-        ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
+        ({"temperature": 0.0}, "temperature must be 1e-06 or more, got 0.0"),
+        ({"temperature": float("nan")}, "temperature must be 1e-06 or more, got nan"),
         ({"steps": 0}, "steps must be 1 or more, got 0"),
     ],
 )

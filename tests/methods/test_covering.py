@@ -324,7 +324,7 @@ def test_signals_that_cannot_be_are_refused():
         (Scope, {"alpha": math.nan}, "scope: alpha must be 0 or more, got nan"),
         (MMTok, {"ratio": math.nan}, "mmtok: ratio must be above 0 and at most 1, got nan"),
         (MMTok, {"alpha": math.inf}, "mmtok: alpha must be 0 or more, got inf"),
-        (MMTok, {"text_temperature": 0}, "text_temperature must be above 0, got 0"),
+        (MMTok, {"text_temperature": 0}, "text_temperature must be 1e-06 or more, got 0"),
         (MMTok, {"vision_temperature": "a"}, "vision_temperature must be a number, got 'a'"),
     ],
 )

@@ -257,7 +257,7 @@ def test_without_a_default_a_budget_is_needed(method):
         (lambda: PiToMe(rho=1.0), "rho must be at least 0.5 and below 1, got 1.0"),
         (lambda: PiToMe(margin=1.1), "margin must be from 0 to 1, got 1.1"),
         (lambda: PiToMe(means="max"), "means must be one of"),
-        (lambda: MCTF(tau_size=0.0), "tau_size must be above 0, got 0.0"),
+        (lambda: MCTF(tau_size=0.0), "tau_size must be 1e-06 or more, got 0.0"),
         (lambda: MCTF(floor=0), "floor must be above 0, got 0"),
         (lambda: AimMerge(ratio=0.0), "ratio must be above 0 and at most 1, got 0.0"),
         (lambda: AimMerge(metric="values"), "metric must be one of"),

@@ -240,7 +240,7 @@ def test_shapes_of_pllava(grid, budget, shape):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Expedit(temperature=0.0), "temperature must be above 0, got 0.0"),
+        (lambda: Expedit(temperature=0.0), "temperature must be above 0 and at most 1e"),
         (lambda: Expedit(iterations=-1), "iterations must be 0 or more, got -1"),
         (lambda: Expedit(window=0), "window must be at least 1, got 0"),
         (lambda: PLLaVA(shape=(1, 2)), "shape must be three numbers of at least 1"),
@@ -337,6 +337,8 @@ def test_schedules_between_decoder_layers():
         BudgetError, match=r"fewer than 144\.75 of 576 visual tokens .*\(1, 16, 24\)"
     ):
         pool.schedule_on([grid], 32, 576, 144)
+    with pytest.raises(BudgetError, match=r"got 1: give so many, or pool at stage='projector'"):
+        Pool(stage="decoder", layers=(1, 2)).schedule_on([grid], 32, 576, 1)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +347,7 @@ def test_schedules_between_decoder_layers():
         ({"layers": (1,)}, "give stage='decoder'"),
         ({"layers": (), "stage": "decoder"}, "must be ascending and 1 or more"),
         ({"layers": (3, 2), "stage": "decoder"}, "must be ascending and 1 or more"),
-        ({"temperature": 0}, "temperature must be above 0"),
+        ({"temperature": 0}, "temperature must be 1e-06 or more"),
         ({"weights": "some"}, "weights must be one of"),
     ],
 )

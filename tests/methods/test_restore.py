@@ -172,6 +172,7 @@ def test_what_the_method_needs_of_the_grid_is_needed():
         ),
         ("restore(tome)", CompositionError, "acts at the projector stage"),
         ("restore(full)", CompositionError, "takes a budget, 'full' does not"),
+        ("restore(chunk(threshold=0.5))", CompositionError, r"'chunk\(threshold=0.5\)' does not"),
         ("restore(divprun)", UnknownNameError, "unknown method 'divprun'.*divprune"),
         ("restore(divprune, of='scope')", CompositionError, "of is given twice"),
         ("restore(divprune, ratio=0.2)", UnknownNameError, "option of restore 'ratio'"),

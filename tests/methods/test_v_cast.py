@@ -75,6 +75,6 @@ def test_a_frame_where_the_clip_turns_back_gets_more():
 
 
 def test_its_options_are_checked():
-    with pytest.raises(VLMCompressError, match="v-cast: temperature must be above 0"):
+    with pytest.raises(VLMCompressError, match="v-cast: temperature must be 1e-06 or more"):
         VCast(temperature=0)
     assert VCast().keep_count(Grid(8, 4, 4), None) == 32

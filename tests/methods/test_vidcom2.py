@@ -102,7 +102,7 @@ def test_counts():
     [
         ({"ratio": 2}, "vidcom2: ratio must be above 0 and at most 1, got 2"),
         ({"channels": 0}, "vidcom2: channels must be above 0 and at most 1, got 0"),
-        ({"temperature": 0}, "vidcom2: temperature must be above 0, got 0"),
+        ({"temperature": 0}, "vidcom2: temperature must be 1e-06 or more, got 0"),
     ],
 )
 def test_options_are_checked(options, message):

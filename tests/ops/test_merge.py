@@ -134,6 +134,19 @@ def test_matchings_agree_with_plain_loops(protected):
                 assert all(len(groups) == n - remove for groups in expected)
 
 
+@pytest.mark.parametrize("taus", [(2.0, 0.1, 4.0), (2.0, 4.0, 0.2), (1e-6, 1e-6, 1e-6)])
+def test_low_temperatures_of_three_factors_pass_what_float32_holds(taus):
+    """The tenth power of 10 000, for one."""
+    for seed in SEEDS:
+        x, attention = randn(1, 6, 3, seed=seed), 10 ** (-4 * torch.rand(1, 6))
+        sizes = torch.randint(1, 100, (1, 6))
+        leader = three_factor(x, attention, sizes, 1, temperatures=taus, both_ways=False)
+        assert len(groups_of(leader[0])) == 5
+        if min(taus) > 1e-6:  # there nearly every weight is none at all
+            one = x[0], attention[0].tolist(), sizes[0].tolist()
+            assert groups_of(leader[0]) == plain_three_factor(*one, 1, 0, taus, False)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_blocks_of_rows_give_what_one_matrix_gives(rows, monkeypatch):
     x, attention = randn(2, 13, 4), randn(2, 13).exp()

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.decoder import DecoderMethod, mean_tokens
 from vlmcompress.methods.contracts.layer_view import LayerView
-from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.contracts.options import TEMPERATURE, check_fields
 from vlmcompress.methods.shared.schedules import check_cuts, check_reachable, falling, nearest
 
 
@@ -46,21 +46,17 @@ class AimPrune(DecoderMethod):
     fall: float = 0.125
     """Share of all tokens that each further layer loses when no budget is given; in (0, 1]."""
     temperature: float = 0.1
-    """Temperature of the softmax that makes the graph."""
+    """Temperature of the softmax that makes the graph, 1e-6 or more."""
     steps: int = 5
     """Steps of the power iteration."""
 
     def __post_init__(self) -> None:
-        check_types(type(self), vars(self))
+        check_fields(self, temperature=TEMPERATURE)
         if self.l1 is not None and self.l1 < 0:
             raise VLMCompressError(f"aim-prune: l1 must be 0 or more, got {self.l1}")
         if not 0 < self.fall <= 1:
             raise VLMCompressError(
                 f"aim-prune: fall must be above 0 and at most 1, got {self.fall}"
-            )
-        if not 0 < self.temperature < float("inf"):
-            raise VLMCompressError(
-                f"aim-prune: temperature must be above 0, got {self.temperature}"
             )
         if self.steps < 1:
             raise VLMCompressError(f"aim-prune: steps must be 1 or more, got {self.steps}")

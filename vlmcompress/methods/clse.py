@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlmcompress.methods.contracts.decoder import DecoderMethod
 from vlmcompress.methods.contracts.layer_view import LayerView
-from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.contracts.options import TEMPERATURE, check_fields
 from vlmcompress.methods.shared.calibrated_schedules import published
 from vlmcompress.ops.spectrum import evolution, high_frequency
 
@@ -46,12 +46,13 @@ class CLSE(DecoderMethod):
     setting: Literal[192, 128, 64] = 192
     """The published counts, of 576 tokens, that no budget means and a budget scales."""
     cutoff: float = 0.1
-    """Width of what the filter takes away, as a share of half the grid's shorter side; above 0."""
+    """Width of what the filter takes away, as a share of half the grid's shorter side, 1e-6 or
+    more."""
     temperature: float = 0.1
-    """Of the sigmoid of changes, above 0. The larger, the less they count beside attention."""
+    """Of the sigmoid of changes, 1e-6 or more. The larger, the less they count."""
 
     def __post_init__(self) -> None:
-        check_fields(self, cutoff="(0, inf)", temperature="(0, inf)")
+        check_fields(self, cutoff="[1e-6, inf)", temperature=TEMPERATURE)
 
     def schedule(self, layers: int, tokens: int, budget: float | None) -> dict[int, int]:
         """{layer: tokens left}, without cuts that change nothing."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.methods.contracts.method import AskingReducer
-from vlmcompress.methods.contracts.options import check_types
+from vlmcompress.methods.contracts.options import check_fields
 from vlmcompress.methods.shared.grid_shapes import Pooler
 from vlmcompress.ops.cluster import soft_clustering
 from vlmcompress.ops.groups import Groups
@@ -35,15 +35,13 @@ class Expedit(Pooler, AskingReducer):
     summary: ClassVar[str] = "replaces tokens by soft clusters on a coarser grid"
 
     temperature: float = 0.01
-    """Of the softmax over squared distances: the higher, the harder the clusters."""
+    """Of the softmax over squared distances, at most 1e6: the higher, the harder the clusters."""
     iterations: int = 5
     window: int = 5
     """Cells, across, among which a token has shares."""
 
     def __post_init__(self) -> None:
-        check_types(type(self), vars(self))
-        if not self.temperature > 0:
-            raise VLMCompressError(f"expedit: temperature must be above 0, got {self.temperature}")
+        check_fields(self, temperature="(0, 1e6]")
         if self.iterations < 0:
             raise VLMCompressError(f"expedit: iterations must be 0 or more, got {self.iterations}")
         if self.window < 1:

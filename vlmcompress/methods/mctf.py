@@ -11,7 +11,7 @@ from torch import Tensor
 from vlmcompress.errors import BudgetError
 from vlmcompress.methods.contracts.before_projector import EncoderView
 from vlmcompress.methods.contracts.method import share_kept
-from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.contracts.options import TEMPERATURE, check_fields
 from vlmcompress.methods.shared.saliency import check_signal
 from vlmcompress.methods.shared.token_merging import Crowd, Merger
 from vlmcompress.ops.merge import positive, three_factor
@@ -41,7 +41,7 @@ class MCTF(Merger):
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention|"})
 
     tau_similarity: float = 1.0
-    """Temperatures: the higher, the less a factor counts."""
+    """Temperatures, 1e-6 or more: the higher, the less a factor counts."""
     tau_attention: float = 20.0
     tau_size: float = 40.0
     both_ways: bool = True
@@ -54,10 +54,8 @@ class MCTF(Merger):
     """Whether later layers of the tower attend to a token in proportion to its size."""
 
     def __post_init__(self) -> None:
-        positive = "(0, inf)"
-        check_fields(
-            self, tau_similarity=positive, tau_attention=positive, tau_size=positive, floor=positive
-        )
+        taus = ("tau_similarity", "tau_attention", "tau_size")
+        check_fields(self, floor="(0, inf)", **dict.fromkeys(taus, TEMPERATURE))
 
     @property
     def asks(self) -> frozenset[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.methods.contracts.method import Selector
-from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.contracts.options import TEMPERATURE, check_fields
 from vlmcompress.methods.shared.text_similarity import text_cosine
 from vlmcompress.ops.coverage import facility_location, facility_location_of
 from vlmcompress.ops.similarity import MATRIX_BYTES, cosines_of, unit_rows
@@ -45,17 +45,17 @@ class MMTok(Selector):
     alpha: float = 0.5
     """Weight of the coverage of tokens, 0 or more; that of words has 1."""
     text_temperature: float = 0.02
-    """Temperature of the softmax over tokens for each word, above 0."""
+    """Temperature of the softmax over tokens for each word, 1e-6 or more."""
     vision_temperature: float = 0.2
-    """Temperature of the softmax over tokens for each token, above 0."""
+    """Temperature of the softmax over tokens for each token, 1e-6 or more."""
 
     def __post_init__(self) -> None:
         check_fields(
             self,
             ratio="(0, 1]",
             alpha="[0, inf)",
-            text_temperature="(0, inf)",
-            vision_temperature="(0, inf)",
+            text_temperature=TEMPERATURE,
+            vision_temperature=TEMPERATURE,
         )
 
     def select(self, tokens: VisualTokens, count: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.methods.contracts.decoder import DecoderReducer, mean_tokens
 from vlmcompress.methods.contracts.method import Stage
-from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.contracts.options import TEMPERATURE, check_fields
 from vlmcompress.methods.shared.grid_shapes import Pooler, coarser, coarser_of
 from vlmcompress.methods.shared.schedules import check_cuts, falling, largest_within, quarters
 from vlmcompress.ops.pool import similar, window
@@ -57,10 +57,10 @@ class Pool(Pooler, DecoderReducer):
     weights: Literal["equal", "similar"] = "equal"
     """Of the tokens of a window."""
     temperature: float = 0.1
-    """Of similar weights, above 0. The larger, the more even."""
+    """Of similar weights, 1e-6 or more. The larger, the more even."""
 
     def __post_init__(self) -> None:
-        check_fields(self, temperature="(0, inf)")
+        check_fields(self, temperature=TEMPERATURE)
         cuts = self.layers
         if cuts is not None and self.stage != "decoder":
             raise VLMCompressError("pool: layers are those of the decoder, give stage='decoder'")
@@ -108,10 +108,11 @@ class Pool(Pooler, DecoderReducer):
         found = largest_within(shrinking, layers, tokens, budget, (least, 1.0))
         if found is None:
             smallest = mean_tokens(layers, tokens, shrinking(least))
+            way = f"cut earlier with layers={(1, *cuts[1:])}" if cuts[0] > 1 else "give so many"
             raise BudgetError(
                 f"pool before the layers {', '.join(map(str, cuts))} cannot keep fewer than "
                 f"{math.ceil(100 * smallest) / 100:g} of {tokens} visual tokens on average, got "
-                f"{budget:g}: cut earlier with layers={(1, *cuts[1:])}"
+                f"{budget:g}: {way}, or pool at stage='projector'"
             )
         return found
 

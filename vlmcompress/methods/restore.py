@@ -86,13 +86,13 @@ class Restore(AskingReducer):
         # Specs know all methods, this one among them.
         from vlmcompress.methods.composition.spec import parse
 
-        methods = parse(self.of).methods
-        (found,) = methods if len(methods) == 1 else (None,)
+        pipeline = parse(self.of)
+        (found,) = pipeline.methods if len(pipeline.methods) == 1 else (None,)
         if not isinstance(found, Selector | Reducer) or isinstance(found, Restore):
             raise CompositionError(
                 f"restore goes around one method between projector and decoder, got {self.of!r}"
             )
-        if found.acts_at != "projector" or not found.takes_budget:
+        if found.acts_at != "projector" or not found.takes_budget or pipeline.has_threshold:
             raise CompositionError(
                 f"restore goes around a method that acts at the projector stage and takes a "
                 f"budget, {self.of!r} does not"

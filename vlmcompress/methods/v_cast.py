@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.methods.contracts.method import AskingSelector
-from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.contracts.options import TEMPERATURE, check_fields
 from vlmcompress.ops.apportion import apportion
 from vlmcompress.ops.questions import Asking
 from vlmcompress.ops.ranking import best
@@ -45,10 +45,10 @@ class VCast(AskingSelector):
     ratio: float = 0.25
     """Share kept when no budget is given; in (0, 1]."""
     temperature: float = 0.7
-    """Of the softmax over frames, above 0. The larger, the more even the budgets."""
+    """Of the softmax over frames, 1e-6 or more. The larger, the more even the budgets."""
 
     def __post_init__(self) -> None:
-        check_fields(self, ratio="(0, 1]", temperature="(0, inf)")
+        check_fields(self, ratio="(0, 1]", temperature=TEMPERATURE)
 
     def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:
         """[count] int64, ascending."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmcompress.methods.contracts.method import AskingSelector
-from vlmcompress.methods.contracts.options import check_fields
+from vlmcompress.methods.contracts.options import TEMPERATURE, check_fields
 from vlmcompress.methods.contracts.threshold import ByThreshold, staying
 from vlmcompress.ops.apportion import apportion
 from vlmcompress.ops.questions import Asking
@@ -52,13 +52,13 @@ class VidCom2(ByThreshold, AskingSelector):
     ratio: float = 0.25
     """Share kept when no budget is given; in (0, 1]."""
     temperature: float = 0.01
-    """Of the softmax over frames, above 0. The larger, the more even the budgets."""
+    """Of the softmax over frames, 1e-6 or more. The larger, the more even the budgets."""
     channels: float = 0.5
     """Share of the feature channels that is looked at, those of the lowest variance, as in the
     official code; in (0, 1]."""
 
     def __post_init__(self) -> None:
-        check_fields(self, ratio="(0, 1]", channels="(0, 1]", temperature="(0, inf)")
+        check_fields(self, ratio="(0, 1]", channels="(0, 1]", temperature=TEMPERATURE)
         self.check_threshold(1)
 
     def selecting(self, tokens: VisualTokens, count: int) -> Asking[Tensor]:

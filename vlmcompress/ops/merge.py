@@ -159,8 +159,12 @@ def three_factor(
         return leader
     similar, informative, large = (1 / t for t in temperatures)
     # Both are powers of reciprocals of at most 1; a common factor would change no order.
-    strength = positive(attention) ** -informative * positive(sizes) ** -large
-    strength = strength / strength.amax(1, keepdim=True)
+    if informative + large < _HIGHEST:
+        strength = positive(attention) ** -informative * positive(sizes) ** -large
+        strength = strength / strength.amax(1, keepdim=True)
+    else:
+        logs = -informative * positive(attention).log() - large * positive(sizes).log()
+        strength = (logs - logs.amax(1, keepdim=True)).exp()
     even, odd = _sides(protected)
     sides = unit[:, even::2], unit[:, odd::2]
     strengths = strength[:, even::2], strength[:, odd::2]
@@ -176,6 +180,10 @@ def three_factor(
         merged = weight.sort(dim=-1, descending=True, stable=True).indices[:, : remove - first]
         leader = leader.scatter(1, odd + 2 * merged, even + 2 * found.gather(1, merged))
     return leader.gather(1, leader)
+
+
+_HIGHEST = 3.0
+"""Powers of 1e12 that float32 can hold."""
 
 
 def positive(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from oracle import TOLERANCE
 from vlmcompress.api import compress
 from vlmcompress.patches.decoder import continuation as forwards
 from vlmcompress.patches.engine import engine_of
+from vlmcompress.patches.sequence.cache_state import WHOLE
 from vlmcompress.patches.sequence.stage_layout import StageLayout
 
 METHODS = {"divprune": "50%", "fastv": "60%", "divprune+fastv": "60%"}
@@ -94,7 +95,7 @@ def test_several_words_take_the_short_way_where_all_layers_hold_the_same(
 def test_flash_attention_reads_gaps_in_positions_so_several_words_take_the_long_way():
     kinds = {"masks_made_here": False, "eager": False, "flash": True}
     engine = SimpleNamespace(kinds=SimpleNamespace(**kinds), positions="keep")
-    state = SimpleNamespace(padded=False, stages={0: None})
+    state = SimpleNamespace(padded=False, stages={WHOLE: None}, bias=None)
     assert not forwards._passes(engine, state, 4)
     assert forwards._passes(engine, state, 1)
 

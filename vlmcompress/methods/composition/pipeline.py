@@ -251,9 +251,8 @@ class Pipeline:
             BudgetError: there is one.
         """
         for method in self.methods:
-            for one in (method, getattr(method, "base", None)):  # what goes around another
-                if isinstance(one, ByThreshold):
-                    one.check_budget(given)
+            if isinstance(method, ByThreshold):
+                method.check_budget(given)
 
     def _check_budget(self, budget: float) -> None:
         self.check_thresholds(f"{budget:g}")

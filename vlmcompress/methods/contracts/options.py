@@ -12,6 +12,9 @@ from vlmcompress.errors import VLMCompressError
 from vlmcompress.files.untrusted import short
 from vlmcompress.methods.contracts.method import Method
 
+TEMPERATURE = "[1e-6, inf)"
+"""What a softmax or a power may be divided by: by less float32 makes infinities and NaN of it."""
+
 
 def check_types(method: type[Any], values: Mapping[str, object]) -> None:
     """Compare `values` with the annotations of the fields of `method`, or of what else has a name.
