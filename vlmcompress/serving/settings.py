@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from vlmcompress.api import POSITIONS
 from vlmcompress.budget.budget import Budget
 from vlmcompress.errors import BudgetError, VLMCompressError
 from vlmcompress.files.untrusted import short
+from vlmcompress.installable import POSITIONS
 from vlmcompress.methods.composition.spec import parse
 from vlmcompress.serving.architectures import KEY
 from vlmcompress.version import __version__
