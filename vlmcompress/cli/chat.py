@@ -27,7 +27,6 @@ from vlmcompress.cli.options import (
 from vlmcompress.errors import VLMCompressError
 from vlmcompress.files import at_home, check_output, whole_file
 from vlmcompress.files.untrusted import one_line, visible
-from vlmcompress.report.numbers import mean_text
 
 if TYPE_CHECKING:
     from vlmcompress.asking.answer import Answer
@@ -210,6 +209,8 @@ class _Conversation:
 
 def _about(found: Answer) -> str:
     """Tokens and times of a turn in one line."""
+    from vlmcompress.report.numbers import mean_text
+
     times = found.milliseconds
     return (
         f"{found.before} -> {found.after} tokens, mean over layers {mean_text(found.mean)}; "

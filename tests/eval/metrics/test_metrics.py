@@ -280,7 +280,7 @@ def test_unknown_metric_suggests_the_nearest():
 def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
     with pytest.raises(
-        VLMCompressError, match=r"needs rapidfuzz: pip install 'vlmcompress\[eval\]'"
+        VLMCompressError, match=r"rapidfuzz is missing: pip install 'vlmcompress\[eval\]'"
     ):
         score("anls", "a", "b")
 

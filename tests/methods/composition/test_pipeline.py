@@ -81,7 +81,7 @@ def test_specs(spec, methods):
     "spec",
     [
         *("", " ", "+", "divprune+", "divprune++fastv", "divprune fastv", "3", "divprune("),
-        *("fastv)", "fastv(3)", "fastv(k)", "fastv(k=)", "fastv(k=x)", "fastv(k=3)(ratio=.5)"),
+        *("fastv)", "fastv(3)", "fastv(k)", "fastv(k=)", "fastv(k=x())", "fastv(k=3)(ratio=.5)"),
         *("fastv(**{})", "fastv(k=3", "fastv(k=3))", "fastv(k=3, k=4)", "fastv(k=\0)"),
         *("fastv(k=__import__('os'))", "fastv(k=" + "-" * 5000 + "1)"),
         *([], 3, None, [3], ["divprune"], DivPrune, [DivPrune]),

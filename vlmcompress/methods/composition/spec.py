@@ -203,6 +203,8 @@ def _literal(given: ast.expr, name: str, text: str, call: str) -> Any:
     try:
         return ast.literal_eval(given)
     except ValueError as error:
+        if not isinstance(given, ast.Name | ast.Attribute | ast.BinOp):
+            raise
         words = short(ast.get_source_segment(call, given) or "")
         raise VLMCompressError(
             f"cannot read the options of {short(text.strip())}: a text needs quotes, "
