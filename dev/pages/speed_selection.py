@@ -23,6 +23,9 @@ WHY = {
     "hiprune": "works out what every token receives in two layers of the tower, all queries with "
     "all keys: fast attention does not give that away, so it is computed once more",
     "hiprune-pp": "does the same",
+    "aim": "ends with `aim-prune`",
+    "flashvid": "begins with what every token receives in the tower's last layer, as `hiprune` "
+    "does in two",
     "psigmoid": "ranks before every layer, each time by the attention of all words of the question",
 }
 """Method -> why its choice costs more than the limit, for those that do."""
