@@ -32,7 +32,7 @@ from vlmcompress.patches.hooks.arguments import (
     carries_images,
 )
 from vlmcompress.patches.hooks.attachments import Attachments
-from vlmcompress.patches.hooks.compiled import check_compiled
+from vlmcompress.patches.hooks.compiled import check_compiled, never_compiled
 from vlmcompress.patches.hooks.unsupported import check_forward, check_generate, check_modalities
 from vlmcompress.patches.sequence.cache_state import attach_state, open_for_more, state_of
 from vlmcompress.patches.sequence.call_trace import Trace
@@ -178,6 +178,7 @@ class Engine:
         finally:
             self.now.end_generate()
 
+    @never_compiled
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if not self.now.inside:
             return
@@ -186,11 +187,13 @@ class Engine:
         if not self.now.generating and carries_images(named):
             self._on.begin()
 
+    @never_compiled
     def _after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         trace, solved = self.trace, self.trace.solved
         if self.now.inside and solved is not None and output is not None and not trace.decode_steps:
             trace.add("head", self.now.ended, mark(output.logits.device))
 
+    @never_compiled
     def _before_base(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
@@ -212,9 +215,11 @@ class Engine:
         # What the base model knows of the earlier turns is of another length than the cache.
         return (), {**call, **on.family.unmasked(call, state)}
 
+    @never_compiled
     def _after_base(self, module: nn.Module, *_: Any) -> None:
         self.now.end_forward()
 
+    @never_compiled
     def _before_lm(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
@@ -248,6 +253,7 @@ class Engine:
             self.now.stages = prefill.stages
         return changed
 
+    @never_compiled
     def _after_lm(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         now = self.now
         stages, now.stages = now.stages, None

@@ -17,6 +17,7 @@ from vlmcompress.patches.decoder.layer_attention import ComputedAttention
 from vlmcompress.patches.decoder.merging import merged
 from vlmcompress.patches.decoder.ranking import ranked
 from vlmcompress.patches.hooks.arguments import device_of, hidden_of, named_after_first, with_hidden
+from vlmcompress.patches.hooks.compiled import never_compiled
 from vlmcompress.patches.sequence.deepstack import follow
 from vlmcompress.patches.sequence.watched_attention import attention_of
 
@@ -27,6 +28,7 @@ class BetweenLayers:
     def __init__(self, installed: Installed) -> None:
         self._on = installed
 
+    @never_compiled
     def before_layer(
         self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:

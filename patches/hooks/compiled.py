@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
+from torch._dynamo.decorators import disable
 
 from vlmcompress.errors import UnsupportedModelError
 from vlmcompress.patches.hooks.attachments import Attachments
 
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 _IN_PLACE = "_compiled_call_impl"
 """Where PyTorch keeps what `module.compile()` made."""
 _PLAIN = "_torchdynamo_orig_callable"
 """Where what torch.compile makes of a function keeps what it was made of."""
+
+
+def never_compiled(hook: Hook) -> Hook:
+    """A hook that compiled code calls as it is written.
+
+    What a thread is in the middle of is kept by `threading.local`, which the compiler takes for
+    constant: a compiled hook would find no call, and the model would answer as if it were bare.
+    """
+    return cast(Hook, disable(hook))  # type: ignore[no-untyped-call]
 
 
 def check_compiled(model: nn.Module) -> None:

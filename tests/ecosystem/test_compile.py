@@ -57,7 +57,6 @@ def _answer(small: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return out.sequences, torch.stack(out.logits)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
     [
