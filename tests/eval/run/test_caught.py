@@ -29,19 +29,19 @@ class Silent:
         return None
 
 
-def nothing(model, processor, inputs, case, **generation):
+def nothing(model, processor, inputs, case, *limit, **generation):
     """As a fork whose hook is never called."""
-    return answer(model, processor, inputs, Case(FULL, None), **generation)
+    return answer(model, processor, inputs, Case(FULL, None), *limit, **generation)
 
 
-def everything(model, processor, inputs, case, **generation):
+def everything(model, processor, inputs, case, *limit, **generation):
     """As a mask that covers all."""
-    return answer(model, processor, inputs, Case(TEXT_ONLY, None), **generation)
+    return answer(model, processor, inputs, Case(TEXT_ONLY, None), *limit, **generation)
 
 
-def shuffled(model, processor, inputs, case, **generation):
+def shuffled(model, processor, inputs, case, *limit, **generation):
     """As a batch that was sorted by length and never put back."""
-    found = answer(model, processor, inputs, case, **generation)
+    found = answer(model, processor, inputs, case, *limit, **generation)
     return replace(found, answers=[*found.answers[1:], found.answers[0]])
 
 
@@ -95,9 +95,9 @@ def report(evaluation, folder):
     ],
 )
 def test_a_broken_method_is_caught(monkeypatch, evaluation, folder, broken, words):
-    def instead(model, processor, inputs, case, **generation):
+    def instead(model, processor, inputs, case, *limit, **generation):
         assert case == METHOD  # the others have answered
-        return broken(model, processor, inputs, case, **generation)
+        return broken(model, processor, inputs, case, *limit, **generation)
 
     monkeypatch.setattr(runner, "answer", instead)
     found, text = report(evaluation, folder)
