@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,10 @@ _ITS_OWN = ("cache_position",)
 
 class _Taken(BaseException):
     """Ends a forward where the decoder would begin; no fault, so that nobody handles it."""
+
+    def __init__(self, given: Mapping[str, Any], solved: Solved | None) -> None:
+        super().__init__()
+        self.given, self.solved = given, solved
 
 
 def check_takes_embeddings(model: nn.Module) -> None:
@@ -75,25 +78,23 @@ def decoder_inputs(installed: Installed, inputs: Mapping[str, Any]) -> dict[str,
         UnsupportedModelError: the decoder is given more than these, such as features for layers.
         VLMCompressError: as a forward of the compressed model.
     """
-    thread, found = threading.get_ident(), {}
-    solved: list[Solved | None] = []
+    found: Mapping[str, Any] = {}
 
     def take(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         now = installed.now
-        if threading.get_ident() != thread or now.call is None:
-            return  # of somebody else, or a calibration
+        if now.call is None:
+            return  # a calibration, or a call of another thread
         if now.stages is not None:
             now.stages.checks.settle()
-        found.update(kwargs)
-        solved.append(installed.trace.solved)
-        raise _Taken
+        raise _Taken(kwargs, installed.trace.solved)
 
     handle = installed.lm.register_forward_pre_hook(take, with_kwargs=True)
     try:
         with torch.no_grad():
             installed.model(**inputs)
-    except _Taken:
-        installed.trace.solved = solved[0]  # which a call that ends so has met, all the same
+    except _Taken as taken:
+        found = taken.given
+        installed.trace.solved = taken.solved  # which a call that ends so has met, all the same
     finally:
         handle.remove()
     return _checked(installed.model, found)

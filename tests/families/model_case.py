@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -127,7 +128,9 @@ class Case:
         return found
 
     @torch.no_grad()
-    def generate(self, inputs: Inputs, use_cache: bool = True, steps: int = 4) -> Any:
+    def generate(
+        self, inputs: Mapping[str, Any], use_cache: bool = True, steps: int = 4, **options: Any
+    ) -> Any:
         """A few tokens that are words, with their logits."""
         config: Any = self.parts.lm.config
         return self.model.generate(
@@ -139,6 +142,7 @@ class Case:
             use_cache=use_cache,
             output_logits=True,
             return_dict_in_generate=True,
+            **options,
         )
 
 

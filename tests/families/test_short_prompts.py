@@ -6,7 +6,6 @@ import pytest
 import torch
 from scope import TOLERANCES
 from shortening import TOLERANCE, apart
-from shrink import PLACEHOLDERS
 
 import vlmcompress
 from vlmcompress.errors import UnsupportedModelError
@@ -66,22 +65,7 @@ def test_generates_as_the_compressed_model(case):
         wanted = case.generate(inputs)
     assert apart([wanted.logits[0]], [case.bare_both[:, -1]]) > 10 * tolerance
     for cache in (None, "static"):
-        found = answer(case, short, cache)
+        found = case.generate(short, cache_implementation=cache)
         assert apart(wanted.logits, found.logits) < tolerance, cache
         new = wanted.sequences[:, inputs["input_ids"].shape[1] :]
         assert torch.equal(found.sequences, new), cache
-
-
-@torch.no_grad()
-def answer(case, short, cache):
-    """As `Case.generate`, with a cache of that kind."""
-    return case.model.generate(
-        **short,
-        max_new_tokens=4,
-        do_sample=False,
-        pad_token_id=0,
-        suppress_tokens=list(range(PLACEHOLDERS - 10, case.parts.lm.config.vocab_size)),
-        cache_implementation=cache,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
